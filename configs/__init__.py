@@ -1,0 +1,1 @@
+"""Plain data: what a run trains, on what, and how."""

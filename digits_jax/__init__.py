@@ -1,0 +1,1 @@
+"""Handwritten digits in JAX: small networks, whole populations, honest numbers."""

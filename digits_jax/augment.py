@@ -1,0 +1,94 @@
+"""Random distortions of images in [0, 1], pure and per example; new pixels are background."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digits_jax.types import Array
+
+_GRID = 4.0  # px between the control points of the elastic field
+
+
+def augment(key: Array, images: Array, config: Any) -> Array:
+    """images: [N, H, W] float in [0, 1] -> the same shape, each image distorted on its own.
+
+    `config` holds the ranges: `shift_x`, `shift_y` (px; whole pixels where nothing else moves the
+    image), `rotate`, `shear` (degrees), `scale` (0.1: 0.9 to 1.1), all uniform; `elastic` (px,
+    standard deviation of a smooth random displacement, after Simard et al. 2003); `contrast` and
+    `brightness` (standard deviations). Brightness and contrast act on the ink alone, so that the
+    background stays 0, and the result is clipped to [0, 1].
+    """
+    geometry, light = jax.random.split(key)
+    if config.rotate or config.shear or config.scale or config.elastic:
+        images = _warp(geometry, images, config)
+    elif config.shift_x or config.shift_y:
+        images = _shift(geometry, images, config.shift_x, config.shift_y)
+    if config.contrast or config.brightness:
+        gain, lift = jax.random.normal(light, (2, images.shape[0], 1, 1), images.dtype)
+        ink = (images > 0).astype(images.dtype)
+        images = images * (1 + config.contrast * gain) + config.brightness * lift * ink
+        images = jnp.clip(images, 0, 1)
+    return images
+
+
+def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:
+    """Whole pixels, uniform in [-dy, dy] and [-dx, dx]."""
+    n, height, width = images.shape
+    reach = jnp.asarray([int(dy), int(dx)])
+    start = jax.random.randint(key, (n, 2), 0, 2 * reach + 1)
+    padded = jnp.pad(images, ((0, 0), (int(dy),) * 2, (int(dx),) * 2))
+    return jax.vmap(lambda x, s: jax.lax.dynamic_slice(x, (s[0], s[1]), (height, width)))(
+        padded, start
+    )
+
+
+def _warp(key: Array, images: Array, config: Any) -> Array:
+    """One bilinear resampling for the affine map and the elastic field together."""
+    n, height, width = images.shape
+    dtype = images.dtype
+    key_affine, key_elastic = jax.random.split(key)
+    unit = jax.random.uniform(key_affine, (6, n, 1, 1), dtype, -1.0, 1.0)
+    angle, shear = jnp.deg2rad(config.rotate) * unit[0], jnp.deg2rad(config.shear) * unit[1]
+    # Where each output pixel comes from: scales divide, so that `scale` is that of the ink.
+    scale_x, scale_y = 1 / (1 + config.scale * unit[2]), 1 / (1 + config.scale * unit[3])
+    y = (jnp.arange(height, dtype=dtype) - (height - 1) / 2)[None, :, None]
+    x = (jnp.arange(width, dtype=dtype) - (width - 1) / 2)[None, None, :]
+    cos, sin, slope = jnp.cos(angle), jnp.sin(angle), jnp.tan(shear)
+    source_x = scale_x * (cos * x + (sin + slope) * y) + config.shift_x * unit[4]
+    source_y = scale_y * (cos * y - sin * x) + config.shift_y * unit[5]
+    if config.elastic:
+        rows, columns = _smooth_basis(height), _smooth_basis(width)
+        knots = jax.random.normal(key_elastic, (2, n, rows.shape[1], columns.shape[1]), dtype)
+        field = jnp.einsum(
+            "yi,dnij,xj->dnyx", rows.astype(dtype), config.elastic * knots, columns.astype(dtype)
+        )
+        source_x, source_y = source_x + field[0], source_y + field[1]
+    return _bilinear(images, source_y + (height - 1) / 2, source_x + (width - 1) / 2)
+
+
+@functools.cache
+def _smooth_basis(size: int) -> np.ndarray:
+    """[size, knots]: Gaussian bumps that turn unit noise on the knots into smooth unit noise."""
+    knots = np.arange(-_GRID, size + _GRID, _GRID)
+    basis = np.exp(-(((np.arange(size)[:, None] - knots[None]) / _GRID) ** 2) / 2)
+    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
+
+
+def _bilinear(images: Array, y: Array, x: Array) -> Array:
+    """Samples [N, H, W] at float positions [N, H, W]; outside is 0."""
+    n, height, width = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1))).reshape(n, -1)
+    y, x = jnp.clip(y + 1, 0, height + 0.999), jnp.clip(x + 1, 0, width + 0.999)
+    top, left = jnp.floor(y), jnp.floor(x)
+    fy, fx = y - top, x - left
+    corner = (top * (width + 2) + left).astype(jnp.int32).reshape(n, -1)
+
+    def pixel(offset: int) -> Array:
+        return jnp.take_along_axis(padded, corner + offset, axis=1).reshape(images.shape)
+
+    upper = pixel(0) * (1 - fx) + pixel(1) * fx
+    lower = pixel(width + 2) * (1 - fx) + pixel(width + 3) * fx
+    return upper * (1 - fy) + lower * fy

@@ -1,0 +1,81 @@
+"""Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from digits_jax.errors import UserError
+from digits_jax.types import PyTree
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; a step of orbax is an epoch here."""
+
+    def __init__(self, workdir: Path):
+        self._folder = workdir.absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.LatestN(2),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                enable_async_checkpointing=True,
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def save(self, epoch: int, state: PyTree, meta: dict[str, Any]) -> None:
+        """Saves arrays and a JSON-able `meta`, in the background.
+
+        `state` is copied first: the next step donates its buffers while orbax still reads them.
+        """
+        saved = self._manager.save(
+            epoch,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        if not saved:
+            raise UserError(f"{self._folder}: orbax declined to save epoch {epoch}")
+
+    def epochs(self) -> list[int]:
+        """The epochs that are saved, the latest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
+
+        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure. Falls back to the
+        one before, and says so, where the latest is damaged; UserError where none can be read.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        reason = ""
+        for epoch in self.epochs():
+            try:
+                items = self._manager.restore(
+                    epoch,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                    ),
+                )
+            except Exception as error:  # orbax raises whatever its storage layers raise
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
+                continue
+            return epoch, items["state"], items["meta"]
+        if reason:
+            raise UserError(
+                f"{self._folder}: no checkpoint can be read ({reason}); "
+                "--config.resume=False starts the run over"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on."""
+
+import time
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+_REFRESH = 0.25  # s
+
+DRAWN_NOTICE = (
+    "[bold]MNIST could not be had, so this run trains and tests on DRAWN digits.[/bold]\n"
+    "They are drawn by a program and easier to read: do not compare the figures with MNIST's.\n"
+    "For MNIST: connect to the internet once, or put its four files into a folder and pass "
+    "--config.data.raw_dir=FOLDER, then start over with --config.resume=False"
+)
+
+
+def warn(text: str) -> None:
+    """A notice that cannot be missed."""
+    console.print(Panel(text, border_style="yellow", title="warning", expand=False))
+
+
+class EpochBar:
+    """A bar of images with their rate, as a context manager; it vanishes at the end.
+
+    Only on a terminal: a log gets the epoch lines alone.
+    """
+
+    def __init__(self, label: str, images: int):
+        self._progress = Progress(
+            TextColumn(label),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(label, total=images, rate=0.0)
+        self._shown = time.perf_counter()
+
+    def __enter__(self) -> "EpochBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def due(self) -> bool:
+        """True a few times a second: when looking at the device is worth it."""
+        return not self._progress.disable and time.perf_counter() - self._shown > _REFRESH
+
+    def advance(self, images: int) -> None:
+        """`images` more are done; the rate is a running mean, so that it is steady."""
+        now = time.perf_counter()
+        rate = images / (now - self._shown)
+        self._shown = now
+        task = self._progress.tasks[0]
+        old = task.fields["rate"]
+        self._progress.update(
+            self._task, advance=images, rate=0.8 * old + 0.2 * rate if old else rate
+        )
+
+
+def percent(fraction: float) -> str:
+    """0.98123 -> '98.12 %'."""
+    return f"{100 * fraction:.2f} %"

@@ -1,0 +1,235 @@
+"""From a config to arrays on the device, and from those to batches."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digits_jax.augment import augment
+from digits_jax.data import drawn, mnist
+from digits_jax.data.pairs import RECIPES, Recipe, draw_pairs, generator, split_digits
+from digits_jax.errors import UserError, check_choice
+from digits_jax.types import Array, Batch, Digits
+
+SOURCES = ("auto", "mnist", "drawn")
+NORMALIZERS = ("unit", "global", "feature")
+_GREY_LEVEL = 1 / 255
+
+
+class Split(NamedTuple):
+    """Examples as draws from digits in memory.
+
+    images: [D, 28, 28] uint8; labels: [D] uint8; index: [N, k] int32, the digits of each example.
+    """
+
+    images: Array
+    labels: Array
+    index: Array
+
+
+class Normalizer(NamedTuple):
+    """(x - mean) * scale for pixels in [0, 1]; each [] or [H, W], float32."""
+
+    mean: Array
+    scale: Array
+
+
+class Dataset(NamedTuple):
+    """What a run trains on. source: 'mnist' or 'drawn'; validation is None where it is off."""
+
+    recipe: Recipe
+    source: str
+    train: Split
+    validation: Split | None
+    test: Split
+    normalizer: Normalizer
+
+
+def cache_dir(config: Any) -> Path:
+    """Where prepared data and compiled programs live: `data.cache_dir`, or the user's own cache."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digits_jax"
+
+
+def load(config: Any) -> Dataset:
+    """The data set that `config` (`config.data` of a run) describes, on the default device.
+
+    With source 'auto', MNIST, and digits drawn by a program where no way to MNIST works. Raises
+    UserError where the asked source cannot be had.
+    """
+    check_choice("data.dataset", config.dataset, RECIPES)
+    check_choice("data.normalize", config.normalize, NORMALIZERS)
+    recipe = RECIPES[config.dataset]
+    source, (train, test) = _digits(config, config.source)
+    if config.test_source:
+        test = _digits(config, config.test_source)[1][1]
+
+    kept, held_out = split_digits(
+        generator(config.seed, "split"), len(train.labels), config.validation
+    )
+    splits = {}
+    for use, digits, ids, size, whole in (
+        ("train", train, kept, config.train, recipe.train),
+        ("validation", train, held_out, 0, round(config.validation * recipe.train)),
+        ("test", test, np.arange(len(test.labels)), config.test, recipe.test),
+    ):
+        if len(ids) == 0:
+            continue
+        if use == "validation" and config.train:
+            whole = max(round(config.validation * config.train), 1)
+        index = draw_pairs(generator(config.seed, use), size or whole, len(ids), recipe.digits)
+        splits[use] = Split(
+            jnp.asarray(digits.images[ids]),
+            jnp.asarray(digits.labels[ids]),
+            jnp.asarray(index[: size or None]),
+        )
+    return Dataset(
+        recipe,
+        source,
+        splits["train"],
+        splits.get("validation"),
+        splits["test"],
+        fit_normalizer(config.normalize, splits["train"], recipe),
+    )
+
+
+def _digits(config: Any, source: str) -> tuple[str, tuple[Digits, Digits]]:
+    """-> (the source that was used, (training digits, test digits))."""
+    check_choice("data.source", source, SOURCES)
+    if source != "drawn":
+        try:
+            return "mnist", mnist.load(config.raw_dir, cache_dir(config))
+        except UserError:
+            if source == "mnist" or config.raw_dir:
+                raise
+    seeds_and_sizes = ((0, config.drawn_train), (1, config.drawn_test))
+    train, test = (
+        _drawn(cache_dir(config), 2 * config.seed + part, n) for part, n in seeds_and_sizes
+    )
+    return "drawn", (train, test)
+
+
+def _drawn(cache: Path, seed: int, n: int) -> Digits:
+    """Drawn digits, kept on disk under a name that changes with the code that drew them."""
+    source = Path(drawn.__file__)
+    code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()
+    path = cache / "drawn" / f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}.npy"
+    try:
+        table = np.load(path, allow_pickle=False)
+        if table.shape == (n, 785) and table.dtype == np.uint8:
+            return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: draw it anew
+    digits = drawn.digits(seed, n)
+    table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.save(file, table, allow_pickle=False)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        logging.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
+    return digits
+
+
+def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
+    """Fitted on the examples of `split`: 'unit' leaves [0, 1]; 'global' has one mean and standard
+    deviation; 'feature' has them per pixel, and leaves a pixel unscaled that varies by less than a
+    grey level.
+    """
+    if kind == "unit":
+        return Normalizer(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
+    total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
+    index = np.asarray(split.index)
+    for start in range(0, len(index), 10_000):
+        images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255.0
+        total += images.sum(axis=0)
+        squares += (images**2).sum(axis=0)
+    mean, square = total / len(index), squares / len(index)
+    if kind == "global":
+        mean, square = mean.mean(), square.mean()
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    scale = np.where(deviation < _GREY_LEVEL, 1.0, 1 / np.maximum(deviation, _GREY_LEVEL))
+    return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32))
+
+
+def normalize(images: Array, normalizer: Normalizer) -> Array:
+    """images: [B, H, W] float in [0, 1] -> what a network reads."""
+    mean = jnp.broadcast_to(normalizer.mean, images.shape[1:])[None]
+    scale = jnp.broadcast_to(normalizer.scale, images.shape[1:])[None]
+    return (images - mean) * scale
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Every example at least once: the last batch is full, too."""
+    return -(-n // batch_size)
+
+
+def epoch_order(key: Array, epoch: Array, n: int, batch_size: int) -> Array:
+    """[steps * B] int32: each of `n` examples once, then the first of the next epoch's order.
+
+    Padding would reach BatchNorm, so the last batch is filled with real examples.
+    """
+    missing = steps_per_epoch(n, batch_size) * batch_size - n
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
+    while missing > 0:
+        epoch = epoch + 1
+        extra = jax.random.permutation(jax.random.fold_in(key, epoch), n)[:missing]
+        order = jnp.concatenate([order, extra])
+        missing -= n
+    return order.astype(jnp.int32)
+
+
+def train_batch(
+    split: Split, rows: Array, recipe: Recipe, normalizer: Normalizer, key: Array, config: Any
+) -> Batch:
+    """The examples whose digits are `rows` [B, k], augmented as `config.augment` says.
+
+    With `augment.per_digit` each digit is distorted before the image is composed.
+    """
+    digits = split.images[rows].astype(jnp.result_type(float)) / 255
+    if config.augment.per_digit:
+        flat = augment(key, digits.reshape(-1, 28, 28), config.augment)
+        images = recipe.compose(flat.reshape(digits.shape))
+    else:
+        images = augment(key, recipe.compose(digits), config.augment)
+    mask = jnp.ones(rows.shape[0], images.dtype)
+    return Batch(normalize(images, normalizer), recipe.label(split.labels[rows]), mask)
+
+
+def eval_batch(
+    split: Split, rows: Array, mask: Array, recipe: Recipe, normalizer: Normalizer
+) -> Batch:
+    """As `train_batch`, without augmentation; `mask` [B] marks the rows that count."""
+    images = recipe.compose(split.images[rows]).astype(jnp.result_type(float)) / 255
+    return Batch(
+        normalize(images, normalizer),
+        recipe.label(split.labels[rows]),
+        mask.astype(images.dtype),
+    )
+
+
+def padded_rows(index: Array, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cuts [N, k] into (rows [B, k], mask [B]) of one size; the last is padded with zeros."""
+    index = np.asarray(index)
+    batches = []
+    for start in range(0, len(index), batch_size):
+        rows = index[start : start + batch_size]
+        mask = np.arange(batch_size) < len(rows)
+        batches.append((np.pad(rows, ((0, batch_size - len(rows)), (0, 0))), mask))
+    return batches
+
+
+def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """All of `split` on the host: (images [N, H, W] uint8, labels {head: [N] int32})."""
+    images = np.asarray(recipe.compose(split.images[split.index]))
+    labels = recipe.label(split.labels[split.index])
+    return images, {head: np.asarray(values) for head, values in labels.items()}

@@ -1,0 +1,23 @@
+"""Errors that are meant for people: one clear line, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. `launch.py` prints its one line and exits with code 1."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The tail of an error line about a misspelt `name`: the nearest option, then all of them."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}There are: {', '.join(options)}"
+
+
+def check_choice(what: str, name: str, options: Iterable[str]) -> None:
+    """Raises UserError unless `name` is one of `options`; `what` names the config field or flag."""
+    options = list(options)
+    if name not in options:
+        raise UserError(f"{what}: there is no '{name}'; {nearest(str(name), options)}")

@@ -1,0 +1,94 @@
+"""Optimisers and schedules, free of the learning rate, so that members may differ in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from digits_jax.errors import UserError, check_choice
+from digits_jax.types import Array, Hyper, PyTree
+
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+
+
+def transformation(optimizer: Any) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015), or SGD with (Nesterov) momentum, as optax names them.
+
+    Its updates are in the direction of the gradient: the step scales them by minus the rate.
+    """
+    check_choice("optimizer.name", optimizer.name, OPTIMIZERS)
+    if optimizer.name == "adam":
+        return optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2)
+    return optax.trace(decay=optimizer.momentum, nesterov=optimizer.nesterov)
+
+
+def unit_schedule(
+    optimizer: Any, epochs: int, steps_per_epoch: int
+) -> Callable[[Array], Array | float]:
+    """step [] -> the factor of the peak learning rate, at most 1.
+
+    `warmup` epochs rise linearly; then `constant`, `step` (times `step_factor` at each of
+    `step_epochs`) or `cosine` (down to `final`). `one_cycle` (Smith and Topin 2017,
+    arXiv:1708.07120) rises from 1/25 over `warmup` epochs, three tenths of the run if 0, by a
+    cosine, and falls to `final`.
+    """
+    check_choice("optimizer.schedule", optimizer.schedule, SCHEDULES)
+    total = epochs * steps_per_epoch
+    warmup = round(optimizer.warmup * steps_per_epoch)
+    if not 0 <= warmup < max(total, 1):
+        raise UserError(
+            f"optimizer.warmup: {optimizer.warmup} epochs do not fit into epochs={epochs}"
+        )
+    if optimizer.schedule == "one_cycle":
+        rise = warmup or max(round(0.3 * total), 1)
+        return optax.join_schedules(
+            [_cosine(1 / 25, 1.0, rise), _cosine(1.0, optimizer.final, total - rise)], [rise]
+        )
+    if optimizer.schedule == "cosine":
+        body = _cosine(1.0, optimizer.final, total - warmup)
+    elif optimizer.schedule == "step":
+        drops = {
+            round(epoch * steps_per_epoch) - warmup: optimizer.step_factor
+            for epoch in optimizer.step_epochs
+        }
+        body = optax.piecewise_constant_schedule(1.0, drops)
+    else:
+        body = optax.constant_schedule(1.0)
+    if not warmup:
+        return body
+    return optax.join_schedules([optax.linear_schedule(1 / warmup, 1.0, warmup), body], [warmup])
+
+
+def _cosine(start: float, end: float, steps: int) -> optax.Schedule:
+    wave = optax.cosine_decay_schedule(1.0, max(steps, 1))
+    return lambda step: end + (start - end) * wave(step)
+
+
+def apply_gradient(
+    tx: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: PyTree,
+    params: PyTree,
+    hyper: Hyper,
+    factor: Array | float,
+    decoupled: bool,
+) -> tuple[PyTree, PyTree]:
+    """-> (params, opt_state) after one update at the rate `hyper.learning_rate * factor`.
+
+    Weight decay touches weights alone, neither biases nor BatchNorm: coupled, it is the gradient of
+    lambda/2 |w|^2 and passes through the optimiser; decoupled (Loshchilov and Hutter 2019,
+    arXiv:1711.05101), it shrinks the weights after it.
+    """
+    decay = jax.tree.map(
+        lambda w: hyper.weight_decay * w if w.ndim > 1 else jnp.zeros_like(w), params
+    )
+    if not decoupled:
+        grads = jax.tree.map(jnp.add, grads, decay)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    if decoupled:
+        updates = jax.tree.map(jnp.add, updates, decay)
+    rate = hyper.learning_rate * factor
+    return jax.tree.map(lambda w, u: w - (rate * u).astype(w.dtype), params, updates), opt_state

@@ -1,0 +1,178 @@
+"""A run as a population: the pure functions of a step, vmapped over a slice of members.
+
+Member i has the seed `seed + i`; its weights, its order of batches, its augmentation and its
+dropout are streams of that seed, each folded with the step, so nothing random lives in the state
+and a resumed run is the same run.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from digits_jax import metrics
+from digits_jax.data.batches import Normalizer, Split, epoch_order, eval_batch, train_batch
+from digits_jax.data.pairs import Recipe
+from digits_jax.step import current, eval_step, init_state, track_best, train_step
+from digits_jax.types import Array, Hyper, Metrics, PyTree, TrainState
+
+_INIT, _ORDER, _STEP = range(3)
+
+
+def slice_size(size: int, backend: str) -> int:
+    """Members per program: one on CPU, where a loop beats vmap (three members by vmap took twice
+    the time of three solo runs), all of them on GPU and TPU.
+    """
+    return 1 if backend == "cpu" else size
+
+
+def slices(size: int, width: int) -> list[range]:
+    """The members 0 to size - 1 in runs of `width`; the last may be shorter."""
+    return [range(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def hyper_of(config: Any, members: int) -> Hyper:
+    """The config's hyperparameters, [members] float each."""
+
+    def column(value: float) -> Array:
+        return jnp.full((members,), value, jnp.result_type(float))
+
+    return Hyper(
+        learning_rate=column(config.optimizer.learning_rate),
+        weight_decay=column(config.optimizer.weight_decay),
+        dropout=column(config.model.dropout),
+        label_smoothing=column(config.label_smoothing),
+    )
+
+
+class Population:
+    """The programs of one run, vmapped over the members of a slice, neither jitted nor run.
+
+    The leading axis of states, totals, seeds ([S] uint32) and hypers is the member's; `split`,
+    `normalizer` and the evaluation's rows are shared.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        recipe: Recipe,
+        model: nn.Module,
+        tx: optax.GradientTransformation,
+        schedule: optax.Schedule,
+    ):
+        self._config, self._recipe, self._model = config, recipe, model
+        ema = config.optimizer.ema
+        self._init = functools.partial(
+            init_state, model=model, tx=tx, image_shape=recipe.shape, ema=ema
+        )
+        self._train = functools.partial(
+            train_step,
+            model=model,
+            tx=tx,
+            schedule=schedule,
+            decoupled=config.optimizer.decoupled,
+            ema=ema,
+        )
+
+    def init(self, seeds: Array) -> TrainState:
+        """[S] seeds to the members' first states."""
+        return jax.vmap(lambda seed: self._init(_key(seed, _INIT)))(seeds)
+
+    def order(self, seeds: Array, epoch: Array, n: int) -> Array:
+        """[S, steps * B]: the examples of an epoch of `n`, in each member's own order."""
+        batch_size = self._config.batch_size
+        return jax.vmap(lambda seed: epoch_order(_key(seed, _ORDER), epoch, n, batch_size))(seeds)
+
+    def zeros(self, members: int) -> Metrics:
+        """Empty sums for a slice."""
+        return metrics.zeros(self._recipe.heads, (members,))
+
+    def train(
+        self,
+        state: TrainState,
+        totals: Metrics,
+        order: Array,
+        start: Array,
+        split: Split,
+        normalizer: Normalizer,
+        seeds: Array,
+        hyper: Hyper,
+        steps: int,
+    ) -> tuple[TrainState, Metrics]:
+        """`steps` steps from step `start` of the epoch; adds their metrics to `totals`.
+
+        Several steps are one scan. On CPU take one: a convolution's gradient inside a scan is 20 to
+        46 times slower there (https://github.com/jax-ml/jax/issues/12868).
+        """
+
+        def one(carry: tuple[TrainState, Metrics], i: Array) -> tuple[Any, None]:
+            step = jax.vmap(self._member, in_axes=(0, 0, 0, None, None, None, 0, 0))
+            return step(*carry, order, i, split, normalizer, seeds, hyper), None
+
+        if steps == 1:
+            return one((state, totals), start)[0]
+        return jax.lax.scan(one, (state, totals), start + jnp.arange(steps))[0]
+
+    def _member(
+        self,
+        state: TrainState,
+        totals: Metrics,
+        order: Array,
+        i: Array,
+        split: Split,
+        normalizer: Normalizer,
+        seed: Array,
+        hyper: Hyper,
+    ) -> tuple[TrainState, Metrics]:
+        batch_size = self._config.batch_size
+        key = jax.random.fold_in(_key(seed, _STEP), state.step)
+        key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
+        if self._config.data.fresh_pairs and self._recipe.digits > 1:
+            shape = (batch_size, self._recipe.digits)
+            rows = jax.random.randint(key_pairs, shape, 0, split.labels.shape[0])
+        else:
+            rows = split.index[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
+        batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config)
+        state, new = self._train(state, batch, key_dropout, hyper)
+        return state, metrics.add(totals, new)
+
+    def evaluate(
+        self,
+        weights: tuple[PyTree, PyTree],
+        split: Split,
+        normalizer: Normalizer,
+        rows: Array,
+        mask: Array,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        """One batch under the members' (params, model_state), see `step.eval_step`."""
+        batch = eval_batch(split, rows, mask, self._recipe, normalizer)
+        step = functools.partial(eval_step, model=self._model)
+        return jax.vmap(lambda params, model_state: step(params, model_state, batch))(*weights)
+
+    def track(self, state: TrainState, score: Array, epoch: Array) -> TrainState:
+        """`step.track_best` for each member; score: [S]."""
+        rule = functools.partial(
+            track_best,
+            patience=self._config.early_stopping.patience,
+            min_delta=self._config.early_stopping.min_delta,
+        )
+        return jax.vmap(rule, in_axes=(0, 0, None))(state, score, epoch)
+
+    def chosen(self, state: TrainState) -> tuple[PyTree, PyTree]:
+        """The weights a run is judged by: the best on validation, the last without validation."""
+        if self._config.data.validation:
+            return state.best.params, state.best.model_state
+        return current(state)
+
+
+def seeds_of(config: Any, members: range) -> np.ndarray:
+    """[S] uint32: member i has the seed `seed + i`."""
+    return np.asarray([config.seed + i for i in members], np.uint32)
+
+
+def _key(seed: Array, stream: int) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), stream)

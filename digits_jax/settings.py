@@ -1,0 +1,66 @@
+"""What is checked about a config before anything is computed, and how two of them differ."""
+
+import json
+from typing import Any
+
+from digits_jax.errors import UserError, check_choice
+
+# Fields that say where things are or what happens around a run, not what is trained.
+_OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size")
+
+_AT_LEAST_ONE = ("epochs", "batch_size", "eval_batch_size", "population.size")
+_AT_LEAST_ZERO = (
+    "seed",
+    "data.seed",
+    "data.train",
+    "data.test",
+    "data.drawn_train",
+    "data.drawn_test",
+    "population.slice",
+    "early_stopping.patience",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.warmup",
+    "augment.shift_x",
+    "augment.shift_y",
+)
+_BELOW_ONE = ("data.validation", "model.dropout", "label_smoothing", "optimizer.ema")
+
+
+def check(config: Any) -> None:
+    """Raises UserError for a value that makes no sense; choices by name are checked where used."""
+    fields = flatten(config)
+    for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
+        least = int(name in _AT_LEAST_ONE)
+        if fields[name] < least:
+            raise UserError(f"config.{name} must be at least {least}, not {fields[name]}")
+    for name in _BELOW_ONE:
+        if not 0 <= fields[name] < 1:
+            raise UserError(f"config.{name} must lie in [0, 1), not {fields[name]}")
+    check_choice("config.engine", config.engine, ["jax"])
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as {'data.source': value, ...}; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A ConfigDict as plain JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(recorded: Any, config: Any) -> list[str]:
+    """What makes `config` another run than the `recorded` one: 'field: recorded here, given'."""
+    old, new = flatten(recorded), flatten(config)
+    return [
+        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in sorted(old.keys() | new.keys())
+        if name not in _OUTSIDE and old.get(name) != new.get(name)
+    ]

@@ -1,0 +1,424 @@
+"""The one loop. Only here are programs jitted and files written while a run goes on."""
+
+import dataclasses
+import json
+import math
+import platform
+import shlex
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digits_jax import devices, models, optim, report, settings
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
+from digits_jax.data import batches
+from digits_jax.data.batches import Dataset, Split
+from digits_jax.errors import UserError
+from digits_jax.metrics import add, means
+from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
+from digits_jax.step import current
+from digits_jax.types import Metrics, PyTree, TrainState
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_SPLITS = ("train", "validation", "test")
+_CHUNK = 256  # steps per dispatch where they are scanned
+_OWN_FILES = (  # of a run, in its workdir
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "curves.png",
+    "confusion.png",
+    "errors.png",
+    "per_class.csv",
+    "tensorboard",
+    "checkpoints",
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in memory: its data, its compiled programs and the states of its slices."""
+
+    config: Any
+    data: Dataset
+    members: list[range]
+    states: list[TrainState]
+    programs: Population
+    schedule: Any
+    chunk: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        self.train = jax.jit(self.programs.train, static_argnames="steps", donate_argnums=(0, 1))
+        self.order = jax.jit(self.programs.order, static_argnames="n")
+        self.track = jax.jit(self.programs.track, donate_argnums=0)
+        self._evaluate = jax.jit(self.programs.evaluate)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return batches.steps_per_epoch(len(self.data.train.index), self.config.batch_size)
+
+    def evaluate(
+        self, weights: tuple[PyTree, PyTree], split: Split
+    ) -> tuple[Metrics, dict[str, np.ndarray]]:
+        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`."""
+        members = len(jax.tree.leaves(weights)[0])
+        totals, outputs = self.programs.zeros(members), []
+        rows_of = batches.padded_rows(split.index, self.config.eval_batch_size)
+        for rows, mask in rows_of:
+            new, log_p = self._evaluate(weights, split, self.data.normalizer, rows, mask)
+            totals = add(totals, new)
+            outputs.append(log_p)
+        joined = jax.tree.map(
+            lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
+        )
+        n = len(split.index)
+        return jax.device_get(totals), {head: log_p[:, :n] for head, log_p in joined.items()}
+
+    def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
+        """`evaluate` for every slice, under the weights that the run is judged by."""
+        return [self.evaluate(self.programs.chosen(state), split) for state in self.states]
+
+    def saved(self) -> PyTree:
+        """What a checkpoint holds: the states, and the normaliser that belongs to them."""
+        return {"slices": self.states, "normalizer": self.data.normalizer._asdict()}
+
+    def take(self, saved: PyTree) -> None:
+        """Goes on from what a checkpoint held."""
+        self.states = saved["slices"]
+        normalizer = batches.Normalizer(**saved["normalizer"])
+        self.data = self.data._replace(normalizer=normalizer)
+
+
+def build(config: Any) -> Run:
+    """Data on the device, the network, and fresh states, as `config` says.
+
+    Writes the source of the data and the slice's size into `config`, where it left them open.
+    """
+    settings.check(config)
+    backend = devices.start(batches.cache_dir(config.data))
+    data = batches.load(config.data)
+    config.data.source = data.source
+    config.population.slice = config.population.slice or slice_size(config.population.size, backend)
+    fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
+    model = models.build(config.model.name, data.recipe.heads, **fields)
+    tx = optim.transformation(config.optimizer)
+    steps = batches.steps_per_epoch(len(data.train.index), config.batch_size)
+    schedule = optim.unit_schedule(config.optimizer, config.epochs, steps)
+    programs = Population(config, data.recipe, model, tx, schedule)
+    members = slices(config.population.size, config.population.slice)
+    init = jax.jit(programs.init)
+    states = [init(seeds_of(config, ids)) for ids in members]
+    parameters = models.count_parameters(states[0].params) // len(members[0])
+    chunk = 1 if backend == "cpu" else min(steps, _CHUNK)
+    return Run(config, data, members, states, programs, schedule, chunk, parameters)
+
+
+def train(config: Any, workdir: Path) -> None:
+    """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
+
+    Raises UserError if the workdir holds a run of another config or cannot be written.
+    """
+    clock = _Clock()
+    settings.check(config)
+    fallback = config.data.source == "auto"
+    if _prepare(config, workdir):
+        console.print(
+            f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
+            "--config.resume=False starts it over, --mode=eval evaluates it again."
+        )
+        return
+    run = build(config)
+    report.write_json(workdir / "config.json", settings.as_dict(config))
+    _introduce(run, workdir, fallback)
+
+    checkpoints = Checkpoints(workdir)
+    done = 0
+    restored = checkpoints.restore(run.saved())
+    if restored:
+        done, saved, meta = restored
+        run.take(saved)
+        clock.add(meta["seconds"])
+        console.print(f"Resumed after epoch {done}.")
+    report.rewind(workdir / "metrics.jsonl", done)
+    events = report.EventWriter(workdir, report.read_rows(workdir / "metrics.jsonl"))
+    for epoch in range(done + 1, config.epochs + 1):
+        if all(np.all(state.best.stopped) for state in run.states):
+            break
+        rows = _epoch(run, epoch, clock)
+        report.append_rows(workdir / "metrics.jsonl", rows)
+        events.append(rows)
+        checkpoints.save(epoch, run.saved(), {"seconds": clock.seconds})
+        _epoch_line(run, epoch, rows)
+    checkpoints.close()
+    events.close()
+    _finish(run, workdir, clock)
+
+
+class _Clock:
+    """Seconds by what they were spent on, carried over a resume; compiling is timed apart."""
+
+    def __init__(self) -> None:
+        self.seconds = {"compile": 0.0, "train": 0.0, "total": 0.0}
+        self._last = time.perf_counter()
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.seconds[name] += value
+
+    def lap(self, name: str = "") -> float:
+        """Adds the time since the last lap to the total and to `name`, and returns it."""
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        self.seconds["total"] += took
+        if name:
+            self.seconds[name] += took
+        return took
+
+
+def _prepare(config: Any, workdir: Path) -> bool:
+    """Makes or takes over the workdir; True if it holds this very run, finished."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    if not config.resume:
+        for name in _OWN_FILES:
+            path = workdir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    recorded = read_config(workdir)
+    if recorded is None:
+        return False
+    if config.data.source == "auto":
+        config.data.source = recorded["data"]["source"]
+    config.population.slice = config.population.slice or recorded["population"]["slice"]
+    differences = settings.differences(recorded, config)
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(differences)}); choose another "
+            "--workdir, or --config.resume=False to delete that run and start this one"
+        )
+    checkpoints = workdir / "checkpoints"
+    has_checkpoint = checkpoints.is_dir() and any(checkpoints.iterdir())
+    return has_checkpoint and (workdir / "summary.json").exists()
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The config.json of a workdir, None without one; UserError if it cannot be read."""
+    path = workdir / "config.json"
+    try:
+        recorded = json.loads(path.read_text())
+        if not isinstance(recorded["data"]["source"], str):
+            raise TypeError
+        int(recorded["population"]["slice"])
+        return recorded
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not the config of a run; --config.resume=False starts the run over"
+        ) from None
+
+
+def _introduce(run: Run, workdir: Path, fallback: bool) -> None:
+    config, data = run.config, run.data
+    if fallback and data.source == "drawn":
+        warn(DRAWN_NOTICE)
+    validation = len(data.validation.index) if data.validation else 0
+    size = config.population.size
+    console.print(
+        f"[bold]{config.name}[/bold]: {config.model.name}, {run.parameters:,} parameters"
+        + (f", {size} members" if size > 1 else "")
+        + f"; {data.source} digits, {len(data.train.index):,} training and {validation:,} "
+        f"validation examples; {jax.default_backend()}; into {workdir}"
+    )
+
+
+def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
+    """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl."""
+    config = run.config
+    running = [i for i, state in enumerate(run.states) if not np.all(state.best.stopped)]
+    images = run.steps_per_epoch * config.batch_size * sum(len(run.members[i]) for i in running)
+    rows = []
+    with EpochBar(f"epoch {epoch:>2}/{config.epochs}", images) as bar:
+        for i in running:
+            stopped = np.asarray(run.states[i].best.stopped)
+            clock.lap()
+            trained = _train_slice(run, i, epoch, clock, bar)
+            seconds = clock.lap("train")
+            scores = _evaluate_slice(run, i, epoch)
+            rows += [
+                {
+                    **_row(run, epoch, member),
+                    **means(trained, m),
+                    **{
+                        f"{split}_{name}": value
+                        for split, sums in scores.items()
+                        for name, value in means(sums, m).items()
+                    },
+                    "seconds": round(seconds, 3),
+                }
+                for m, member in enumerate(run.members[i])
+                if not stopped[m]
+            ]
+    for row in rows:
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss of member {row['member']} became {row['loss']} in epoch {epoch} at the "
+                f"learning rate {row['learning_rate']:.3g}; a lower "
+                "--config.optimizer.learning_rate may help"
+            )
+    return rows
+
+
+def _row(run: Run, epoch: int, member: int) -> dict[str, Any]:
+    step = epoch * run.steps_per_epoch
+    factor = float(run.schedule(step - 1))
+    return {
+        "epoch": epoch,
+        "member": member,
+        "seed": run.config.seed + member,
+        "step": step,
+        "learning_rate": run.config.optimizer.learning_rate * factor,
+    }
+
+
+def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> Metrics:
+    """An epoch of slice `i`; the device is not waited for, but to draw the bar."""
+    config, data, members = run.config, run.data, run.members[i]
+    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
+    order = run.order(seeds, epoch, n=len(data.train.index))
+    state, totals = run.states[i], run.programs.zeros(len(members))
+    start = shown = 0
+    while start < run.steps_per_epoch:
+        steps = min(run.chunk, run.steps_per_epoch - start)
+        state, totals = run.train(
+            state, totals, order, start, data.train, data.normalizer, seeds, hyper, steps=steps
+        )
+        start += steps
+        if not clock.seconds["compile"]:
+            jax.block_until_ready(totals)
+            clock.lap("compile")
+        if bar.due():
+            jax.block_until_ready(totals)
+            bar.advance((start - shown) * config.batch_size * len(members))
+            shown = start
+    run.states[i] = state
+    return jax.device_get(totals)
+
+
+def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
+    """Evaluates slice `i` on validation and on as many training examples; keeps the best weights.
+
+    -> {'train': ..., 'validation': ...}, empty where there is no validation.
+    """
+    if run.data.validation is None:
+        return {}
+    weights = current(run.states[i])
+    n = len(run.data.validation.index)
+    some = run.data.train._replace(index=run.data.train.index[:n])
+    scores = {
+        "train": run.evaluate(weights, some)[0],
+        "validation": run.evaluate(weights, run.data.validation)[0],
+    }
+    members = range(len(run.members[i]))
+    score = np.asarray([means(scores["validation"], m)["accuracy"] for m in members])
+    run.states[i] = run.track(run.states[i], score.astype(jnp.result_type(float)), epoch)
+    return scores
+
+
+def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
+    def mean(name: str) -> float:
+        return sum(row[name] for row in rows) / len(rows)
+
+    parts = [f"epoch {epoch:>3}/{run.config.epochs}", f"loss {mean('loss'):.4f}"]
+    parts.append(f"accuracy {percent(mean('accuracy'))}")
+    if "validation_accuracy" in rows[0]:
+        best = np.concatenate([np.asarray(state.best.score) for state in run.states]).mean()
+        parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
+    seconds = sum(row["seconds"] for row in rows) / len(run.members[0])
+    images = len(rows) * run.steps_per_epoch * run.config.batch_size
+    parts.append(f"{images / seconds:,.0f} images/s  {seconds:.0f} s")
+    console.print("  ".join(parts))
+
+
+def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
+    """Evaluates the chosen weights on every split, the test split once, and writes the report."""
+    config, data = run.config, run.data
+    rows = report.read_rows(workdir / "metrics.jsonl")
+    scores = {}
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        if split is not None:
+            scores[name] = [
+                means(sums, m)
+                for sums, _ in run.evaluate_chosen(split)
+                for m in range(len(sums.count))
+            ]
+    tested: tuple[Any, ...] = ()
+    if config.report_test:
+        outputs = [log_p for _, log_p in run.evaluate_chosen(data.test)]
+        images, labels = batches.examples(data.test, data.recipe)
+        tested = (labels, jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), images)
+    clock.lap()
+    epochs = max((row["epoch"] for row in rows), default=0)
+    trained = len(rows) * run.steps_per_epoch * config.batch_size
+    epoch_of = np.concatenate([np.atleast_1d(state.best.epoch) for state in run.states])
+    last = {row["member"]: row["epoch"] for row in rows}
+    facts = {
+        "config": settings.as_dict(config),
+        "command": "python " + shlex.join(sys.argv),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES},
+        "device": jax.default_backend(),
+        "data": {
+            "dataset": config.data.dataset,
+            "source": data.source,
+            **{
+                name: len(split.index) if split else 0
+                for name, split in zip(
+                    _SPLITS, (data.train, data.validation, data.test), strict=True
+                )
+            },
+        },
+        "model": {"name": config.model.name, "parameters": run.parameters},
+        "epochs": epochs,
+        "steps": epochs * run.steps_per_epoch,
+        "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
+        "images_per_second": round(trained / max(clock.seconds["train"], 1e-9), 1),
+        **{
+            name: {key: float(np.mean([m[key] for m in members])) for key in members[0]}
+            for name, members in scores.items()
+        },
+        "members": [
+            {
+                "seed": config.seed + member,
+                "best_epoch": int(epoch_of[member]) or last[member],
+                "validation": scores["validation"][member]["accuracy"] if data.validation else None,
+            }
+            for member in range(config.population.size)
+        ],
+    }
+    _result(report.write(workdir, facts, rows, *tested), workdir)
+
+
+def _result(summary: dict[str, Any], workdir: Path) -> None:
+    """The last lines: what a person wants to know first."""
+    if "test" in summary:
+        test = summary["test"]
+        spread = f" ± {percent(summary['std'])}" if summary["std"] is not None else ""
+        heads = "".join(f"  {head} {percent(x)}" for head, x in test["heads"].items())
+        console.print(f"[bold]test {percent(summary['mean'])}{spread}[/bold]{heads}")
+    console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")

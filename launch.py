@@ -1,0 +1,88 @@
+"""Trains, or evaluates, what a config describes.
+
+python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--config.field=value ...]
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from digits_jax.errors import UserError, check_choice, nearest
+
+MODES = ("train", "eval")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run: configs/NAME.py[:variant].", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Its folder; default runs/NAME[-variant].")
+_MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+_DATA = flags.DEFINE_string(
+    "data", None, "mode=eval: your own images, a .npz, a .png or a folder of .png files."
+)
+_INK = flags.DEFINE_string("ink", "auto", "Their ink: auto, bright or dark.")
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches to the mode; the heavy imports wait until the flags are known to be right."""
+    if len(argv) > 1:
+        raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
+    check_choice("--mode", _MODE.value, MODES)
+    if _CONFIG.value is None:
+        raise UserError("say what to run, for example --config=configs/mnist100.py")
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
+    if _MODE.value == "train":
+        from digits_jax.train import train
+
+        train(config, workdir)
+    else:
+        from digits_jax.evaluate import evaluate
+
+        evaluate(config, workdir, _DATA.value, _INK.value)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; every mistake in them is a UserError."""
+    try:
+        return flags.FLAGS(argv)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"there is no config {error.filename}") from None
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_field(str(error), argv)) from None
+    except (flags.Error, TypeError, ValueError, ImportError, SyntaxError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _unknown_field(message: str, argv: list[str]) -> str:
+    """Finds which --config.a.b=value names a field that is not there, and the nearest that is."""
+    config = _CONFIG.value
+    for argument in argv[1:]:
+        match = re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=.*)?", argument, re.DOTALL)
+        node = config
+        for part in match[1].split(".") if match and config is not None else ():
+            if not hasattr(node, "keys") or part not in node:
+                fields = node.keys() if hasattr(node, "keys") else ()
+                return f"--config.{match[1]}: there is no field '{part}'; {nearest(part, fields)}"
+            node = node[part]
+    return message
+
+
+def cli() -> None:
+    """The command: one clear line and exit code 1 where the user can mend something."""
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    cli()
