@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from digits_jax.errors import UserError, check_choice, nearest
 
+_NO_RUNS = ("__init__", "base")  # what else lies in configs/
 MODES = ("train", "eval")
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,30 +47,32 @@ def main(argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; every mistake in them is a UserError."""
+    given = re.search(r"\0--?config[=\0]([^\0:]*)([^\0]*)", "\0".join(argv))
+    if given and not Path(given[1]).is_file():
+        runs = [str(path) for path in Path("configs").glob("*.py") if path.stem not in _NO_RUNS]
+        raise UserError(f"--config: there is no file '{given[1]}'; {nearest(given[1], runs)}")
     try:
         return flags.FLAGS(argv)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"there is no config {error.filename}") from None
     except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_field(str(error), argv)) from None
+        path = given[1] + given[2] if given else ""
+        raise UserError(_unknown_field(path, argv) or str(error)) from None
     except (flags.Error, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UserError(" ".join(str(error).split())) from None
 
 
-def _unknown_field(message: str, argv: list[str]) -> str:
-    """Finds which --config.a.b=value names a field that is not there, and the nearest that is."""
-    config = _CONFIG.value
+def _unknown_field(path: str, argv: list[str]) -> str | None:
+    """Which --config.a.b=value names a field that is not there, and the nearest that is."""
     for argument in argv[1:]:
-        match = re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=.*)?", argument, re.DOTALL)
-        node = config
-        for part in match[1].split(".") if match and config is not None else ():
-            if not hasattr(node, "keys") or part not in node:
-                fields = node.keys() if hasattr(node, "keys") else ()
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        node = flags.FLAGS["config"].parser.parse(path) if match and path else {}
+        for part in match[1].split(".") if match else ():
+            fields = list(node) if hasattr(node, "keys") else []
+            if part not in fields:
                 return f"--config.{match[1]}: there is no field '{part}'; {nearest(part, fields)}"
             node = node[part]
-    return message
+    return None
 
 
 def cli() -> None:
@@ -77,8 +80,12 @@ def cli() -> None:
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a folder taken away
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(
+            f"error: {where}{error.strerror or error}; the same command goes on from the last epoch"
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)

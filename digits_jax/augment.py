@@ -37,7 +37,7 @@ def augment(key: Array, images: Array, config: Any) -> Array:
 def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:
     """Whole pixels, uniform in [-dy, dy] and [-dx, dx]."""
     n, height, width = images.shape
-    reach = jnp.asarray([int(dy), int(dx)])
+    reach = jnp.asarray([[int(dy), int(dx)]])
     start = jax.random.randint(key, (n, 2), 0, 2 * reach + 1)
     padded = jnp.pad(images, ((0, 0), (int(dy),) * 2, (int(dx),) * 2))
     return jax.vmap(lambda x, s: jax.lax.dynamic_slice(x, (s[0], s[1]), (height, width)))(

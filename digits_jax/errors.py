@@ -12,8 +12,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """The tail of an error line about a misspelt `name`: the nearest option, then all of them."""
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}There are: {', '.join(options)}"
+    known = ", ".join(options) or "none"
+    return f"did you mean '{close[0]}'? There are: {known}" if close else f"there are: {known}"
 
 
 def check_choice(what: str, name: str, options: Iterable[str]) -> None:

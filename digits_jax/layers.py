@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from digits_jax.errors import UserError
+from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array
 
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
@@ -21,6 +21,7 @@ def float_dtype() -> jnp.dtype:
 
 def conv(features: int, kernel: int = 3, *, padding: str = "SAME", bias: bool = True) -> nn.Conv:
     """A `kernel` x `kernel` convolution, [B, H, W, C] to [B, H', W', features]."""
+    check_choice("model.padding", padding, ("SAME", "VALID"))
     return nn.Conv(
         features,
         (kernel, kernel),

@@ -16,7 +16,7 @@ def measure(logits: dict[str, Array], losses: Array, batch: Batch) -> Metrics:
         loss=(losses * batch.mask).sum(),
         correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
         all_heads=(all_right * batch.mask).sum(),
-        count=batch.mask.sum(),
+        examples=batch.mask.sum(),
     )
 
 
@@ -36,7 +36,7 @@ def add(a: Metrics, b: Metrics) -> Metrics:
 
 def means(metrics: Metrics, member: int) -> dict[str, float]:
     """`{'loss', 'accuracy'}` of one member: its sums over its examples, heads averaged."""
-    count = float(metrics.count[member])
+    count = float(metrics.examples[member])
     hits = [float(correct[member]) for correct in metrics.correct.values()]
     return {
         "loss": float(metrics.loss[member]) / count,

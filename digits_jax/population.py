@@ -11,14 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
-from digits_jax import metrics
-from digits_jax.data.batches import Normalizer, Split, epoch_order, eval_batch, train_batch
+from digits_jax import metrics, models, optim
+from digits_jax.data.batches import (
+    Normalizer,
+    Split,
+    epoch_order,
+    eval_batch,
+    normalize,
+    train_batch,
+)
 from digits_jax.data.pairs import Recipe
 from digits_jax.step import current, eval_step, init_state, track_best, train_step
-from digits_jax.types import Array, Hyper, Metrics, PyTree, TrainState
+from digits_jax.types import Array, Batch, Hyper, Metrics, PyTree, TrainState
 
 _INIT, _ORDER, _STEP = range(3)
 
@@ -56,14 +61,11 @@ class Population:
     `normalizer` and the evaluation's rows are shared.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        recipe: Recipe,
-        model: nn.Module,
-        tx: optax.GradientTransformation,
-        schedule: optax.Schedule,
-    ):
+    def __init__(self, config: Any, recipe: Recipe, steps_per_epoch: int):
+        fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
+        model = models.build(config.model.name, recipe.heads, **fields)
+        tx = optim.transformation(config.optimizer)
+        self.schedule = optim.unit_schedule(config.optimizer, config.epochs, steps_per_epoch)
         self._config, self._recipe, self._model = config, recipe, model
         ema = config.optimizer.ema
         self._init = functools.partial(
@@ -73,7 +75,7 @@ class Population:
             train_step,
             model=model,
             tx=tx,
-            schedule=schedule,
+            schedule=self.schedule,
             decoupled=config.optimizer.decoupled,
             ema=ema,
         )
@@ -152,6 +154,16 @@ class Population:
         batch = eval_batch(split, rows, mask, self._recipe, normalizer)
         step = functools.partial(eval_step, model=self._model)
         return jax.vmap(lambda params, model_state: step(params, model_state, batch))(*weights)
+
+    def predict(
+        self, weights: tuple[PyTree, PyTree], images: Array, normalizer: Normalizer
+    ) -> dict[str, Array]:
+        """images: [B, H, W] uint8 -> {head: [S, B, C] log-probabilities}."""
+        pixels = normalize(images.astype(jnp.result_type(float)) / 255, normalizer)
+        nobody = {head: jnp.zeros(len(images), jnp.int32) for head in self._recipe.heads}
+        batch = Batch(pixels, nobody, jnp.ones(len(images), pixels.dtype))
+        step = functools.partial(eval_step, model=self._model)
+        return jax.vmap(lambda params, model_state: step(params, model_state, batch)[1])(*weights)
 
     def track(self, state: TrainState, score: Array, epoch: Array) -> TrainState:
         """`step.track_best` for each member; score: [S]."""

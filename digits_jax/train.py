@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, models, optim, report, settings
+from digits_jax import devices, models, report, settings
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
@@ -52,7 +52,6 @@ class Run:
     members: list[range]
     states: list[TrainState]
     programs: Population
-    schedule: Any
     chunk: int
     parameters: int
 
@@ -108,18 +107,14 @@ def build(config: Any) -> Run:
     data = batches.load(config.data)
     config.data.source = data.source
     config.population.slice = config.population.slice or slice_size(config.population.size, backend)
-    fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
-    model = models.build(config.model.name, data.recipe.heads, **fields)
-    tx = optim.transformation(config.optimizer)
     steps = batches.steps_per_epoch(len(data.train.index), config.batch_size)
-    schedule = optim.unit_schedule(config.optimizer, config.epochs, steps)
-    programs = Population(config, data.recipe, model, tx, schedule)
+    programs = Population(config, data.recipe, steps)
     members = slices(config.population.size, config.population.slice)
     init = jax.jit(programs.init)
     states = [init(seeds_of(config, ids)) for ids in members]
     parameters = models.count_parameters(states[0].params) // len(members[0])
     chunk = 1 if backend == "cpu" else min(steps, _CHUNK)
-    return Run(config, data, members, states, programs, schedule, chunk, parameters)
+    return Run(config, data, members, states, programs, chunk, parameters)
 
 
 def train(config: Any, workdir: Path) -> None:
@@ -286,7 +281,7 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
 
 def _row(run: Run, epoch: int, member: int) -> dict[str, Any]:
     step = epoch * run.steps_per_epoch
-    factor = float(run.schedule(step - 1))
+    factor = float(run.programs.schedule(step - 1))
     return {
         "epoch": epoch,
         "member": member,
@@ -365,7 +360,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             scores[name] = [
                 means(sums, m)
                 for sums, _ in run.evaluate_chosen(split)
-                for m in range(len(sums.count))
+                for m in range(len(sums.examples))
             ]
     tested: tuple[Any, ...] = ()
     if config.report_test:
@@ -411,14 +406,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             for member in range(config.population.size)
         ],
     }
-    _result(report.write(workdir, facts, rows, *tested), workdir)
-
-
-def _result(summary: dict[str, Any], workdir: Path) -> None:
-    """The last lines: what a person wants to know first."""
-    if "test" in summary:
-        test = summary["test"]
-        spread = f" ± {percent(summary['std'])}" if summary["std"] is not None else ""
-        heads = "".join(f"  {head} {percent(x)}" for head, x in test["heads"].items())
-        console.print(f"[bold]test {percent(summary['mean'])}{spread}[/bold]{heads}")
+    summary = report.write(workdir, facts, rows, *tested)
+    if tested:
+        console.print(f"[bold]test {report.headline(summary)}[/bold]")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")

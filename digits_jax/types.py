@@ -35,14 +35,14 @@ class Batch(NamedTuple):
 class Metrics(NamedTuple):
     """Sums over examples, so that metrics of parts add up to those of the whole.
 
-    loss: [] summed cross-entropy (mean over heads); correct: {head: []}; all_heads: [] examples
-    that are right on every head; count: [] examples.
+    loss: [] summed cross-entropy (mean over heads); correct: {head: []} right on that head;
+    all_heads: [] right on every head; examples: [] how many there were.
     """
 
     loss: Array
     correct: dict[str, Array]
     all_heads: Array
-    count: Array
+    examples: Array
 
 
 @struct.dataclass

@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 class Normalizer(NamedTuple):
-    """(x - mean) * scale for pixels in [0, 1]; each [] or [H, W], float32."""
+    """(x - mean) * scale for pixels in [0, 1]; each [H, W] float32."""
 
     mean: Array
     scale: Array
@@ -145,27 +145,25 @@ def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
     deviation; 'feature' has them per pixel, and leaves a pixel unscaled that varies by less than a
     grey level.
     """
-    if kind == "unit":
-        return Normalizer(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
-    total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
-    index = np.asarray(split.index)
-    for start in range(0, len(index), 10_000):
-        images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255.0
-        total += images.sum(axis=0)
-        squares += (images**2).sum(axis=0)
-    mean, square = total / len(index), squares / len(index)
-    if kind == "global":
-        mean, square = mean.mean(), square.mean()
-    deviation = np.sqrt(np.maximum(square - mean**2, 0))
-    scale = np.where(deviation < _GREY_LEVEL, 1.0, 1 / np.maximum(deviation, _GREY_LEVEL))
-    return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32))
+    mean, deviation = np.zeros(recipe.shape), np.ones(recipe.shape)
+    if kind != "unit":
+        total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
+        index = np.asarray(split.index)
+        for start in range(0, len(index), 10_000):
+            images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255
+            total += images.sum(axis=0)
+            squares += (images**2).sum(axis=0)
+        mean, square = total / len(index), squares / len(index)
+        if kind == "global":
+            mean, square = np.full_like(mean, mean.mean()), np.full_like(square, square.mean())
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        deviation = np.where(deviation < _GREY_LEVEL, 1, deviation)
+    return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(1 / deviation, jnp.float32))
 
 
 def normalize(images: Array, normalizer: Normalizer) -> Array:
     """images: [B, H, W] float in [0, 1] -> what a network reads."""
-    mean = jnp.broadcast_to(normalizer.mean, images.shape[1:])[None]
-    scale = jnp.broadcast_to(normalizer.scale, images.shape[1:])[None]
-    return (images - mean) * scale
+    return (images - normalizer.mean[None]) * normalizer.scale[None]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -22,9 +22,13 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     """
     check_choice("model.name", name, MODELS)
     known = [f for f in MODELS[name].__dataclass_fields__ if f not in ("heads", "parent", "name")]
-    for field in fields:
+    for field, value in fields.items():
         if field not in known:
             raise UserError(f"model.{field}: '{name}' has no such field; {nearest(field, known)}")
+        sizes = value if isinstance(value, tuple | list) else (value,)
+        if not isinstance(value, str) and not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise UserError(f"model.{field} must be whole numbers above 0, not {value}")
+        fields[field] = tuple(value) if isinstance(value, list) else value
     return MODELS[name](heads=dict(heads), **fields)
 
 

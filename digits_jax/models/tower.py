@@ -1,4 +1,4 @@
-"""One small convolutional tower that reads both halves of a two-digit image.
+"""One small convolutional tower for a digit, shared by both halves of a two-digit image.
 
 What the tower learns of a digit serves on either side, and a number needs no hundred separate
 classes: log p(left, right) = log p(left) + log p(right), as the sides are drawn independently.
@@ -7,7 +7,6 @@ classes: log p(left, right) = log p(left) + log p(right), as the sides are drawn
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from digits_jax.errors import UserError
@@ -44,9 +43,9 @@ class DigitTower(nn.Module):
 
 
 class Tower(nn.Module):
-    """A shared `DigitTower` over the left and the right half; the logits are the outer sum.
+    """A `DigitTower` over one square image, or shared by two side by side.
 
-    heads: must be the one head of 100 classes, 10 x left + right.
+    heads: one head, of 10 classes for one digit or of 100, 10 x left + right, for two.
     """
 
     heads: Mapping[str, int]
@@ -56,18 +55,20 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
-        """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
+        """images: [B, H, H] or [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 10 or 100]}."""
         batch, height, width = images.shape
-        if width != 2 * height or list(self.heads.values()) != [100]:
+        digits = width // height
+        if width % height or list(self.heads.values()) != [10**digits] or digits > 2:
             raise UserError(
-                "model.name=tower reads two square halves into one head of 100 classes; "
-                f"this image is {height}x{width} and the heads are {dict(self.heads)}"
+                "model.name=tower reads one square digit into a head of 10 classes, or two side by "
+                f"side into one of 100; here are {height}x{width} and {dict(self.heads)}"
             )
-        halves = images.reshape(batch, height, 2, height).swapaxes(1, 2)
+        squares = images.reshape(batch, height, digits, height).swapaxes(1, 2)
         logits = DigitTower(self.features, self.depths, self.hidden, name="digit")(
-            halves.reshape(2 * batch, height, height), train=train, dropout_rate=dropout_rate
+            squares.reshape(-1, height, height), train=train, dropout_rate=dropout_rate
         )
-        left, right = jnp.moveaxis(jax.nn.log_softmax(logits).reshape(batch, 2, 10), 1, 0)
-        return {
-            head: (left[:, :, None] + right[:, None, :]).reshape(batch, -1) for head in self.heads
-        }
+        log_p = jax.nn.log_softmax(logits).reshape(batch, digits, 10)
+        both = log_p[:, 0]
+        if digits == 2:
+            both = (both[:, :, None] + log_p[:, 1][:, None, :]).reshape(batch, 100)
+        return dict.fromkeys(self.heads, both)

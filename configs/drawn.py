@@ -1,0 +1,25 @@
+"""Trained on digits drawn by a program and on no handwriting, tested once on MNIST.
+
+python launch.py --config=configs/drawn.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_base
+
+VARIANTS = ("tower",)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_base("drawn", variant, VARIANTS)
+    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=300_000)
+    config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2), hidden=128)
+    config.model.dropout = 0.3
+    config.label_smoothing = 0.05
+    config.epochs = 4
+    config.batch_size = 256
+    config.optimizer.update(
+        learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.998
+    )
+    config.augment.update(rotate=8.0, shear=6.0, scale=0.08, shift_x=1.0, shift_y=1.0)
+    return config

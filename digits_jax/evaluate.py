@@ -1,0 +1,87 @@
+"""What a finished or half-finished run says of its test set, or of a user's own images."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from digits_jax import devices, report, user_images
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.console import console
+from digits_jax.data import batches
+from digits_jax.data.pairs import RECIPES
+from digits_jax.errors import UserError
+from digits_jax.population import Population, seeds_of, slices
+from digits_jax.train import read_config
+from digits_jax.types import PyTree
+
+
+class Trained:
+    """A workdir's run, as it predicts: the chosen weights of its best checkpoint.
+
+    Raises UserError where `workdir` holds no run, or no checkpoint that can be read.
+    """
+
+    def __init__(self, workdir: Path):
+        recorded = read_config(workdir)
+        if recorded is None:
+            raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
+        self.config = config = ConfigDict(recorded)
+        self.recipe = RECIPES[config.data.dataset]
+        self.population = Population(config, self.recipe, steps_per_epoch=1)
+        members = slices(config.population.size, config.population.slice)
+        seeds = [seeds_of(config, ids) for ids in members]
+        shape = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
+        saved = {
+            "slices": [jax.eval_shape(self.population.init, ids) for ids in seeds],
+            "normalizer": batches.Normalizer(mean=shape, scale=shape)._asdict(),
+        }
+        checkpoints = Checkpoints(workdir)
+        restored = checkpoints.restore(saved)
+        checkpoints.close()
+        if restored is None:
+            raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
+        self.epoch, saved, _ = restored
+        self.normalizer = batches.Normalizer(**saved["normalizer"])
+        self._weights: list[PyTree] = [self.population.chosen(s) for s in saved["slices"]]
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
+        program = jax.jit(self.population.predict)
+        size = self.config.eval_batch_size
+        batches_of = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
+            slices_of = [program(w, padded, self.normalizer) for w in self._weights]
+            members = jax.tree.map(lambda *x: np.concatenate(x), *slices_of)
+            batches_of.append({head: log_p[:, : len(part)] for head, log_p in members.items()})
+        return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *batches_of)
+
+
+def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
+    """Writes predictions.csv into `workdir`, of the test set or of the user's `data`.
+
+    With several members the predictions are those of their averaged probabilities. Of `config` only
+    the name and the folders count: what was trained is recorded in the workdir.
+    """
+    devices.start(batches.cache_dir(config.data))
+    trained = Trained(workdir)
+    if trained.config.name != config.name:
+        raise UserError(f"{workdir} holds a run of {trained.config.name}, not of {config.name}")
+    names = None
+    if data:
+        images, labels, names = user_images.read(data, ink, trained.recipe)
+    else:
+        trained.config.data.update(raw_dir=config.data.raw_dir, cache_dir=config.data.cache_dir)
+        test = batches.load(trained.config.data).test
+        images, labels = batches.examples(test, trained.recipe)
+    log_p = trained.predict(images)
+    averaged = {head: np.log(p) for head, p in report.mean_probabilities(log_p).items()}
+    path = workdir / "predictions.csv"
+    report.write_predictions(path, averaged, labels, names)
+    if labels is not None:
+        console.print(report.headline(report.test_metrics(labels, log_p)))
+    console.print(f"{len(images):,} images, the weights after epoch {trained.epoch}; {path}")

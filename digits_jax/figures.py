@@ -1,0 +1,332 @@
+"""Pictures of what a run learned: light, at most 8 inches wide, readable at 800 pixels.
+
+Each function draws one PNG file from arrays or rows. matplotlib is imported when the first picture
+is drawn, through its object interface: no pyplot, no display, no global state.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+Rows = Sequence[dict[str, Any]]
+
+INK, FAINT, GRID = "#1f2a37", "#7b8794", "#e7eaee"
+BLUE, ORANGE, TEAL = "#2b6cb0", "#dd6b20", "#2c7a7b"
+HEAT = ["#fbe3d0", "#ee9a5c", "#c2410c", "#7a2308"]
+LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # what is smaller (a perfect epoch, say) is drawn here
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "text.color": INK,
+    "axes.edgecolor": "#c3cad2",
+    "axes.labelcolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": "#c3cad2",
+    "ytick.color": "#c3cad2",
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "legend.columnspacing": 1.4,
+    "legend.frameon": False,
+    "legend.handlelength": 1.2,
+    "legend.labelcolor": "linecolor",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 160,
+}
+
+
+def class_names(classes: int) -> list[str]:
+    """Names of equal length: "0" ... "9" for 10 classes, "00" ... "99" for 100."""
+    return [f"{c:0{len(str(classes - 1))}d}" for c in range(classes)]
+
+
+@contextmanager
+def _page(path: str | os.PathLike, width: float, height: float) -> Iterator[Any]:
+    """An empty figure, in inches, that is written to `path` when all is drawn."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+        yield figure
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _series(rows: Rows, value: Callable[[dict[str, Any]], float]) -> np.ndarray:
+    """[E, 4] float64: epoch, then mean, least and greatest over its members, where there are any.
+
+    `value` may give NaN, or fail on a row that lacks what it reads: that row does not count.
+    """
+    epochs: dict[int, list[float]] = {}
+    for row in rows:
+        try:
+            number = float(value(row))
+        except (KeyError, TypeError):
+            continue
+        if np.isfinite(number):
+            epochs.setdefault(row["epoch"], []).append(number)
+    table = [(e, np.mean(v), np.min(v), np.max(v)) for e, v in sorted(epochs.items())]
+    return np.array(table, np.float64).reshape(-1, 4)
+
+
+def _log_axis(ax: Any, lines: list[np.ndarray], label: Callable[[float], str]) -> None:
+    """A logarithmic y axis that begins and ends at a tick (1, 2 or 5 times a power of ten)."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if not (values := np.concatenate(lines)[:, 1:]).size:
+        return
+    ticks = np.array([m * 10.0**k for k in range(-7, 31) for m in (1, 2, 5)])
+    first = np.searchsorted(ticks, values.min() * 1.0001, side="right") - 1
+    last = np.searchsorted(ticks, values.max() * 0.9999)
+    shown = ticks[max(first, 0) : max(last, first + 1) + 1]
+    ax.set_yscale("log")
+    ax.set_ylim(shown[0], shown[-1])
+    if len(shown) > 9:
+        shown = shown[[f"{tick:e}".startswith("1") for tick in shown]]
+    ax.yaxis.set_major_locator(FixedLocator(list(shown)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: label(y)))
+
+
+def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
+    """{member: (best validation accuracy, its first epoch)} of the members that have one."""
+    best: dict[int, tuple[float, int]] = {}
+    for row in rows:
+        score = row.get("validation_accuracy")
+        if score is not None and (row["member"] not in best or score > best[row["member"]][0]):
+            best[row["member"]] = (score, row["epoch"])
+    return best
+
+
+def curves(rows: Rows, path: str | os.PathLike) -> None:
+    """Loss, accuracy and generalisation gap by epoch, and the epoch that validation chose.
+
+    rows: the rows of metrics.jsonl, at least one. The accuracy axis is logarithmic in the error,
+    so that 99.0 and 99.5 lie as far apart as 90 and 95. With several members a line is their mean
+    and the band reaches from the least to the greatest.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    members = len({row["member"] for row in rows})
+    best, last = _chosen(rows), max(row["epoch"] for row in rows)
+    lines = (
+        ("as trained", "", "#9aa5b1"),
+        ("train", "train_", BLUE),
+        ("validation", "validation_", ORANGE),
+    )
+    with _page(path, 8, 2.9) as figure:
+        panels = figure.subplots(1, 3)
+
+        def draw(
+            ax: Any, value: Callable, colour: str, least: float, label: str = ""
+        ) -> np.ndarray:
+            line = _series(rows, value)
+            line[:, 1:] = line[:, 1:].clip(least)
+            if line.size:
+                marker = "o" if len(line) < 4 else None
+                ax.plot(*line[:, :2].T, color=colour, label=label, marker=marker, clip_on=False)
+                if members > 1:
+                    ax.fill_between(line[:, 0], *line[:, 2:].T, color=colour, alpha=0.18, lw=0)
+            return line
+
+        losses, errors = [], []
+        for label, prefix, colour in lines:
+
+            def error(row: dict[str, Any], key: str = prefix + "accuracy") -> float:
+                return 100 - 100 * row[key]
+
+            losses.append(draw(panels[0], itemgetter(prefix + "loss"), colour, LEAST_LOSS, label))
+            errors.append(draw(panels[1], error, colour, LEAST_ERROR))
+        _log_axis(panels[0], losses, "{:g}".format)
+        _log_axis(panels[1], errors, lambda y: f"{100 - y:g}")
+        panels[1].invert_yaxis()
+
+        def gap(row: dict[str, Any]) -> float:
+            return 100 * (row["train_accuracy"] - row["validation_accuracy"])
+
+        if draw(panels[2], gap, TEAL, -100).size:
+            panels[2].axhline(0, color=FAINT, linewidth=0.8)
+        else:
+            panels[2].set(yticks=[])
+            middle = panels[2].transAxes
+            panels[2].text(
+                0.5, 0.5, "no validation split", color=FAINT, ha="center", transform=middle
+            )
+        titles = ("loss", "accuracy, %", "gap: train − validation, points")
+        for ax, title in zip(panels, titles, strict=True):
+            ax.set_title(title)
+            ax.set_xlabel("epoch")
+            ax.set_xlim(min(0.5, 1 - last / 40), last + max(0.5, last / 40))
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+            ax.grid(axis="y")
+            for _, epoch in best.values():
+                ax.axvline(epoch, color=INK, linewidth=0.9, alpha=max(0.6 / len(best), 0.02))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        notes = [f"mean and range of {members} members"] if members > 1 else []
+        if best:
+            scores, epochs = zip(*best.values(), strict=True)
+            span = f"epoch {epochs[0]}"
+            if len(set(epochs)) > 1:
+                span = f"epochs {min(epochs)} to {max(epochs)}"
+            notes.append(f"│ chosen on validation: {span}, {100 * np.mean(scores):.2f} %")
+        figure.text(0.992, 0.955, "    ".join(notes), color=FAINT, ha="right", va="center")
+
+
+def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """[C, C] int64: how often class i (row) was read as class j (column)."""
+    flat = np.asarray(labels, np.int64).ravel() * classes + np.asarray(predictions).ravel()
+    return np.bincount(flat, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion(
+    heads: dict[str, tuple[np.ndarray, np.ndarray]],
+    classes: dict[str, int],
+    path: str | os.PathLike,
+) -> None:
+    """A confusion matrix per head; the colour shows mistakes only.
+
+    heads: {head: (labels, predictions)}, integer arrays of one shape, [N] or [P, N] to pool P
+    members; classes: {head: number of classes}. Up to 20 classes every count is written into its
+    cell; beyond, a list of the most frequent confusions stands beside the matrix.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    heat = LinearSegmentedColormap.from_list("mistakes", HEAT)
+    widths = [3.9 if classes[head] <= 20 else 8 for head in heads]
+    with _page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
+        parts = np.atleast_1d(figure.subfigures(1, len(heads), width_ratios=widths))
+        for part, head, width in zip(parts, heads, widths, strict=True):
+            size, names = classes[head], class_names(classes[head])
+            matrix = _counts(*heads[head], size)
+            mistakes = matrix * (1 - np.eye(size, dtype=int))
+            if width < 5:
+                ax = part.subplots()
+            else:
+                ax, side = part.subplots(1, 2, width_ratios=[3.1, 1])
+            norm = LogNorm(0.9, max(mistakes.max(), 5))
+            ax.imshow(np.ma.masked_equal(mistakes, 0), cmap=heat, norm=norm)
+            ax.set_title(f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}")
+            ax.set(xlabel="predicted", ylabel="true")
+            ax.spines[:].set_visible(False)
+            every = 1 if size <= 20 else 10
+            ax.set_xticks(range(0, size, every), names[::every])
+            ax.set_yticks(range(0, size, every), names[::every])
+            ax.tick_params(length=0)
+            for edge in np.arange(0, size + 1, every) - 0.5:
+                ax.axhline(edge, color=GRID, linewidth=0.8)
+                ax.axvline(edge, color=GRID, linewidth=0.8)
+            if every == 1:
+                for (i, j), count in np.ndenumerate(matrix):
+                    if count:
+                        dark = i != j and norm(count) > 0.5
+                        colour = FAINT if i == j else "white" if dark else INK
+                        ax.text(j, i, count, ha="center", va="center", color=colour, fontsize=6.5)
+            else:
+                ax.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=GRID, linewidth=0.8)
+                _most_frequent(side, mistakes, names, heat, norm)
+
+
+def _most_frequent(ax: Any, mistakes: np.ndarray, names: list[str], heat: Any, norm: Any) -> None:
+    """The 20 most frequent confusions as bars: "49 → 44" and how often."""
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:20]
+    counts = mistakes.ravel()[order]
+    order, counts = order[counts > 0], counts[counts > 0]
+    ax.barh(range(len(order)), counts, color=heat(norm(counts)), height=0.72)
+    for y, count in enumerate(counts):
+        ax.text(count, y, f" {count}×", va="center", color=FAINT)
+    pairs = [f"{names[k // len(names)]} → {names[k % len(names)]}" for k in order]
+    ax.set_yticks(range(len(order)), pairs, color=INK)
+    ax.set(xticks=[], xlim=(0, 1.25 * max(counts, default=1)), ylim=(19.6, -0.6))
+    ax.spines[:].set_visible(False)
+    ax.set_title("most frequent")
+
+
+def _mosaic(images: np.ndarray, columns: int, gap: int, foot: int) -> np.ndarray:
+    """Lays images [N, H, W] out in R rows: [R * (H + 4 + foot), columns * (W + gap)] uint8.
+
+    `foot` rows of paper below each image are left for its caption.
+    """
+    n, height, width = images.shape
+    rows = -(-n // columns)
+    cells = np.zeros((rows * columns, height + 4 + foot, width + gap), np.uint8)
+    cells[:n, 2 : 2 + height, gap // 2 : gap // 2 + width] = images
+    cells = cells.reshape(rows, columns, *cells.shape[1:])
+    return cells.swapaxes(1, 2).reshape(rows * cells.shape[2], columns * cells.shape[3])
+
+
+def _draw_mosaic(path: str | os.PathLike, mosaic: np.ndarray, title: str, captions: list) -> None:
+    """Ink on paper at 8 inches; captions: (x, y, text, colour, alignment) in pixels of `mosaic`."""
+    head = 0.3 if title else 0
+    height = 8 * mosaic.shape[0] / mosaic.shape[1]
+    with _page(path, 8, height + head) as figure:
+        figure.set_layout_engine("none")
+        ax = figure.add_axes((0, 0, 1, height / (height + head)))
+        ax.set_axis_off()
+        ax.imshow(mosaic, cmap="gray_r", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+        figure.text(0.008, 1 - 0.17 / (height + head), title, va="center", fontweight="bold")
+        for x, y, text, colour, align in captions:
+            ax.text(x, y, text, color=colour, ha=align, va="top", fontsize=7, linespacing=1.25)
+
+
+def errors(
+    images: np.ndarray,
+    heads: dict[str, tuple[np.ndarray, np.ndarray]],
+    path: str | os.PathLike,
+    count: int = 40,
+) -> None:
+    """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
+
+    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}. With several heads
+    an image is a mistake where any head is wrong, as confident as the surest of those.
+    """
+    n, height, width = images.shape
+    said = {head: probabilities.argmax(-1) for head, (_, probabilities) in heads.items()}
+    sure = {head: probabilities.max(-1) for head, (_, probabilities) in heads.items()}
+    wrong = {head: said[head] != labels for head, (labels, _) in heads.items()}
+    confidence = np.max([np.where(wrong[head], sure[head], 0) for head in heads], axis=0)
+    total = int(np.count_nonzero(confidence))
+    shown = np.argsort(np.negative(confidence), kind="stable")[: min(count, total)]
+    if not total:
+        with _page(path, 8, 0.6) as figure:
+            figure.text(0.5, 0.5, f"no mistakes in {n:,} images", ha="center", va="center")
+        return
+    wide, tall = width > height, width < height
+    columns, gap, inset = (8, 14, 7) if wide else (8, 12, 2) if tall else (10, 4, 2)
+    # Captions of 7 points need about 0.15 inches a line; an inch is this many mosaic pixels.
+    inch = columns * (width + gap) / 8
+    foot = round(0.15 * inch * len(heads) + 0.04 * inch)
+    captions = []
+    for k, i in enumerate(shown):
+        x = k % columns * (width + gap) + inset
+        y = k // columns * (height + 4 + foot) + height + 4
+        lines = []
+        for head, (labels, probabilities) in heads.items():
+            if wrong[head][i]:
+                names = class_names(probabilities.shape[-1])
+                which = f"{head} " if len(heads) > 1 else ""
+                text = f"{which}{names[labels[i]]}→{names[said[head][i]]}"
+                lines.append((text, ">99%" if sure[head][i] > 0.995 else f"{sure[head][i]:.0%}"))
+        left, right = ("\n".join(column) for column in zip(*lines, strict=True))
+        captions.append((x, y, left, INK, "left"))
+        captions.append((x + width + gap - 2 * inset, y, right, FAINT, "right"))
+    which = f"The {count} most confident of" if count < total else "All"
+    title = f"{which} {total:,} mistakes in {n:,} images"
+    _draw_mosaic(path, _mosaic(images[shown], columns, gap, foot), title, captions)
+
+
+def sheet(images: np.ndarray, path: str | os.PathLike, columns: int) -> None:
+    """A contact sheet of images [N, H, W] uint8, ink on paper."""
+    _draw_mosaic(path, _mosaic(images, columns, 4, 0), "", [])

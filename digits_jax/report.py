@@ -1,0 +1,386 @@
+"""What a run leaves for people: summary.json, metrics.jsonl, tables, event files, pictures.
+
+Reads files and arrays, trains nothing. The test split comes as labels {head: [N] integers} and
+log-probabilities {head: [P, N, C] float32} of P members. `python -m digits_jax.report results/`
+rewrites the table of results/README.md from the summary.json files below it.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits_jax import figures
+from digits_jax.errors import UserError
+
+Row = dict[str, Any]
+Heads = dict[str, np.ndarray]
+
+INTRO = """# Results
+
+Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
+examples; gap is train minus validation accuracy. This table is written from the `summary.json`
+files by `python -m digits_jax.report results/`.
+
+"""
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON knows it: arrays as numbers and lists, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _replace(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
+    _replace(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+
+
+def read_rows(path: str | os.PathLike) -> list[Row]:
+    """The rows of metrics.jsonl; [] where there is no file; a torn last line does not count.
+
+    Raises UserError for a damaged line before the last.
+    """
+    if not os.path.exists(path):
+        return []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is not JSON") from None
+    return rows
+
+
+def append_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+    """Appends `rows` to metrics.jsonl; after a crash call `rewind` first."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(_lines(rows))
+
+
+def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
+    """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
+    rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
+    _replace(path, _lines(rows))
+    return rows
+
+
+class EventWriter:
+    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several.
+
+    Begins anew with `rows` (those of metrics.jsonl), so that after a resume no row is there twice;
+    `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
+    `accuracy/as_trained`, `loss/...` and `learning_rate` stand over the training step.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, rows: Sequence[Row] = ()) -> None:
+        self._folder = Path(workdir) / "tensorboard"
+        self._writers: dict[int, Any] = {}
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.append(rows)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Writes rows through to the files; the first rows must name every member."""
+        # EventsWriter, unlike SummaryWriter, takes no thread and no queue per member.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not self._writers:
+            members = sorted({row["member"] for row in rows})
+            for member in members:
+                several = f"member_{member:0{len(str(members[-1]))}d}" if len(members) > 1 else ""
+                (self._folder / several).mkdir(parents=True, exist_ok=True)
+                self._writers[member] = EventsWriter(str(self._folder / several / "events"))
+        for row in rows:
+            scalars = {"learning_rate": row.get("learning_rate")}
+            for name in ("accuracy", "loss"):
+                scalars[f"{name}/as_trained"] = row.get(name)
+                scalars[f"{name}/train"] = row.get(f"train_{name}")
+                scalars[f"{name}/validation"] = row.get(f"validation_{name}")
+            values = [
+                Summary.Value(tag=tag, simple_value=x)
+                for tag, x in scalars.items()
+                if x is not None
+            ]
+            event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+            self._writers[row["member"]].write_event(event)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes the event files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _pooled(labels: Heads, log_probabilities: Heads) -> list[tuple[str, str, int, int]]:
+    """(head, class, correct, total) of every class, counted over all members."""
+    counts = []
+    for head, truth in labels.items():
+        members, _, classes = log_probabilities[head].shape
+        right = (log_probabilities[head].argmax(-1) == truth).sum(0)
+        correct = np.bincount(truth, weights=right, minlength=classes).astype(int)
+        total = members * np.bincount(truth, minlength=classes)
+        counts += [
+            (head, name, int(correct[c]), int(total[c]))
+            for c, name in enumerate(figures.class_names(classes))
+        ]
+    return counts
+
+
+def mean_probabilities(log_probabilities: Heads) -> Heads:
+    """{head: [N, C] float64}: the probabilities averaged over the members."""
+    means = {}
+    for head, values in log_probabilities.items():
+        total = np.zeros(values.shape[1:])
+        for member in values:
+            total += np.exp(member, dtype=np.float64)
+        means[head] = total / len(values)
+    return means
+
+
+def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
+    """The part of summary.json that the test split gives.
+
+    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (each figure the mean
+    over the members), `members` (a list of {"test", "all_heads", "heads"}), `mean` and `std` (n-1;
+    None of one member) of their accuracies, `ensemble` (only with several members: the accuracy of
+    the averaged probabilities), and `hardest`: the ten classes of lowest accuracy, counts pooled
+    over the members. accuracy is the mean over the heads; all_heads counts an example only where
+    every head is right.
+    """
+    right = {head: log_probabilities[head].argmax(-1) == labels[head] for head in labels}
+    heads = {head: hits.mean(1) for head, hits in right.items()}
+    accuracy = np.mean(list(heads.values()), axis=0)
+    all_heads = np.all(list(right.values()), axis=0).mean(1)
+    picked = [
+        np.take_along_axis(log_probabilities[head], labels[head][None, :, None], axis=2)
+        for head in labels
+    ]
+    counts = [count for count in _pooled(labels, log_probabilities) if count[3]]
+    result = {
+        "test": {
+            "examples": next(iter(right.values())).shape[1],
+            "loss": -np.mean(picked, dtype=np.float64),
+            "accuracy": accuracy.mean(),
+            "heads": {head: values.mean() for head, values in heads.items()},
+            "all_heads": all_heads.mean(),
+        },
+        "members": [
+            {"test": x, "all_heads": every, "heads": dict(zip(heads, each, strict=True))}
+            for x, every, *each in zip(accuracy, all_heads, *heads.values(), strict=True)
+        ],
+        "mean": accuracy.mean(),
+        "std": accuracy.std(ddof=1) if len(accuracy) > 1 else None,
+        "hardest": [
+            {
+                "class": f"{head} {name}" if len(labels) > 1 else name,
+                "correct": correct,
+                "total": total,
+                "accuracy": correct / total,
+            }
+            for head, name, correct, total in sorted(counts, key=lambda c: c[2] / c[3])[:10]
+        ],
+    }
+    if len(accuracy) > 1:
+        averaged = mean_probabilities(log_probabilities)
+        result["ensemble"] = np.mean([averaged[h].argmax(-1) == labels[h] for h in labels])
+    return _plain(result)
+
+
+def headline(tested: dict[str, Any]) -> str:
+    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members, ensemble 98.40 %'."""
+    members, heads = len(tested["members"]), tested["test"]["heads"]
+    text = f"{_percent(tested['mean'], tested['std'])} %"
+    if members > 1:
+        text += f" over {members} members, ensemble {_percent(tested['ensemble'])} %"
+    if len(heads) > 1:
+        text += f" ({', '.join(f'{head} {_percent(x)} %' for head, x in heads.items())})"
+    return text
+
+
+def _write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def per_class(path: str | os.PathLike, labels: Heads, log_probabilities: Heads) -> None:
+    """Writes per_class.csv: head, class, correct, total, accuracy; counts pooled over members.
+
+    The accuracy of a class that does not occur is left empty.
+    """
+    _write_csv(
+        path,
+        ("head", "class", "correct", "total", "accuracy"),
+        [
+            (*count, f"{count[2] / count[3]:.6f}" if count[3] else "")
+            for count in _pooled(labels, log_probabilities)
+        ],
+    )
+
+
+def write_predictions(
+    path: str | os.PathLike,
+    log_probabilities: Heads,
+    labels: Heads | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes predictions.csv: a row per example, and per head what it says.
+
+    log_probabilities: {head: [N, C]} of one model. Columns: index, image (where `names` are given),
+    then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
+    HEAD_correct (0 or 1).
+    """
+    n = len(next(iter(log_probabilities.values())))
+    columns: dict[str, Sequence] = {"index": range(n)}
+    if names is not None:
+        columns["image"] = names
+    for head, values in log_probabilities.items():
+        written = figures.class_names(values.shape[-1])
+        said = values.argmax(-1)
+        columns[head] = [written[c] for c in said]
+        columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
+        if labels is not None:
+            columns[f"{head}_label"] = [written[c] for c in labels[head]]
+            columns[f"{head}_correct"] = (said == labels[head]).astype(int).tolist()
+    _write_csv(path, list(columns), zip(*columns.values(), strict=True))
+
+
+def write(
+    workdir: str | os.PathLike,
+    summary: dict[str, Any],
+    rows: Sequence[Row],
+    labels: Heads | None = None,
+    log_probabilities: Heads | None = None,
+    images: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Writes summary.json, curves.png and, of the test split, per_class.csv and two pictures.
+
+    summary: what training knows, with `members` = [{"seed", "best_epoch", "validation"}, ...];
+    rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
+    {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
+    pools all members, errors.png shows the mistakes of their averaged probabilities. Returns the
+    summary as written.
+    """
+    workdir = Path(workdir)
+    if rows:
+        figures.curves(rows, workdir / "curves.png")
+    if labels is not None and log_probabilities is not None and images is not None:
+        tested = test_metrics(labels, log_probabilities)
+        members = zip(summary["members"], tested["members"], strict=True)
+        summary = summary | tested | {"members": [known | test for known, test in members]}
+        per_class(workdir / "per_class.csv", labels, log_probabilities)
+        said = {head: values.argmax(-1) for head, values in log_probabilities.items()}
+        figures.confusion(
+            {head: (np.broadcast_to(labels[head], said[head].shape), said[head]) for head in said},
+            {head: values.shape[-1] for head, values in log_probabilities.items()},
+            workdir / "confusion.png",
+        )
+        averaged = mean_probabilities(log_probabilities)
+        figures.errors(
+            images,
+            {head: (labels[head], averaged[head]) for head in averaged},
+            workdir / "errors.png",
+        )
+    summary = _plain(summary)
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def _percent(fraction: float | None, spread: float | None = None) -> str:
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def _table_row(run: str, summary: dict[str, Any]) -> list[str]:
+    data, test = summary["data"], summary.get("test") or {}
+    train, validation = summary.get("train"), summary.get("validation")
+    seeds = len(summary["members"])
+    heads = test.get("heads", {})
+    gap = train["accuracy"] - validation["accuracy"] if train and validation else None
+    return [
+        f"[{run}]({run}/)",
+        data["dataset"] + ("" if data["source"] == "mnist" else f" ({data['source']})"),
+        f"{summary['model']['parameters']:,}",
+        _percent(summary.get("mean"), summary.get("std")),
+        str(seeds),
+        ", ".join(f"{head} {_percent(x)}" for head, x in heads.items()) if len(heads) > 1 else "",
+        _percent(gap),
+        str(summary["epochs"]),
+        f"{summary['seconds']['total'] / 60:.1f}",
+        str(summary["device"]),
+    ]
+
+
+def table(summaries: dict[str, dict[str, Any]]) -> str:
+    """A markdown table with a row per {run: summary}, in the order given."""
+    header = ["run", "data", "parameters", "test accuracy", "seeds", "heads", "gap", "epochs"]
+    lines = [[*header, "minutes", "device"]]
+    lines.append(["---", "---", "---:", "---:", "---:", "---", "---:", "---:", "---:", "---"])
+    lines += [_table_row(run, summary) for run, summary in summaries.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_readme(results: str | os.PathLike) -> None:
+    """Rewrites the table in results/README.md from all summary.json below, sorted by path.
+
+    Text outside the markers stays. Raises UserError where there is no summary, or a damaged one.
+    """
+    results = Path(results)
+    paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
+    if not paths:
+        raise UserError(f"{results}: no summary.json in it or below it")
+    summaries = {}
+    for run, path in sorted(paths.items()):
+        try:
+            summaries[run] = json.loads(path.read_text(encoding="utf-8"))
+            _table_row(run, summaries[run])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not the summary of a run ({error!r})") from None
+    readme = results / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else INTRO
+    if BEGIN not in text or END not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
+    _replace(readme, f"{before}{BEGIN}\n{table(summaries)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    try:
+        write_readme(sys.argv[1] if len(sys.argv) > 1 else "results")
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,51 @@
+"""Strict settings for every test, and the small things that many of them need."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import importlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CONFIGS = ("mnist100", "mnist100:mlp", "mnist100:tower", "two_head", "drawn")
+
+
+def config_of(name: str):
+    """The config that `--config=configs/NAME.py[:variant]` gives."""
+    module, _, variant = name.partition(":")
+    return importlib.import_module(f"configs.{module}").get_config(variant)
+
+
+def shrink(config, cache):
+    """A few drawn digits and small batches: the same run in seconds."""
+    config.data.update(
+        source="drawn", test_source="", cache_dir=str(cache), drawn_train=200, drawn_test=50
+    )
+    config.data.update(train=96, test=40)
+    config.batch_size, config.eval_batch_size, config.epochs = 32, 32, 2
+    config.optimizer.warmup = 0.0
+    return config
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache of drawn digits and compiled programs for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def getkey():
+    """A fresh key at every call."""
+    count = iter(range(1_000_000))
+    return lambda: jax.random.fold_in(jax.random.key(0), next(count))
+
+
+@pytest.fixture
+def x64():
+    """float64 for one test."""
+    with jax.enable_x64(True):
+        yield

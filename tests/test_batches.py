@@ -1,0 +1,134 @@
+"""From a config to batches: splits, normalisers, and what may never be mixed."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+
+from digits_jax.data import batches, drawn, mnist
+from digits_jax.errors import UserError
+from digits_jax.types import Digits
+
+
+@pytest.fixture
+def numbered(monkeypatch):
+    """Training digits whose first two pixels are their number, and test digits marked apart."""
+
+    def digits(n, mark):
+        images = np.zeros((n, 28, 28), np.uint8)
+        images[:, 0, 0], images[:, 0, 1], images[:, 1, 0] = *divmod(np.arange(n), 256), mark
+        return Digits(images, (np.arange(n) % 10).astype(np.uint8))
+
+    monkeypatch.setattr(mnist, "load", lambda *_: (digits(1000, 1), digits(300, 2)))
+
+
+def data_config(**fields):
+    config = config_of("mnist100").data
+    config.update(source="mnist", train=400, test=60, **fields)
+    return config
+
+
+def ids(split):
+    images = np.asarray(split.images, int)
+    return set((images[:, 0, 0] * 256 + images[:, 0, 1]).tolist())
+
+
+def test_no_digit_on_both_sides_of_a_split(numbered):
+    data = batches.load(data_config())
+    train, validation = ids(data.train), ids(data.validation)
+    assert not train & validation
+    assert train | validation == set(range(1000))
+    assert len(validation) == 100
+    assert set(np.unique(data.test.images[:, 1, 0])) == {2}
+    assert set(np.unique(data.train.images[:, 1, 0])) == {1}
+
+
+def test_labels_are_those_of_the_digits(numbered):
+    data = batches.load(data_config())
+    for split in (data.train, data.validation, data.test):
+        images, labels = batches.examples(split, data.recipe)
+        left = images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
+        right = images[:, 0, 28].astype(int) * 256 + images[:, 0, 29]
+        np.testing.assert_array_equal(labels["number"], 10 * (left % 10) + right % 10)
+
+
+def test_the_sizes_and_the_seed(numbered):
+    one, two = batches.load(data_config()), batches.load(data_config())
+    other = batches.load(data_config(seed=1))
+    assert [len(s.index) for s in (one.train, one.validation, one.test)] == [400, 40, 60]
+    np.testing.assert_array_equal(one.train.index, two.train.index)
+    assert not np.array_equal(one.train.index, other.train.index)
+
+
+def test_without_validation_every_digit_trains(numbered):
+    data = batches.load(data_config(validation=0.0))
+    assert data.validation is None
+    assert len(ids(data.train)) == 1000
+
+
+def test_normalisers_by_a_second_computation(cache):
+    config = shrink(config_of("mnist100"), cache).data
+    for kind, axis in (("global", None), ("feature", 0)):
+        config.normalize = kind
+        data = batches.load(config)
+        pixels = batches.examples(data.train, data.recipe)[0] / 255
+        ours = batches.normalize(pixels.astype(np.float32), data.normalizer)
+        deviation = pixels.std(axis=axis)
+        safe = np.where(deviation < 1 / 255, 1, deviation)
+        np.testing.assert_allclose(ours, (pixels - pixels.mean(axis=axis)) / safe, atol=1e-3)
+        assert np.isfinite(ours).all()
+
+
+def test_padded_rows():
+    (one, full), (two, rest) = batches.padded_rows(np.arange(5)[:, None], 3)
+    np.testing.assert_array_equal(one[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(two[:, 0], [3, 4, 0])
+    np.testing.assert_array_equal(full, [True] * 3)
+    np.testing.assert_array_equal(rest, [True, True, False])
+
+
+def test_a_batch_is_its_images_and_labels(cache):
+    config = shrink(config_of("two_head"), cache)
+    data = batches.load(config.data)
+    images, labels = batches.examples(data.train, data.recipe)
+    config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0)
+    rows = data.train.index[:7]
+    batch = batches.train_batch(
+        data.train, rows, data.recipe, data.normalizer, jax.random.key(0), config
+    )
+    np.testing.assert_allclose(batch.images, images[:7] / 255, atol=1e-6)
+    for head in labels:
+        np.testing.assert_array_equal(batch.labels[head], labels[head][:7])
+
+
+def test_drawn_digits_are_cached_and_a_damaged_cache_is_drawn_anew(cache, tmp_path, monkeypatch):
+    one = batches._drawn(tmp_path, 3, 20)
+    (file,) = (tmp_path / "drawn").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(drawn, "digits", lambda *_: pytest.fail("it is cached"))
+        np.testing.assert_array_equal(batches._drawn(tmp_path, 3, 20).images, one.images)
+    file.write_bytes(file.read_bytes()[:1000])
+    np.testing.assert_array_equal(batches._drawn(tmp_path, 3, 20).images, one.images)
+
+
+def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monkeypatch, tmp_path):
+    def unreachable(*_):
+        raise UserError("no network")
+
+    monkeypatch.setattr(mnist, "load", unreachable)
+    config = shrink(config_of("mnist100"), cache).data
+    config.source = "auto"
+    assert batches.load(config).source == "drawn"
+    config.raw_dir = str(tmp_path)
+    with pytest.raises(UserError, match="no network"):
+        batches.load(config)
+    config.update(source="mnist", raw_dir="")
+    with pytest.raises(UserError, match="no network"):
+        batches.load(config)
+
+
+def test_unknown_names(cache):
+    config = shrink(config_of("mnist100"), cache).data
+    config.dataset = "mnist10"
+    with pytest.raises(UserError, match=r"data\.dataset.*did you mean 'mnist100'"):
+        batches.load(config)

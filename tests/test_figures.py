@@ -1,0 +1,145 @@
+"""Every picture is drawn whole, small, and of what it was given."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from digits_jax import figures
+
+ONE = {"epoch": 1, "member": 0, "loss": 0.5, "accuracy": 0.9, "train_loss": 0.3,
+       "train_accuracy": 0.95, "validation_loss": 0.4, "validation_accuracy": 0.93}  # fmt: skip
+
+
+def pixels(path):
+    """The picture as [H, W, 3] uint8; checks that it is small enough for a README."""
+    assert 1_000 < path.stat().st_size < 200_000
+    return (imread(path)[..., :3] * 255).round().astype(np.uint8)
+
+
+def has(picture, colour):
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((picture == rgb).all(-1).any())
+
+
+def members(n, epochs, **change):
+    return [ONE | {"epoch": e, "member": m, "loss": (1 + m) / e} | change
+            for e in range(1, epochs + 1) for m in range(n)]  # fmt: skip
+
+
+def test_class_names_have_equal_length():
+    assert figures.class_names(10) == list("0123456789")
+    assert figures.class_names(100)[7] == "07"
+    assert figures.class_names(2) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [ONE],
+        members(3, 7),
+        members(2, 3, train_accuracy=1.0, train_loss=0.0),
+        members(2, 3, validation_accuracy=None, loss=None),
+        [{"epoch": 1, "member": 0, "loss": None, "accuracy": None}],
+    ],
+    ids=["one epoch", "population", "perfect", "gaps", "nothing"],
+)
+def test_curves_of(rows, tmp_path):
+    figures.curves(rows, tmp_path / "curves.png")
+    assert pixels(tmp_path / "curves.png").shape == (464, 1280, 3)
+
+
+def test_curves_without_validation_have_no_gap(tmp_path):
+    without = {key: x for key, x in ONE.items() if not key.startswith("validation")}
+    figures.curves([ONE, ONE | {"epoch": 2}], tmp_path / "with.png")
+    figures.curves([without, without | {"epoch": 2}], tmp_path / "without.png")
+    both = pixels(tmp_path / "with.png"), pixels(tmp_path / "without.png")
+    assert [has(picture, figures.BLUE) for picture in both] == [True, True]
+    assert [has(picture, figures.ORANGE) for picture in both] == [True, False]
+    assert [has(picture, figures.TEAL) for picture in both] == [True, False]
+
+
+def test_the_chosen_epoch_is_the_first_best():
+    scores = [0.5, 0.9, 0.9, 0.7]
+    rows = [ONE | {"epoch": e, "validation_accuracy": s} for e, s in enumerate(scores, 1)]
+    rows += [ONE | {"member": 1, "validation_accuracy": None}]
+    assert figures._chosen(rows) == {0: (0.9, 2)}
+
+
+def test_series_takes_mean_and_range_over_the_members_still_there():
+    rows = [{"epoch": 1, "x": 1.0}, {"epoch": 1, "x": 4.0}, {"epoch": 2, "x": 2.0}, {"epoch": 3}]
+    series = figures._series(rows, lambda row: row["x"])
+    np.testing.assert_allclose(series, [[1, 2.5, 1, 4], [2, 2, 2, 2]])
+
+
+def test_counts_put_truth_in_rows():
+    counts = figures._counts(np.array([[0, 1, 1]]), np.array([[0, 2, 2]]), 3)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 2], [0, 0, 0]])
+
+
+def test_confusion_of_one_and_of_two_heads(tmp_path):
+    labels = np.arange(40) % 10
+    wrong = np.where(labels == 4, 9, labels)
+    figures.confusion({"digit": (labels, wrong)}, {"digit": 10}, tmp_path / "one.png")
+    heads = {"upper": (labels, labels), "lower": (labels, wrong)}
+    figures.confusion(heads, {"upper": 10, "lower": 10}, tmp_path / "two.png")
+    one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
+    assert two.shape[1] == 2 * one.shape[1]
+    middle = one.shape[1]
+    reddish = (two[..., 0].astype(int) - two[..., 2]) > 100
+    assert reddish[:, middle:].any()
+    assert not reddish[:, :middle].any()
+
+
+def test_confusion_of_a_hundred_classes(tmp_path):
+    labels = np.arange(300) % 100
+    for name, predictions in {"none": labels, "some": np.where(labels == 49, 44, labels)}.items():
+        path = tmp_path / f"{name}.png"
+        figures.confusion({"number": (labels, predictions)}, {"number": 100}, path)
+        picture = pixels(path).astype(int)
+        assert bool(((picture[..., 0] - picture[..., 2]) > 100).any()) == (name == "some")
+
+
+def test_mosaic_places_images_row_by_row():
+    images = np.arange(1, 4, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 3), np.uint8)
+    mosaic = figures._mosaic(images, columns=2, gap=2, foot=1)
+    assert mosaic.shape == (2 * (2 + 4 + 1), 2 * (3 + 2))
+    np.testing.assert_array_equal(mosaic[2:4, 1:4], 1)
+    np.testing.assert_array_equal(mosaic[2:4, 6:9], 2)
+    np.testing.assert_array_equal(mosaic[9:11, 1:4], 3)
+    assert mosaic.sum() == images.sum()
+
+
+def test_errors_shows_the_surest_mistakes_first(tmp_path):
+    images = np.zeros((50, 28, 28), np.uint8)
+    images[30, 7:21, 7:21] = 255  # the surest mistake is a black square
+    labels = np.zeros(50, int)
+    probabilities = np.tile([0.4, 0.6], (50, 1))
+    probabilities[30] = [0.1, 0.9]
+    path = tmp_path / "errors.png"
+    figures.errors(images, {"digit": (labels, probabilities)}, path, count=20)
+    picture = pixels(path)
+    # The first cell: 48 pixels of title, then 4 screen pixels to an image pixel.
+    cell = picture[48 + 8 : 48 + 8 + 112, 8 : 8 + 112]
+    assert (cell[30:82, 30:82] < 8).all()
+    assert (cell[:26] > 247).all()
+    figures.errors(images, {"digit": (labels, probabilities[:, ::-1])}, path)
+    assert not (pixels(path) < 8).all(-1).any()  # no mistakes: no digit either
+
+
+@pytest.mark.parametrize("shape", [(28, 56), (42, 28)])
+def test_errors_of_pairs(shape, tmp_path):
+    images = np.full((4, *shape), 200, np.uint8)
+    right, wrong = np.eye(10)[[0, 1, 2, 3]], np.eye(10)[[5, 1, 7, 8]]
+    heads = {"upper": (np.arange(4), right), "lower": (np.arange(4), wrong)}
+    figures.errors(images, heads, tmp_path / "errors.png")
+    assert (pixels(tmp_path / "errors.png") == 55).all(-1).any()
+
+
+def test_sheet_is_ink_on_paper(tmp_path):
+    images = np.zeros((6, 28, 28), np.uint8)
+    images[4] = 255
+    figures.sheet(images, tmp_path / "sheet.png", columns=3)
+    picture = pixels(tmp_path / "sheet.png")
+    height, width, _ = picture.shape
+    assert (picture[: height // 2] == 255).all()
+    assert (picture[height * 3 // 4, width // 2] == 0).all()

@@ -1,0 +1,63 @@
+"""The command line: every mistake is one clear line and exit code 1."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/mnist100.py"
+
+
+def launch(*arguments):
+    process = subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return process.returncode, process.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([CONFIG, "--config.optimizer.learning_rat=1"], "did you mean 'learning_rate'"),
+        ([CONFIG, "--config.epoch=1"], "did you mean 'epochs'"),
+        ([CONFIG, "--config.seed.x=1"], "there is no field 'x'"),
+        ([f"{CONFIG}:towr"], "did you mean 'tower'"),
+        ([CONFIG, "--config.epochs=many"], "epochs"),
+        ([CONFIG, "--config.data.fresh_pairs=maybe"], "fresh_pairs"),
+        (["--config=configs/mnist1000.py"], "mnist1000"),
+        ([CONFIG, "--mode=trian"], "did you mean 'train'"),
+        ([CONFIG, "--workdr=x"], "workdr"),
+        ([CONFIG, "extra"], "'extra' is not a flag"),
+        ([], "--config"),
+        ([CONFIG, "--config.epochs=0", "--workdir={tmp}"], "epochs must be at least 1"),
+        ([CONFIG, "--config.data.validation=1.5", "--workdir={tmp}"], "data.validation must lie"),
+        ([CONFIG, "--config.data.raw_dir={tmp}/none", "--workdir={tmp}"], "raw_dir"),
+        ([CONFIG, "--mode=eval", "--workdir={tmp}"], "holds no run"),
+    ],
+    ids=str,
+)
+def test_mistakes(arguments, said, tmp_path):
+    code, error = launch(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 1
+    assert said in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_help():
+    process = subprocess.run(
+        [sys.executable, "launch.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--workdir" in process.stdout
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,93 @@
+"""A population against its members trained alone."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+
+from digits_jax.data import batches
+from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
+
+
+def trained(config, data, members, steps):
+    """The states of `members` after `steps` steps, as one slice."""
+    population = Population(config, data.recipe, steps_per_epoch=3)
+    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
+    state, totals = jax.jit(population.init)(seeds), population.zeros(len(members))
+    next_order = jax.jit(population.order, static_argnames="n")
+    step = jax.jit(population.train, static_argnames="steps")
+    for i in range(steps):
+        order = next_order(seeds, 1 + i // 3, n=len(data.train.index))
+        state, totals = step(
+            state, totals, order, i % 3, data.train, data.normalizer, seeds, hyper, steps=1
+        )
+    return state, totals
+
+
+@pytest.mark.parametrize("name", ["mnist100", "mnist100:tower"])
+def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
+    """float64, 20 steps, augmentation, dropout, BatchNorm and EMA included: equal to 1e-8."""
+    config = shrink(config_of(name), cache)
+    if name == "mnist100":
+        config.model.update(features=(2, 3), hidden=(8,))
+    else:
+        config.model.update(features=(2, 3), depths=(1, 1), hidden=8)
+    config.batch_size = 4
+    data = batches.load(config.data)
+    together, totals = trained(config, data, range(2), 20)
+    for i in range(2):
+        alone, total = trained(config, data, range(i, i + 1), 20)
+        member = jax.tree.map(lambda x, i=i: x[i : i + 1], (together, totals))
+        chex.assert_trees_all_close(member, (alone, total), rtol=1e-8, atol=1e-8)
+    kernels = [x for x in jax.tree.leaves(together.params) if x.ndim > 2]
+    assert not np.allclose(kernels[0][0], kernels[0][1])  # the members do differ
+
+
+def test_scanned_steps_are_single_steps(cache, x64):
+    config = shrink(config_of("mnist100:mlp"), cache)
+    config.model.hidden = (8,)
+    data = batches.load(config.data)
+    population = Population(config, data.recipe, steps_per_epoch=3)
+    seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
+    order = jax.jit(population.order, static_argnames="n")(seeds, 1, n=len(data.train.index))
+    rest = (data.train, data.normalizer, seeds, hyper)
+    scanned = jax.jit(population.train, static_argnames="steps")(
+        jax.jit(population.init)(seeds), population.zeros(2), order, jnp.asarray(0), *rest, steps=3
+    )
+    chex.assert_trees_all_close(scanned, trained(config, data, range(2), 3), rtol=1e-10, atol=1e-12)
+
+
+def test_predictions_are_those_of_the_evaluation(cache):
+    config = shrink(config_of("two_head"), cache)
+    data = batches.load(config.data)
+    population = Population(config, data.recipe, steps_per_epoch=3)
+    weights = population.chosen(jax.jit(population.init)(seeds_of(config, range(2))))
+    rows, mask = batches.padded_rows(data.test.index, 40)[0]
+    evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
+    metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
+    images, labels = batches.examples(data.test, data.recipe)
+    chex.assert_trees_all_close(
+        predict(weights, images, data.normalizer), log_p, rtol=1e-5, atol=1e-6
+    )
+    for head, truth in labels.items():
+        correct = (log_p[head].argmax(axis=2) == truth[None]).sum(axis=1)
+        np.testing.assert_array_equal(metrics.correct[head], correct)
+
+
+def test_the_order_of_batches():
+    order = np.asarray(batches.epoch_order(jax.random.key(0), jnp.asarray(1), 10, 4))
+    following = np.asarray(batches.epoch_order(jax.random.key(0), jnp.asarray(2), 10, 4))
+    assert len(order) == 12
+    assert sorted(order[:10]) == list(range(10))
+    np.testing.assert_array_equal(order[10:], following[:2])  # the last batch is filled from it
+    assert list(order[:10]) != list(following[:10])
+    few = np.asarray(batches.epoch_order(jax.random.key(0), jnp.asarray(1), 3, 8))
+    assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
+
+
+def test_slices():
+    assert slices(5, 2) == [range(2), range(2, 4), range(4, 5)]
+    assert slices(3, 8) == [range(3)]
+    assert (slice_size(7, "cpu"), slice_size(7, "gpu")) == (1, 7)

@@ -1,0 +1,261 @@
+"""Known answers, by hand, for all that a run writes down."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from digits_jax import report
+from digits_jax.errors import UserError
+
+
+def log_of(*members):
+    return np.log(np.array(members, np.float32))
+
+
+def row(epoch, member=0, **more):
+    return {
+        "epoch": epoch, "member": member, "seed": member, "step": 10 * epoch,
+        "learning_rate": 0.001, "loss": 1 / epoch, "accuracy": 0.5, "train_loss": 0.4,
+        "train_accuracy": 0.6, "validation_loss": 0.5, "validation_accuracy": 0.55,
+        "seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+# Two members, three examples, two heads of two classes.
+LABELS = {"upper": np.array([0, 1, 1]), "lower": np.array([0, 0, 1])}
+LOG_P = {
+    "upper": log_of(
+        [[0.8, 0.2], [0.4, 0.6], [0.6, 0.4]],  # right, right, wrong
+        [[0.5, 0.5], [0.7, 0.3], [0.1, 0.9]],  # right (a tie goes to class 0), wrong, right
+    ),
+    "lower": log_of(
+        [[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]],  # right, wrong, right
+        [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]],  # all right
+    ),
+}
+
+
+def test_metrics_of_two_heads_and_two_members_by_hand():
+    result = report.test_metrics(LABELS, LOG_P)
+    test = result["test"]
+    assert test["examples"] == 3
+    assert test["heads"] == pytest.approx({"upper": 4 / 6, "lower": 5 / 6})
+    assert test["accuracy"] == pytest.approx(9 / 12)
+    # Member 0 has both heads right on the first example only; member 1 on the first and third.
+    assert test["all_heads"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    picked = [0.8, 0.6, 0.4, 0.5, 0.3, 0.9, 0.9, 0.3, 0.8, 0.9, 0.6, 0.8]
+    assert test["loss"] == pytest.approx(-np.log(picked).mean(), abs=1e-6)
+    first, second = result["members"]
+    assert first["test"] == pytest.approx(4 / 6)
+    assert second["test"] == pytest.approx(5 / 6)
+    assert first["all_heads"] == pytest.approx(1 / 3)
+    assert second["heads"] == pytest.approx({"upper": 2 / 3, "lower": 1})
+    assert result["mean"] == pytest.approx(0.75)
+    assert result["std"] == pytest.approx((1 / 6) / math.sqrt(2))
+    # Averaged: upper 0.65, 0.45, 0.65 for the truth (one wrong); lower 0.9, 0.45, 0.8 (one wrong).
+    assert result["ensemble"] == pytest.approx(4 / 6)
+
+
+def test_headline():
+    assert report.headline(report.test_metrics(LABELS, LOG_P)) == (
+        "75.00 ± 11.79 % over 2 members, ensemble 66.67 % (upper 66.67 %, lower 83.33 %)"
+    )
+    one = report.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    assert report.headline(one) == "100.00 %"
+
+
+def test_hardest_classes_are_pooled_over_members_and_named_by_head():
+    hardest = report.test_metrics(LABELS, LOG_P)["hardest"]
+    assert [entry["class"] for entry in hardest] == ["upper 1", "lower 0", "upper 0", "lower 1"]
+    assert hardest[0] == {"class": "upper 1", "correct": 2, "total": 4, "accuracy": 0.5}
+    assert hardest[1] == {"class": "lower 0", "correct": 3, "total": 4, "accuracy": 0.75}
+
+
+def test_one_member_has_no_spread_and_no_ensemble():
+    result = report.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    assert result["std"] is None
+    assert "ensemble" not in result
+    assert result["test"]["accuracy"] == result["test"]["all_heads"] == result["mean"] == 1
+    assert result["hardest"] == [{"class": "1", "correct": 1, "total": 1, "accuracy": 1.0}]
+
+
+def test_only_the_ten_hardest_of_a_hundred_classes_in_order():
+    labels = np.repeat(np.arange(100), 2)
+    probabilities = np.full((200, 100), 0.001)
+    probabilities[np.arange(200), labels] = 0.901
+    for wrong in (14, 15, 60):  # class 07 loses both examples, class 30 one
+        probabilities[wrong, labels[wrong]] = 0
+        probabilities[wrong, 99] = 0.999
+    result = report.test_metrics({"number": labels}, {"number": log_of(probabilities + 1e-9)})
+    assert len(result["hardest"]) == 10
+    assert [entry["class"] for entry in result["hardest"][:3]] == ["07", "30", "00"]
+    assert result["test"]["accuracy"] == pytest.approx(197 / 200)
+
+
+def test_per_class_csv(tmp_path):
+    labels = {"number": np.array([7, 7, 30])}
+    probabilities = np.full((2, 3, 100), 1e-6)
+    probabilities[0, [0, 1, 2], [7, 8, 30]] = 0.9
+    probabilities[1, [0, 1, 2], [7, 7, 30]] = 0.9
+    report.per_class(tmp_path / "per_class.csv", labels, {"number": log_of(*probabilities)})
+    lines = (tmp_path / "per_class.csv").read_text().splitlines()
+    assert lines[0] == "head,class,correct,total,accuracy"
+    assert len(lines) == 101
+    assert lines[1 + 7] == "number,07,3,4,0.750000"
+    assert lines[1 + 30] == "number,30,2,2,1.000000"
+    assert lines[1] == "number,00,0,0,"
+
+
+def test_predictions_csv(tmp_path):
+    log_p = {head: values[0] for head, values in LOG_P.items()}
+    report.write_predictions(tmp_path / "p.csv", log_p, LABELS, names=["a.png", "b.png", "c,d.png"])
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[2] == {
+        "index": "2", "image": "c,d.png",
+        "upper": "0", "upper_probability": "0.600000", "upper_label": "1", "upper_correct": "0",
+        "lower": "1", "lower_probability": "0.800000", "lower_label": "1", "lower_correct": "1",
+    }  # fmt: skip
+    report.write_predictions(tmp_path / "p.csv", log_p)
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert header == "index,upper,upper_probability,lower,lower_probability"
+
+
+def test_json_is_whole_and_knows_no_nan(tmp_path):
+    path = tmp_path / "summary.json"
+    values = {"x": np.float32(0.5), "n": np.int64(3), "nan": np.array([np.nan, 1]), "t": (1, None)}
+    report.write_json(path, values | {"inf": -math.inf, "0": Ellipsis is None})
+    assert path.read_text().endswith("}\n")
+    expected = {"x": 0.5, "n": 3, "nan": [None, 1.0], "t": [1, None], "inf": None, "0": False}
+    assert json.loads(path.read_text()) == expected
+    with pytest.raises(TypeError):
+        report.write_json(path, {"what": object()})
+    assert json.loads(path.read_text()) == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_rows_survive_a_torn_line_and_a_rewind(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert report.read_rows(path) == []
+    report.append_rows(path, [row(1), row(1, 1)])
+    report.append_rows(path, [row(2), row(2, 1, loss=math.nan)])
+    assert report.read_rows(path)[3]["loss"] is None
+    with open(path, "a") as file:
+        file.write('{"epoch": 3, "mem')
+    assert len(report.read_rows(path)) == 4
+    assert report.rewind(path, 1) == [row(1), row(1, 1)]
+    report.append_rows(path, [row(2), row(2, 1)])
+    assert report.read_rows(path) == [row(1), row(1, 1), row(2), row(2, 1)]
+    assert path.read_text().count("\n") == 4
+    path.write_text("torn\n" + path.read_text())
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not JSON"):
+        report.read_rows(path)
+
+
+def scalars(folder):
+    """{tag: [(step, value), ...]} of the event files directly in `folder`."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(e.step, pytest.approx(e.value)) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # tensorboard's own
+def test_event_files_begin_anew_and_continue(tmp_path):
+    first = report.EventWriter(tmp_path)
+    first.append([row(1)])
+    first.append([row(2)])
+    first.close()
+    second = report.EventWriter(tmp_path, [row(1)])
+    second.append([row(2, loss=0.25, validation_loss=None)])
+    second.close()
+    read = scalars(tmp_path / "tensorboard")
+    assert read["loss/as_trained"] == [(10, 1.0), (20, 0.25)]
+    assert read["loss/validation"] == [(10, 0.5)]
+    assert read["accuracy/train"] == [(10, 0.6), (20, 0.6)]
+    assert read["accuracy/validation"] == [(10, 0.55), (20, 0.55)]
+    assert read["learning_rate"] == [(10, 0.001), (20, 0.001)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_event_files_have_a_sub_run_per_member(tmp_path):
+    events = report.EventWriter(tmp_path, [row(1, member) for member in range(11)])
+    events.append([row(2, 10, accuracy=1.0)])
+    events.close()
+    folders = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert folders == [f"member_{member:02d}" for member in range(11)]
+    assert scalars(tmp_path / "tensorboard/member_10")["accuracy/as_trained"] == [
+        (10, 0.5),
+        (20, 1),
+    ]
+
+
+def summary_of(**more):
+    return {
+        "device": "cpu", "epochs": 2, "data": {"dataset": "two_digit", "source": "mnist"},
+        "model": {"name": "cnn", "parameters": 390164}, "seconds": {"total": 90},
+        "train": {"accuracy": 0.99}, "validation": {"accuracy": 0.9765},
+        "members": [
+            {"seed": 0, "best_epoch": 2, "validation": 0.97},
+            {"seed": 1, "best_epoch": 1, "validation": 0.98},
+        ],
+        **more,
+    }  # fmt: skip
+
+
+def test_write_leaves_the_whole_folder(tmp_path):
+    images = np.zeros((3, 42, 28), np.uint8)
+    rows = [row(1), row(1, 1), row(2), row(2, 1)]
+    summary = report.write(tmp_path, summary_of(), rows, LABELS, LOG_P, images)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["members"][1]["seed"] == 1
+    assert summary["members"][1]["test"] == pytest.approx(5 / 6)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "summary.json", "curves.png", "confusion.png", "errors.png", "per_class.csv",
+    }  # fmt: skip
+
+
+def test_write_without_the_test_split(tmp_path):
+    summary = report.write(tmp_path, summary_of(), [row(1)])
+    assert summary == summary_of()
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "curves.png"}
+
+
+def test_table_and_readme(tmp_path):
+    tested = report.test_metrics(LABELS, LOG_P)
+    summaries = {
+        "b/two": summary_of(test=tested["test"], mean=0.75, std=0.117851),
+        "a": summary_of(
+            members=[{}], validation=None, data={"dataset": "mnist", "source": "drawn"}
+        ),
+    }
+    for run, summary in summaries.items():
+        (tmp_path / run).mkdir(parents=True)
+        report.write_json(tmp_path / run / "summary.json", summary)
+    report.write_readme(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[2] == "| [a](a/) | mnist (drawn) | 390,164 | – | 1 |  | – | 2 | 1.5 | cpu |"
+    assert lines[3] == (
+        "| [b/two](b/two/) | two_digit | 390,164 | 75.00 ± 11.79 | 2 | upper 66.67, lower 83.33 "
+        "| 1.35 | 2 | 1.5 | cpu |"
+    )
+    (tmp_path / "README.md").write_text(text.replace("# Results", "# Ours") + "after\n")
+    report.write_readme(tmp_path)
+    report.write_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text.replace("# Results", "# Ours") + "after\n"
+
+
+def test_readme_errors_name_the_file(tmp_path):
+    with pytest.raises(UserError, match="no summary"):
+        report.write_readme(tmp_path)
+    for damaged in ("{", "{}", "[]"):
+        (tmp_path / "summary.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"summary\.json: not the summary of a run"):
+            report.write_readme(tmp_path)

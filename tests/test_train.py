@@ -1,0 +1,274 @@
+"""Whole runs on a few drawn digits: every config, resuming, and what is refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import CONFIGS, config_of, shrink
+
+from digits_jax import train as loop
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.data import batches
+from digits_jax.errors import UserError
+from digits_jax.evaluate import Trained, evaluate
+from digits_jax.train import train
+
+ROOT = Path(__file__).parent.parent
+FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "confusion.png"}
+FILES |= {"errors.png", "per_class.csv", "tensorboard", "checkpoints"}
+
+
+def rows(workdir):
+    """metrics.jsonl, times aside."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in lines]
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def small(cache, **fields):
+    config = shrink(config_of("mnist100:mlp"), cache)
+    config.model.hidden = (16,)
+    config.update(**fields)
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs(name, cache, tmp_path):
+    config = shrink(config_of(name), cache)
+    config.epochs = 1
+    train(config, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= FILES
+    written = summary(tmp_path)
+    assert written["data"]["source"] == "drawn"
+    assert written["test"]["examples"] == 40
+    assert set(written["test"]["heads"]) == set(batches.RECIPES[config.data.dataset].heads)
+    assert written["epochs"] == len(rows(tmp_path)) == 1
+    assert written["steps"] == rows(tmp_path)[0]["step"] == -(-written["data"]["train"] // 32)
+    assert written["members"][0]["best_epoch"] == 1
+    assert 0 < written["seconds"]["train"] < written["seconds"]["total"]
+
+
+def test_the_summary_agrees_with_the_predictions(cache, tmp_path, capsys):
+    """eval on the test set, and on the same images as a user's own file, gives the same figures."""
+    config = small(cache)
+    config.population.size = 2
+    train(config, tmp_path)
+    written = summary(tmp_path)
+    evaluate(config, tmp_path, None, "auto")
+    assert f"{100 * written['mean']:.2f}" in capsys.readouterr().out
+    with (tmp_path / "predictions.csv").open() as file:
+        own = list(csv.DictReader(file))
+    accuracy = np.mean([int(row["number_correct"]) for row in own])
+    np.testing.assert_allclose(accuracy, written["ensemble"])
+    np.testing.assert_allclose(np.mean([m["test"] for m in written["members"]]), written["mean"])
+    assert [m["seed"] for m in written["members"]] == [0, 1]
+
+    data = batches.load(config.data)
+    images, labels = batches.examples(data.test, data.recipe)
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels["number"])
+    evaluate(config, tmp_path, str(tmp_path / "mine.npz"), "auto")
+    with (tmp_path / "predictions.csv").open() as file:
+        mine = list(csv.DictReader(file))
+    assert [row["number"] for row in mine] == [row["number"] for row in own]
+
+
+def test_the_chosen_weights_are_those_of_the_best_epoch(cache, tmp_path):
+    config = small(cache, epochs=4)
+    config.optimizer.learning_rate = 0.05  # rough, so that the last epoch need not be the best
+    train(config, tmp_path)
+    scores = [row["validation_accuracy"] for row in rows(tmp_path)]
+    member = summary(tmp_path)["members"][0]
+    assert member["best_epoch"] == 1 + int(np.argmax(scores))
+    np.testing.assert_allclose(member["validation"], max(scores))
+    np.testing.assert_allclose(summary(tmp_path)["validation"]["accuracy"], max(scores))
+
+
+def test_without_validation_the_last_epoch_counts(cache, tmp_path):
+    config = small(cache)
+    config.data.validation = 0.0
+    train(config, tmp_path)
+    assert "validation_accuracy" not in rows(tmp_path)[0]
+    assert (
+        summary(tmp_path)["members"][0] | {"best_epoch": 2, "validation": None}
+        == summary(tmp_path)["members"][0]
+    )
+    assert "validation" not in summary(tmp_path)
+
+
+def test_the_test_split_is_not_read_when_it_is_off(cache, tmp_path):
+    train(small(cache, report_test=False), tmp_path)
+    assert "test" not in summary(tmp_path)
+    assert not (tmp_path / "confusion.png").exists()
+
+
+def test_early_stopping_ends_a_member_alone(cache, tmp_path):
+    config = small(cache, epochs=6)
+    config.population.size = 2
+    config.early_stopping.update(patience=1, min_delta=1.0)  # nothing ever beats it
+    train(config, tmp_path)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 2, 2]
+
+
+def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
+    """Stopped after two epochs and started again: the same rows and weights, bit for bit."""
+    whole, again, parts = (tmp_path / name for name in ("whole", "again", "parts"))
+    for workdir in (whole, again):
+        config = small(cache, epochs=3)
+        config.optimizer.ema = 0.9
+        train(config, workdir)
+    assert rows(whole) == rows(again)
+
+    config = small(cache, epochs=3)
+    config.optimizer.ema = 0.9
+    saved = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", _interrupted_at(2, saved))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, parts)
+    assert len(rows(parts)) == 2  # the second epoch's row is there, its checkpoint is not
+    config = small(cache, epochs=3)
+    config.optimizer.ema = 0.9
+    train(config, parts)
+    assert rows(parts) == rows(whole)
+    one, two = Trained(whole), Trained(parts)
+    for a, b in zip(jax.tree.leaves(one._weights), jax.tree.leaves(two._weights), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _interrupted_at(epoch, save):
+    def wrapped(self, at, state, meta):
+        if at == epoch:
+            self.close()
+            raise KeyboardInterrupt
+        save(self, at, state, meta)
+
+    return wrapped
+
+
+COMMAND = [
+    *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=4"),
+    *("--config.data.source=drawn", "--config.data.drawn_train=600", "--config.data.drawn_test=50"),
+    *("--config.data.train=9600", "--config.data.test=40", "--config.batch_size=8"),
+]
+
+
+def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
+    """kill -9, twice: metrics.jsonl ends as that of the undisturbed run."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [*COMMAND, f"--config.data.cache_dir={cache}"]
+
+    def start(workdir):
+        arguments = [*command, f"--workdir={workdir}"]
+        return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = tmp_path / "killed"
+    for epochs in (1, 2):
+        process = start(killed)
+        deadline = time.monotonic() + 120
+        while not _has_epoch(killed, epochs):
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.1)  # into the next epoch
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "summary.json").exists()
+    assert start(killed).wait() == 0
+    assert rows(killed) == rows(tmp_path / "whole")
+    assert summary(killed)["test"] == summary(tmp_path / "whole")["test"]
+
+
+def _has_epoch(workdir, epoch):
+    return (workdir / "checkpoints" / str(epoch)).exists()
+
+
+def test_a_finished_run_says_so_and_starts_over_only_when_told(cache, tmp_path, capsys):
+    train(small(cache), tmp_path)
+    before = (tmp_path / "summary.json").stat().st_mtime_ns
+    capsys.readouterr()
+    train(small(cache), tmp_path)
+    assert "finished" in capsys.readouterr().out
+    assert (tmp_path / "summary.json").stat().st_mtime_ns == before
+    (tmp_path / "mine.txt").write_text("not the run's")
+    train(small(cache, resume=False, epochs=1), tmp_path)
+    assert summary(tmp_path)["epochs"] == 1
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_committed_summary_alone_is_not_a_finished_run(cache, tmp_path):
+    """A fresh clone has results without checkpoints: the same command trains."""
+    train(small(cache), tmp_path)
+    for path in sorted((tmp_path / "checkpoints").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "summary.json").write_text("{}")
+    train(small(cache), tmp_path)
+    assert summary(tmp_path)["epochs"] == 2
+    assert len(rows(tmp_path)) == 2
+
+
+def test_a_workdir_of_another_config(cache, tmp_path):
+    train(small(cache), tmp_path)
+    kept = rows(tmp_path)
+    with pytest.raises(UserError, match=r"batch_size: 32 there, 16 now"):
+        train(small(cache, batch_size=16), tmp_path)
+    assert rows(tmp_path) == kept
+    other = config_of("two_head")
+    with pytest.raises(UserError, match="a run of mnist100-mlp, not of two_head"):
+        evaluate(other, tmp_path, None, "auto")
+
+
+def test_a_config_json_that_is_none(cache, tmp_path):
+    (tmp_path / "config.json").write_text("[1, 2")
+    with pytest.raises(UserError, match="is not the config of a run"):
+        train(small(cache), tmp_path)
+
+
+def test_an_unwritable_workdir(cache, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        train(small(cache), tmp_path / "file" / "run")
+
+
+def test_eval_of_nothing(cache, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        evaluate(small(cache), tmp_path, None, "auto")
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
+    train(small(cache, epochs=3), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    for path in (tmp_path / "checkpoints" / "3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert Trained(tmp_path).epoch == 2
+    assert "epoch 3 cannot be read" in caplog.text
+
+
+def test_a_resumed_run_keeps_the_source_it_began_with(cache, tmp_path, monkeypatch):
+    train(small(cache, epochs=1), tmp_path)
+    (tmp_path / "summary.json").unlink()
+    monkeypatch.setattr(loop.batches.mnist, "load", lambda *_: pytest.fail("began with drawn"))
+    config = small(cache, epochs=1)
+    config.data.source = "auto"
+    train(config, tmp_path)
+    assert summary(tmp_path)["data"]["source"] == "drawn"
+
+
+def test_divergence_is_one_clear_line(cache, tmp_path):
+    config = small(cache)
+    config.optimizer.update(name="sgd", learning_rate=1e30)
+    with pytest.raises(UserError, match="a lower --config"):
+        train(config, tmp_path)
