@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
     check_choice("--mode", _MODE.value, MODES)
+    if _DATA.value and _MODE.value != "eval":
+        raise UserError("--data is for --mode=eval")
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value

@@ -35,7 +35,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     data.seed = 0  # of the split, the pairs and the drawn digits
     data.validation = 0.1  # fraction of the digits; 0: train on all of them, take the last epoch
     data.normalize = "unit"  # unit, global, feature
-    data.fresh_pairs = False  # new training pairs in every batch
+    data.fresh_pairs = False  # of two digits: new training pairs in every batch
     data.train = 0  # examples; 0: as many as the recipe has
     data.test = 0
     data.drawn_train = 60_000  # digits to draw where the source is drawn
@@ -64,7 +64,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
 
     config.augment = augment = ConfigDict()
     augment.per_digit = False  # distort each digit before the image is composed
-    augment.shift_x = 0.0  # px
+    augment.shift_x = 0.0  # px; whole ones, where nothing else moves the image
     augment.shift_y = 0.0
     augment.rotate = 0.0  # degrees
     augment.shear = 0.0
@@ -74,4 +74,6 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.brightness = 0.0
 
     config.population = ConfigDict({"size": 1, "slice": 0})  # slice 0: the backend's rule
+    config.lock()  # a misspelt field in a config is an error, too
+    config.model.unlock()  # its fields are the model's own
     return config

@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.dataset = "two_digit"
     config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
     config.model.dropout = 0.5
-    config.epochs = 15
+    config.epochs = 12
     config.batch_size = 128
     config.data.fresh_pairs = True
     config.optimizer.schedule = "cosine"

@@ -33,6 +33,9 @@ class Checkpoints:
 
         `state` is copied first: the next step donates its buffers while orbax still reads them.
         """
+        for later in self.epochs():
+            if later >= epoch:  # a damaged one, that a resume went back behind
+                self._manager.delete(later)
         saved = self._manager.save(
             epoch,
             args=ocp.args.Composite(

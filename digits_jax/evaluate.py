@@ -7,14 +7,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from digits_jax import devices, report, user_images
+from digits_jax import devices, report, settings, user_images
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.population import Population, seeds_of, slices
-from digits_jax.train import read_config
 from digits_jax.types import PyTree
 
 
@@ -25,7 +24,7 @@ class Trained:
     """
 
     def __init__(self, workdir: Path):
-        recorded = read_config(workdir)
+        recorded = settings.read(workdir)
         if recorded is None:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
         self.config = config = ConfigDict(recorded)
@@ -46,6 +45,8 @@ class Trained:
         self.epoch, saved, _ = restored
         self.normalizer = batches.Normalizer(**saved["normalizer"])
         self._weights: list[PyTree] = [self.population.chosen(s) for s in saved["slices"]]
+        best = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
+        self.epochs: list[int] = best if config.data.validation else [self.epoch] * len(best)
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
@@ -56,9 +57,11 @@ class Trained:
             part = images[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
             slices_of = [program(w, padded, self.normalizer) for w in self._weights]
-            members = jax.tree.map(lambda *x: np.concatenate(x), *slices_of)
-            batches_of.append({head: log_p[:, : len(part)] for head, log_p in members.items()})
-        return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *batches_of)
+            batches_of.append(jax.tree.map(lambda *x: np.concatenate(x), *slices_of))
+        return {
+            head: np.concatenate([log_p[head] for log_p in batches_of], axis=1)[:, : len(images)]
+            for head in self.recipe.heads
+        }
 
 
 def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
@@ -84,4 +87,5 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
     report.write_predictions(path, averaged, labels, names)
     if labels is not None:
         console.print(report.headline(report.test_metrics(labels, log_p)))
-    console.print(f"{len(images):,} images, the weights after epoch {trained.epoch}; {path}")
+    epochs = ", ".join(map(str, trained.epochs))
+    console.print(f"{len(images):,} images under the weights of epoch {epochs}; {path}")

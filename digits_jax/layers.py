@@ -19,12 +19,12 @@ def float_dtype() -> jnp.dtype:
     return jnp.result_type(float)
 
 
-def conv(features: int, kernel: int = 3, *, padding: str = "SAME", bias: bool = True) -> nn.Conv:
-    """A `kernel` x `kernel` convolution, [B, H, W, C] to [B, H', W', features]."""
+def conv(features: int, *, padding: str = "SAME", bias: bool = True) -> nn.Conv:
+    """A 3x3 convolution, [B, H, W, C] to [B, H', W', features]."""
     check_choice("model.padding", padding, ("SAME", "VALID"))
     return nn.Conv(
         features,
-        (kernel, kernel),
+        (3, 3),
         padding=padding,
         use_bias=bias,
         kernel_init=HE,
@@ -62,12 +62,11 @@ def max_pool(x: Array) -> Array:
     )
 
 
-def dropout(x: Array, rate: Array, key: Array, axes: tuple[int, ...] = ()) -> Array:
+def dropout(x: Array, rate: Array, key: Array) -> Array:
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al. 2014).
 
     `rate` [] may be traced, which `nn.Dropout` does not allow, so that members of a population can
-    differ in it. Along `axes` the mask is shared: (1, 2) drops whole channels of [B, H, W, C].
+    differ in it.
     """
-    shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))

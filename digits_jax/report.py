@@ -326,6 +326,14 @@ def _percent(fraction: float | None, spread: float | None = None) -> str:
     return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
+def _origin(data: dict[str, Any]) -> str:
+    """' (drawn, tested on mnist)'; nothing where all is MNIST."""
+    source, test = data["source"], data.get("test_source", data["source"])
+    if source == test:
+        return "" if source == "mnist" else f" ({source})"
+    return f" ({source}, tested on {test})"
+
+
 def _table_row(run: str, summary: dict[str, Any]) -> list[str]:
     data, test = summary["data"], summary.get("test") or {}
     train, validation = summary.get("train"), summary.get("validation")
@@ -334,7 +342,7 @@ def _table_row(run: str, summary: dict[str, Any]) -> list[str]:
     gap = train["accuracy"] - validation["accuracy"] if train and validation else None
     return [
         f"[{run}]({run}/)",
-        data["dataset"] + ("" if data["source"] == "mnist" else f" ({data['source']})"),
+        data["dataset"] + _origin(data),
         f"{summary['model']['parameters']:,}",
         _percent(summary.get("mean"), summary.get("std")),
         str(seeds),

@@ -1,6 +1,7 @@
 """What is checked about a config before anything is computed, and how two of them differ."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from digits_jax.errors import UserError, check_choice
@@ -8,14 +9,15 @@ from digits_jax.errors import UserError, check_choice
 # Fields that say where things are or what happens around a run, not what is trained.
 _OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size")
 
-_AT_LEAST_ONE = ("epochs", "batch_size", "eval_batch_size", "population.size")
+_AT_LEAST_ONE = (
+    *("epochs", "batch_size", "eval_batch_size", "population.size"),
+    *("data.drawn_train", "data.drawn_test"),
+)
 _AT_LEAST_ZERO = (
     "seed",
     "data.seed",
     "data.train",
     "data.test",
-    "data.drawn_train",
-    "data.drawn_test",
     "population.slice",
     "early_stopping.patience",
     "optimizer.learning_rate",
@@ -24,7 +26,10 @@ _AT_LEAST_ZERO = (
     "augment.shift_x",
     "augment.shift_y",
 )
-_BELOW_ONE = ("data.validation", "model.dropout", "label_smoothing", "optimizer.ema")
+_BELOW_ONE = (
+    *("data.validation", "model.dropout", "label_smoothing", "optimizer.ema", "augment.scale"),
+)
+_SEEDS = 2**32
 
 
 def check(config: Any) -> None:
@@ -37,7 +42,31 @@ def check(config: Any) -> None:
     for name in _BELOW_ONE:
         if not 0 <= fields[name] < 1:
             raise UserError(f"config.{name} must lie in [0, 1), not {fields[name]}")
+    if config.seed + config.population.size > _SEEDS:
+        raise UserError(f"config.seed must lie below 2**32, with every member's, not {config.seed}")
+    if not all(isinstance(epoch, int | float) for epoch in config.optimizer.step_epochs):
+        raise UserError(
+            "config.optimizer.step_epochs must be numbers, like (10, 15), "
+            f"not {tuple(config.optimizer.step_epochs)}"
+        )
     check_choice("config.engine", config.engine, ["jax"])
+
+
+def read(workdir: Path) -> dict[str, Any] | None:
+    """The config.json of a workdir, None without one; UserError if it cannot be read."""
+    path = workdir / "config.json"
+    try:
+        recorded = json.loads(path.read_text())
+        if not isinstance(recorded["data"]["source"], str):
+            raise TypeError
+        int(recorded["population"]["slice"])
+        return recorded
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not the config of a run; --config.resume=False starts the run over"
+        ) from None
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

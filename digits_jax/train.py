@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, models, report, settings
+from digits_jax import devices, figures, models, report, settings
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
@@ -29,17 +29,12 @@ from digits_jax.types import Metrics, PyTree, TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
+_EXAMPLES = 160  # training images shown in examples.png
 _CHUNK = 256  # steps per dispatch where they are scanned
-_OWN_FILES = (  # of a run, in its workdir
+_OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
+    *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
+    *("curves.png", "confusion.png", "errors.png", "examples.png", "predictions.csv"),
     "config.json",
-    "metrics.jsonl",
-    "summary.json",
-    "curves.png",
-    "confusion.png",
-    "errors.png",
-    "per_class.csv",
-    "tensorboard",
-    "checkpoints",
 )
 
 
@@ -54,6 +49,7 @@ class Run:
     programs: Population
     chunk: int
     parameters: int
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         self.train = jax.jit(self.programs.train, static_argnames="steps", donate_argnums=(0, 1))
@@ -72,15 +68,16 @@ class Run:
         members = len(jax.tree.leaves(weights)[0])
         totals, outputs = self.programs.zeros(members), []
         rows_of = batches.padded_rows(split.index, self.config.eval_batch_size)
+        digits = split._replace(index=split.index[:0])  # one program for whatever is evaluated
         for rows, mask in rows_of:
-            new, log_p = self._evaluate(weights, split, self.data.normalizer, rows, mask)
+            new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
             totals = add(totals, new)
             outputs.append(log_p)
         joined = jax.tree.map(
             lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
         )
-        n = len(split.index)
-        return jax.device_get(totals), {head: log_p[:, :n] for head, log_p in joined.items()}
+        n, heads = len(split.index), self.data.recipe.heads
+        return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
 
     def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
         """`evaluate` for every slice, under the weights that the run is judged by."""
@@ -98,11 +95,10 @@ class Run:
 
 
 def build(config: Any) -> Run:
-    """Data on the device, the network, and fresh states, as `config` says.
+    """Data on the device, the network, and fresh states, as a checked `config` says.
 
     Writes the source of the data and the slice's size into `config`, where it left them open.
     """
-    settings.check(config)
     backend = devices.start(batches.cache_dir(config.data))
     data = batches.load(config.data)
     config.data.source = data.source
@@ -124,7 +120,7 @@ def train(config: Any, workdir: Path) -> None:
     """
     clock = _Clock()
     settings.check(config)
-    fallback = config.data.source == "auto"
+    asked = config.data.source
     if _prepare(config, workdir):
         console.print(
             f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
@@ -132,8 +128,10 @@ def train(config: Any, workdir: Path) -> None:
         )
         return
     run = build(config)
+    if not config.resume:
+        _clear(workdir)
     report.write_json(workdir / "config.json", settings.as_dict(config))
-    _introduce(run, workdir, fallback)
+    _introduce(run, workdir, asked)
 
     checkpoints = Checkpoints(workdir)
     done = 0
@@ -143,15 +141,16 @@ def train(config: Any, workdir: Path) -> None:
         run.take(saved)
         clock.add(meta["seconds"])
         console.print(f"Resumed after epoch {done}.")
-    report.rewind(workdir / "metrics.jsonl", done)
-    events = report.EventWriter(workdir, report.read_rows(workdir / "metrics.jsonl"))
+    (workdir / "summary.json").unlink(missing_ok=True)  # it would say that the run is finished
+    events = report.EventWriter(workdir, report.rewind(workdir / "metrics.jsonl", done))
     for epoch in range(done + 1, config.epochs + 1):
         if all(np.all(state.best.stopped) for state in run.states):
             break
         rows = _epoch(run, epoch, clock)
         report.append_rows(workdir / "metrics.jsonl", rows)
         events.append(rows)
-        checkpoints.save(epoch, run.saved(), {"seconds": clock.seconds})
+        clock.lap()
+        checkpoints.save(epoch, run.saved(), {"seconds": dict(clock.seconds)})
         _epoch_line(run, epoch, rows)
     checkpoints.close()
     events.close()
@@ -190,11 +189,7 @@ def _prepare(config: Any, workdir: Path) -> bool:
         raise UserError(
             f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
         ) from None
-    if not config.resume:
-        for name in _OWN_FILES:
-            path = workdir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    recorded = read_config(workdir)
+    recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
         return False
     if config.data.source == "auto":
@@ -206,32 +201,26 @@ def _prepare(config: Any, workdir: Path) -> bool:
             f"{workdir} holds a run of another config ({'; '.join(differences)}); choose another "
             "--workdir, or --config.resume=False to delete that run and start this one"
         )
-    checkpoints = workdir / "checkpoints"
-    has_checkpoint = checkpoints.is_dir() and any(checkpoints.iterdir())
-    return has_checkpoint and (workdir / "summary.json").exists()
-
-
-def read_config(workdir: Path) -> dict[str, Any] | None:
-    """The config.json of a workdir, None without one; UserError if it cannot be read."""
-    path = workdir / "config.json"
+    if not (workdir / "checkpoints").is_dir():
+        return False  # a summary alone, as a clone of the repository has it
     try:
-        recorded = json.loads(path.read_text())
-        if not isinstance(recorded["data"]["source"], str):
-            raise TypeError
-        int(recorded["population"]["slice"])
-        return recorded
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is not the config of a run; --config.resume=False starts the run over"
-        ) from None
+        summary = json.loads((workdir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return "test" in summary or not config.report_test
 
 
-def _introduce(run: Run, workdir: Path, fallback: bool) -> None:
+def _clear(workdir: Path) -> None:
+    """Deletes the files of an earlier run, and no others."""
+    for name in _OWN_FILES:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _introduce(run: Run, workdir: Path, asked: str) -> None:
     config, data = run.config, run.data
-    if fallback and data.source == "drawn":
-        warn(DRAWN_NOTICE)
+    if asked == "auto" and data.source == "drawn":
+        warn("\n".join(filter(None, (DRAWN_NOTICE, data.reason))))
     validation = len(data.validation.index) if data.validation else 0
     size = config.population.size
     console.print(
@@ -264,7 +253,7 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
                         for split, sums in scores.items()
                         for name, value in means(sums, m).items()
                     },
-                    "seconds": round(seconds, 3),
+                    "seconds": round(seconds / (~stopped).sum(), 3),
                 }
                 for m, member in enumerate(run.members[i])
                 if not stopped[m]
@@ -304,15 +293,18 @@ def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> 
             state, totals, order, start, data.train, data.normalizer, seeds, hyper, steps=steps
         )
         start += steps
-        if not clock.seconds["compile"]:
+        if not run.compiled:
             jax.block_until_ready(totals)
             clock.lap("compile")
+            run.compiled = True
         if bar.due():
             jax.block_until_ready(totals)
             bar.advance((start - shown) * config.batch_size * len(members))
             shown = start
     run.states[i] = state
-    return jax.device_get(totals)
+    sums = jax.device_get(totals)
+    bar.advance((start - shown) * config.batch_size * len(members))
+    return sums
 
 
 def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
@@ -344,7 +336,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
     if "validation_accuracy" in rows[0]:
         best = np.concatenate([np.asarray(state.best.score) for state in run.states]).mean()
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
-    seconds = sum(row["seconds"] for row in rows) / len(run.members[0])
+    seconds = sum(row["seconds"] for row in rows)
     images = len(rows) * run.steps_per_epoch * run.config.batch_size
     parts.append(f"{images / seconds:,.0f} images/s  {seconds:.0f} s")
     console.print("  ".join(parts))
@@ -366,7 +358,8 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
     if config.report_test:
         outputs = [log_p for _, log_p in run.evaluate_chosen(data.test)]
         images, labels = batches.examples(data.test, data.recipe)
-        tested = (labels, jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), images)
+        log_p = {head: np.concatenate([part[head] for part in outputs]) for head in labels}
+        tested = (labels, log_p, images)
     clock.lap()
     epochs = max((row["epoch"] for row in rows), default=0)
     trained = len(rows) * run.steps_per_epoch * config.batch_size
@@ -381,6 +374,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
         "data": {
             "dataset": config.data.dataset,
             "source": data.source,
+            "test_source": config.data.test_source or data.source,
             **{
                 name: len(split.index) if split else 0
                 for name, split in zip(
@@ -406,6 +400,10 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             for member in range(config.population.size)
         ],
     }
+    pictures = batches.examples(
+        data.train._replace(index=data.train.index[:_EXAMPLES]), data.recipe
+    )
+    figures.sheet(pictures[0], workdir / "examples.png", 480 // data.recipe.shape[1])
     summary = report.write(workdir, facts, rows, *tested)
     if tested:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")

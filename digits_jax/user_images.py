@@ -102,10 +102,10 @@ def _check_labels(
     labels: np.ndarray, n: int, heads: dict[str, int], path: Path
 ) -> dict[str, np.ndarray]:
     """-> {head: [n] int32} from [n] or [n, heads] integers."""
-    shape = [n] if len(heads) == 1 else [n, len(heads)]
-    if labels.dtype.kind not in "iu" or list(labels.shape) != shape:
+    shapes = [[n, len(heads)]] if len(heads) > 1 else [[n], [n, 1]]
+    if labels.dtype.kind not in "iu" or list(labels.shape) not in shapes:
         raise UserError(
-            f"{path}: `labels` must be integers {shape}, one for each image"
+            f"{path}: `labels` must be integers {shapes[0]}, one for each image"
             f"{' and head' if len(heads) > 1 else ''}, not {labels.dtype} {list(labels.shape)}"
         )
     columns = dict(zip(heads, labels.reshape(n, -1).T, strict=True))

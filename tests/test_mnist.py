@@ -123,14 +123,14 @@ def damage(raw, how):
     ("how", "says"),
     [
         ("missing", f"no {IMAGES}.gz"),
-        ("truncated gzip", "ended before"),
+        ("truncated gzip", r"ended before.* found 4,6\d\d with [0-9a-f]{64}"),
         ("not gzip", "Not a gzipped file"),
         ("flipped gzip byte", "can't be read"),
-        ("empty", "no IDX file"),
-        ("wrong magic", "no IDX file"),
-        ("wrong shape", "no IDX file"),
-        ("short", "no IDX file"),
-        ("bomb", "no IDX file"),
+        ("empty", "was cut short"),
+        ("wrong magic", "was altered"),
+        ("wrong shape", "was altered"),
+        ("short", "was cut short"),
+        ("bomb", "was altered"),
         ("altered", "altered"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_bad_file_is_one_line_that_names_it(raw, tmp_path, how, says):
     assert "\n" not in message
     assert IMAGES in message
     assert str(raw) in message
-    if how == "altered":
+    if how != "missing":
         assert mnist.FILES[IMAGES][1] in message
     assert not (tmp_path / "mnist").exists()
 

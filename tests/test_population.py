@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import CONFIGS, config_of, shrink
 
 from digits_jax.data import batches
 from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
@@ -74,6 +74,23 @@ def test_predictions_are_those_of_the_evaluation(cache):
     for head, truth in labels.items():
         correct = (log_p[head].argmax(axis=2) == truth[None]).sum(axis=1)
         np.testing.assert_array_equal(metrics.correct[head], correct)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_train_step_lowers_for_every_platform(cache, name):
+    """Whole chunks of the program that trains: batches, augmentation, members and scan included."""
+    config = shrink(config_of(name), cache)
+    data = batches.load(config.data)
+    population = Population(config, data.recipe, steps_per_epoch=3)
+    seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
+    state = jax.eval_shape(population.init, seeds)
+    order = jax.eval_shape(lambda s: population.order(s, 1, len(data.train.index)), seeds)
+    train = jax.jit(population.train, static_argnames="steps", donate_argnums=(0, 1))
+    arguments = (state, population.zeros(2), order, 0, data.train, data.normalizer, seeds, hyper)
+    for steps in (1, 2):
+        traced = train.trace(*arguments, steps=steps)
+        for platform in ("cpu", "cuda", "tpu"):
+            assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_the_order_of_batches():

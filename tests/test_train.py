@@ -1,6 +1,7 @@
 """Whole runs on a few drawn digits: every config, resuming, and what is refused."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -114,32 +115,45 @@ def test_the_test_split_is_not_read_when_it_is_off(cache, tmp_path):
 
 def test_early_stopping_ends_a_member_alone(cache, tmp_path):
     config = small(cache, epochs=6)
-    config.population.size = 2
-    config.early_stopping.update(patience=1, min_delta=1.0)  # nothing ever beats it
+    config.population.size = 4
+    config.early_stopping.update(patience=1, min_delta=0.02)
+    config.optimizer.learning_rate = 0.02
     train(config, tmp_path)
-    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 2, 2]
+    histories = [[r for r in rows(tmp_path) if r["member"] == i] for i in range(4)]
+    assert len({len(history) for history in histories}) > 1
+    for history in histories:
+        reference, expected = -1.0, 0
+        for row in history:
+            expected += 1
+            if row["validation_accuracy"] <= reference + 0.02:
+                break
+            reference = row["validation_accuracy"]
+        assert [row["epoch"] for row in history] == list(range(1, expected + 1))
 
 
 def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
-    """Stopped after two epochs and started again: the same rows and weights, bit for bit."""
+    """The tower, with BatchNorm, dropout, EMA, fresh pairs and augmentation, stopped in its second
+    epoch and started again: the same rows and weights, bit for bit.
+    """
+
+    def tower():
+        config = shrink(config_of("mnist100:tower"), cache)
+        config.model.update(features=(2, 3), depths=(1, 1), hidden=8)
+        config.epochs = 3
+        return config
+
     whole, again, parts = (tmp_path / name for name in ("whole", "again", "parts"))
     for workdir in (whole, again):
-        config = small(cache, epochs=3)
-        config.optimizer.ema = 0.9
-        train(config, workdir)
+        train(tower(), workdir)
     assert rows(whole) == rows(again)
 
-    config = small(cache, epochs=3)
-    config.optimizer.ema = 0.9
     saved = Checkpoints.save
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", _interrupted_at(2, saved))
         with pytest.raises(KeyboardInterrupt):
-            train(config, parts)
+            train(tower(), parts)
     assert len(rows(parts)) == 2  # the second epoch's row is there, its checkpoint is not
-    config = small(cache, epochs=3)
-    config.optimizer.ema = 0.9
-    train(config, parts)
+    train(tower(), parts)
     assert rows(parts) == rows(whole)
     one, two = Trained(whole), Trained(parts)
     for a, b in zip(jax.tree.leaves(one._weights), jax.tree.leaves(two._weights), strict=True):
@@ -219,6 +233,64 @@ def test_a_committed_summary_alone_is_not_a_finished_run(cache, tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
+def test_an_interrupted_run_beside_an_old_summary_is_not_finished(cache, tmp_path):
+    """A committed summary, then a run in its folder that is killed after an epoch."""
+    (tmp_path / "summary.json").write_text('{"test": {}}')
+    saved = Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", _interrupted_at(2, saved))
+        with pytest.raises(KeyboardInterrupt):
+            train(small(cache), tmp_path)
+    train(small(cache), tmp_path)
+    assert summary(tmp_path)["epochs"] == 2
+
+
+def test_starting_over_deletes_nothing_until_the_new_run_can_start(cache, tmp_path):
+    train(small(cache), tmp_path)
+    config = small(cache, resume=False)
+    config.optimizer.schedule = "cosin"
+    with pytest.raises(UserError, match="cosine"):
+        train(config, tmp_path)
+    assert summary(tmp_path)["epochs"] == 2
+    assert Trained(tmp_path).epoch == 2
+
+
+def test_the_test_split_can_be_asked_for_later(cache, tmp_path):
+    train(small(cache, report_test=False), tmp_path)
+    trained = rows(tmp_path)
+    train(small(cache), tmp_path)
+    assert summary(tmp_path)["test"]["examples"] == 40
+    assert rows(tmp_path) == trained
+
+
+def test_slices_and_scanned_steps_give_the_same_run(cache, tmp_path, monkeypatch):
+    """Three members one by one, and in slices of two with two steps per dispatch: as on a GPU."""
+
+    def three(width):
+        config = small(cache)
+        config.data.train = 150  # five steps, so that the last dispatch is shorter
+        config.population.update(size=3, slice=width)
+        return config
+
+    train(three(1), tmp_path / "one")
+    build = loop.build
+    monkeypatch.setattr(loop, "build", lambda c: dataclasses.replace(build(c), chunk=2))
+    train(three(2), tmp_path / "two")
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-3)
+
+
+def test_heads_keep_their_order(cache, tmp_path):
+    config = shrink(config_of("two_head"), cache)
+    config.epochs = 1
+    train(config, tmp_path)
+    evaluate(config, tmp_path, None, "auto")
+    header = (tmp_path / "predictions.csv").read_text().splitlines()[0]
+    assert header.index("upper") < header.index("lower")
+    assert list(summary(tmp_path)["test"]["heads"]) == ["upper", "lower"]
+
+
 def test_a_workdir_of_another_config(cache, tmp_path):
     train(small(cache), tmp_path)
     kept = rows(tmp_path)
@@ -255,6 +327,11 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
             path.write_bytes(b"")
     assert Trained(tmp_path).epoch == 2
     assert "epoch 3 cannot be read" in caplog.text
+    before = rows(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    train(small(cache, epochs=3), tmp_path)
+    assert rows(tmp_path) == before
+    assert Trained(tmp_path).epoch == 3
 
 
 def test_a_resumed_run_keeps_the_source_it_began_with(cache, tmp_path, monkeypatch):

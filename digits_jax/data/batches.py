@@ -40,10 +40,15 @@ class Normalizer(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """What a run trains on. source: 'mnist' or 'drawn'; validation is None where it is off."""
+    """What a run trains on.
+
+    source: 'mnist' or 'drawn'; reason: why MNIST could not be had, '' where nobody asked for it;
+    validation is None where it is off.
+    """
 
     recipe: Recipe
     source: str
+    reason: str
     train: Split
     validation: Split | None
     test: Split
@@ -66,13 +71,18 @@ def load(config: Any) -> Dataset:
     check_choice("data.dataset", config.dataset, RECIPES)
     check_choice("data.normalize", config.normalize, NORMALIZERS)
     recipe = RECIPES[config.dataset]
-    source, (train, test) = _digits(config, config.source)
-    if config.test_source:
-        test = _digits(config, config.test_source)[1][1]
+    other = _other_test(config) if config.test_source else None
+    source, reason, (train, test) = _digits(config, config.source)
+    test = other or test
 
     kept, held_out = split_digits(
         generator(config.seed, "split"), len(train.labels), config.validation
     )
+    if len(kept) == 0 or (config.validation and len(held_out) == 0):
+        raise UserError(
+            f"data.validation={config.validation} of {len(train.labels)} digits leaves none for "
+            "training or for validation"
+        )
     splits = {}
     for use, digits, ids, size, whole in (
         ("train", train, kept, config.train, recipe.train),
@@ -92,6 +102,7 @@ def load(config: Any) -> Dataset:
     return Dataset(
         recipe,
         source,
+        reason,
         splits["train"],
         splits.get("validation"),
         splits["test"],
@@ -99,26 +110,43 @@ def load(config: Any) -> Dataset:
     )
 
 
-def _digits(config: Any, source: str) -> tuple[str, tuple[Digits, Digits]]:
-    """-> (the source that was used, (training digits, test digits))."""
+def _other_test(config: Any) -> Digits:
+    check_choice("data.test_source", config.test_source, SOURCES)
+    try:
+        return _digits(config, config.test_source)[2][1]
+    except UserError as error:
+        raise UserError(
+            f"the test digits, data.test_source={config.test_source}: {error}; "
+            "--config.data.test_source=drawn tests on drawn digits"
+        ) from None
+
+
+def _digits(config: Any, source: str) -> tuple[str, str, tuple[Digits, Digits]]:
+    """-> (the source that was used, why not MNIST, (training digits, test digits))."""
     check_choice("data.source", source, SOURCES)
+    reason = ""
     if source != "drawn":
         try:
-            return "mnist", mnist.load(config.raw_dir, cache_dir(config))
-        except UserError:
+            return "mnist", reason, mnist.load(config.raw_dir, cache_dir(config))
+        except UserError as error:
             if source == "mnist" or config.raw_dir:
                 raise
+            reason = str(error)
     seeds_and_sizes = ((0, config.drawn_train), (1, config.drawn_test))
     train, test = (
         _drawn(cache_dir(config), 2 * config.seed + part, n) for part, n in seeds_and_sizes
     )
-    return "drawn", (train, test)
+    return "drawn", reason, (train, test)
 
 
 def _drawn(cache: Path, seed: int, n: int) -> Digits:
-    """Drawn digits, kept on disk under a name that changes with the code that drew them."""
+    """Drawn digits, kept on disk under a name that changes with what drew them.
+
+    Rounding differs between versions of JAX and backends, so they belong to it.
+    """
     source = Path(drawn.__file__)
     code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()
+    code += f"{jax.__version__} {jax.default_backend()}".encode()
     path = cache / "drawn" / f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}.npy"
     try:
         table = np.load(path, allow_pickle=False)

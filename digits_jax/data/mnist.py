@@ -173,19 +173,23 @@ def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
     shape, expected = FILES[name]
     header = _header(shape)
     size = len(header) + math.prod(shape)
+    content = bytearray()
+    problem = "was altered"
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(size + 1)  # no more, however much a damaged file unpacks to
+            # No more than expected, however much a damaged file unpacks to.
+            while len(content) <= size and (part := file.read1(min(1 << 20, size + 1))):
+                content += part
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} can't be read, {REPLACE}: {error}") from error
-    if len(content) != size or not content.startswith(header):
-        raise UserError(f"{path} is no IDX file of {shape} bytes: {REPLACE}")
-    array = np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
-    if (found := _sha256(array)) != expected:
+        problem = f"can't be read ({error})"
+    if len(content) < size and problem == "was altered":
+        problem = "was cut short"
+    if (found := hashlib.sha256(content).hexdigest()) != expected:
         raise UserError(
-            f"{path} was altered, {REPLACE}: the SHA-256 of its content is {found}, not {expected}"
+            f"{path} {problem}, {REPLACE}: of {size:,} bytes expected with SHA-256 {expected}, "
+            f"found {len(content):,} with {found}"
         )
-    return array
+    return np.frombuffer(bytes(content), np.uint8, offset=len(header)).reshape(shape)
 
 
 def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:

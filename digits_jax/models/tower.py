@@ -63,6 +63,10 @@ class Tower(nn.Module):
                 "model.name=tower reads one square digit into a head of 10 classes, or two side by "
                 f"side into one of 100; here are {height}x{width} and {dict(self.heads)}"
             )
+        if len(self.features) != len(self.depths):
+            raise UserError(
+                f"model.features and model.depths differ in length: {self.features}, {self.depths}"
+            )
         squares = images.reshape(batch, height, digits, height).swapaxes(1, 2)
         logits = DigitTower(self.features, self.depths, self.hidden, name="digit")(
             squares.reshape(-1, height, height), train=train, dropout_rate=dropout_rate
