@@ -6,6 +6,7 @@ python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--confi
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -68,8 +69,10 @@ def _unknown_field(path: str, argv: list[str]) -> str | None:
     """Which --config.a.b=value names a field that is not there, and the nearest that is."""
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        node = flags.FLAGS["config"].parser.parse(path) if match and path else {}
-        for part in match[1].split(".") if match else ():
+        if not match:
+            continue
+        node: Any = flags.FLAGS["config"].parser.parse(path) if path else {}
+        for part in match[1].split("."):
             fields = list(node) if hasattr(node, "keys") else []
             if part not in fields:
                 return f"--config.{match[1]}: there is no field '{part}'; {nearest(part, fields)}"

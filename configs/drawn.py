@@ -21,5 +21,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update(
         learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.998
     )
-    config.augment.update(rotate=8.0, shear=6.0, scale=0.08, shift_x=1.0, shift_y=1.0)
     return config

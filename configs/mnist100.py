@@ -20,31 +20,21 @@ def get_config(variant: str = "") -> ConfigDict:
         case "cnn":
             config.model.update(name="cnn", features=(16, 32), hidden=(256,), padding="SAME")
             config.model.dropout = 0.4
-            optimizer.weight_decay = 1e-4
-            optimizer.schedule = "cosine"
+            config.epochs = 15
+            optimizer.update(weight_decay=1e-4, schedule="cosine")
             config.early_stopping.update(patience=5, min_delta=1e-3)
-            config.augment.shift_x = 2.0
-            config.augment.brightness = 0.1
-            config.augment.contrast = 0.1
+            config.augment.update(shift_x=2.0, brightness=0.1, contrast=0.1)
         case "mlp":
             config.model.update(name="mlp", hidden=(512, 256))
         case "tower":
             config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2))
             config.model.hidden = 128
-            config.epochs = 8
-            config.batch_size = 128
+            config.epochs = 10
+            config.batch_size = 64
             config.data.fresh_pairs = True
             config.model.dropout = 0.3
-            optimizer.learning_rate = 3e-3
-            optimizer.weight_decay = 1e-2
-            optimizer.decoupled = True
-            optimizer.schedule = "one_cycle"
-            optimizer.ema = 0.998
-            augment = config.augment
-            augment.per_digit = True
-            augment.shift_x = augment.shift_y = 1.5
-            augment.rotate = 10.0
-            augment.shear = 8.0
-            augment.scale = 0.1
-            augment.elastic = 0.6
+            optimizer.update(learning_rate=2e-3, weight_decay=1e-2, decoupled=True)
+            optimizer.update(schedule="one_cycle", ema=0.999)
+            config.augment.update(per_digit=True, shift_x=2.0, shift_y=2.0, rotate=12.0)
+            config.augment.update(shear=10.0, scale=0.12, elastic=0.8)
     return config

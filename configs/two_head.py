@@ -15,12 +15,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.dataset = "two_digit"
     config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
     config.model.dropout = 0.5
-    config.epochs = 12
+    config.epochs = 20
     config.batch_size = 128
     config.data.fresh_pairs = True
-    config.optimizer.schedule = "cosine"
-    config.augment.per_digit = True
-    config.augment.rotate = 7.0
-    config.augment.scale = 0.1
-    config.augment.shift_x = config.augment.shift_y = 1.0
+    config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup=1.0)
     return config

@@ -32,7 +32,7 @@ class Trained:
         self.population = Population(config, self.recipe, steps_per_epoch=1)
         members = slices(config.population.size, config.population.slice)
         seeds = [seeds_of(config, ids) for ids in members]
-        shape = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
+        shape: Any = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
         saved = {
             "slices": [jax.eval_shape(self.population.init, ids) for ids in seeds],
             "normalizer": batches.Normalizer(mean=shape, scale=shape)._asdict(),

@@ -37,10 +37,13 @@ def dense(features: int, name: str | None = None) -> nn.Dense:
     return nn.Dense(features, kernel_init=HE, param_dtype=float_dtype(), name=name)
 
 
-def batch_norm(train: bool) -> nn.BatchNorm:
-    """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last."""
+def batch_norm(train: bool, momentum: float = 0.9) -> nn.BatchNorm:
+    """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last.
+
+    `momentum` is that of the running statistics: 0.9 here is 0.1 in PyTorch.
+    """
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, param_dtype=float_dtype()
+        use_running_average=not train, momentum=momentum, epsilon=1e-5, param_dtype=float_dtype()
     )
 
 

@@ -1,5 +1,7 @@
 """Cross-entropy per example, averaged over heads."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from digits_jax.types import Array
 
 
 def cross_entropy(
-    logits: dict[str, Array], labels: dict[str, Array], label_smoothing: Array | float = 0.0
+    logits: Mapping[str, Array], labels: Mapping[str, Array], label_smoothing: Array | float = 0.0
 ) -> Array:
     """logits: {head: [B, C]}; labels: {head: [B] int} -> [B].
 

@@ -1,6 +1,6 @@
 """Metrics as masked sums: parts add up, and no example is dropped or counted twice."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from digits_jax.types import Array, Batch, Metrics
 
 
-def measure(logits: dict[str, Array], losses: Array, batch: Batch) -> Metrics:
+def measure(logits: Mapping[str, Array], losses: Array, batch: Batch) -> Metrics:
     """Sums over the batch. logits: {head: [B, C]}; losses: [B]."""
     right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
     all_right = jnp.stack(list(right.values())).all(axis=0)

@@ -84,7 +84,7 @@ class Population:
         """[S] seeds to the members' first states."""
         return jax.vmap(lambda seed: self._init(_key(seed, _INIT)))(seeds)
 
-    def order(self, seeds: Array, epoch: Array, n: int) -> Array:
+    def order(self, seeds: Array, epoch: Array | int, n: int) -> Array:
         """[S, steps * B]: the examples of an epoch of `n`, in each member's own order."""
         batch_size = self._config.batch_size
         return jax.vmap(lambda seed: epoch_order(_key(seed, _ORDER), epoch, n, batch_size))(seeds)
@@ -98,7 +98,7 @@ class Population:
         state: TrainState,
         totals: Metrics,
         order: Array,
-        start: Array,
+        start: Array | int,
         split: Split,
         normalizer: Normalizer,
         seeds: Array,
@@ -111,7 +111,7 @@ class Population:
         46 times slower there (https://github.com/jax-ml/jax/issues/12868).
         """
 
-        def one(carry: tuple[TrainState, Metrics], i: Array) -> tuple[Any, None]:
+        def one(carry: tuple[TrainState, Metrics], i: Any) -> tuple[Any, None]:
             step = jax.vmap(self._member, in_axes=(0, 0, 0, None, None, None, 0, 0))
             return step(*carry, order, i, split, normalizer, seeds, hyper), None
 
@@ -137,7 +137,7 @@ class Population:
             shape = (batch_size, self._recipe.digits)
             rows = jax.random.randint(key_pairs, shape, 0, split.labels.shape[0])
         else:
-            rows = split.index[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
+            rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
         batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config)
         state, new = self._train(state, batch, key_dropout, hyper)
         return state, metrics.add(totals, new)
@@ -165,7 +165,7 @@ class Population:
         step = functools.partial(eval_step, model=self._model)
         return jax.vmap(lambda params, model_state: step(params, model_state, batch)[1])(*weights)
 
-    def track(self, state: TrainState, score: Array, epoch: Array) -> TrainState:
+    def track(self, state: TrainState, score: Array, epoch: Array | int) -> TrainState:
         """`step.track_best` for each member; score: [S]."""
         rule = functools.partial(
             track_best,
@@ -186,5 +186,5 @@ def seeds_of(config: Any, members: range) -> np.ndarray:
     return np.asarray([config.seed + i for i in members], np.uint32)
 
 
-def _key(seed: Array, stream: int) -> Array:
+def _key(seed: Array, stream: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), stream)

@@ -1,5 +1,8 @@
 """One step of one member: pure functions of arrays, neither jitted nor vmapped here."""
 
+import dataclasses
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainSt
 
 
 def init_state(
-    key: Array,
+    key: jax.Array,
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -46,7 +49,7 @@ def init_state(
 def train_step(
     state: TrainState,
     batch: Batch,
-    key: Array,
+    key: jax.Array,
     hyper: Hyper,
     *,
     model: nn.Module,
@@ -63,8 +66,10 @@ def train_step(
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
 
-    def loss_fn(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Array, PyTree]]:
-        logits, updates = model.apply(
+    apply: Any = model.apply
+
+    def loss_fn(params: PyTree) -> tuple[Array, tuple[Any, Array, PyTree]]:
+        logits, updates = apply(
             {"params": params, "batch_stats": state.model_state},
             batch.images,
             train=True,
@@ -85,7 +90,8 @@ def train_step(
         t = state.step.astype(jnp.result_type(float))
         decay = jnp.minimum(ema, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, params)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         model_state=model_state,
@@ -99,7 +105,8 @@ def eval_step(
     params: PyTree, model_state: PyTree, batch: Batch, *, model: nn.Module
 ) -> tuple[Metrics, dict[str, Array]]:
     """-> (metrics of the batch, {head: [B, C] log-probabilities}), without dropout."""
-    logits = model.apply(
+    apply: Any = model.apply
+    logits = apply(
         {"params": params, "batch_stats": model_state},
         batch.images,
         train=False,
@@ -131,7 +138,8 @@ def track_best(
     def pick(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, old)
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         best=Best(
             params=pick(params, best.params),
             model_state=pick(model_state, best.model_state),
@@ -140,5 +148,5 @@ def track_best(
             reference=jnp.where(risen, score, best.reference),
             wait=wait,
             stopped=best.stopped | ((wait >= patience) if patience else jnp.zeros((), bool)),
-        )
+        ),
     )

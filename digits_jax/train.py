@@ -59,7 +59,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return batches.steps_per_epoch(len(self.data.train.index), self.config.batch_size)
+        return batches.steps_per_epoch(len(self.data.train.rows), self.config.batch_size)
 
     def evaluate(
         self, weights: tuple[PyTree, PyTree], split: Split
@@ -67,8 +67,8 @@ class Run:
         """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`."""
         members = len(jax.tree.leaves(weights)[0])
         totals, outputs = self.programs.zeros(members), []
-        rows_of = batches.padded_rows(split.index, self.config.eval_batch_size)
-        digits = split._replace(index=split.index[:0])  # one program for whatever is evaluated
+        rows_of = batches.padded_rows(split.rows, self.config.eval_batch_size)
+        digits = split._replace(rows=split.rows[:0])  # one program for whatever is evaluated
         for rows, mask in rows_of:
             new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
             totals = add(totals, new)
@@ -76,7 +76,7 @@ class Run:
         joined = jax.tree.map(
             lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
         )
-        n, heads = len(split.index), self.data.recipe.heads
+        n, heads = len(split.rows), self.data.recipe.heads
         return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
 
     def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
@@ -103,7 +103,7 @@ def build(config: Any) -> Run:
     data = batches.load(config.data)
     config.data.source = data.source
     config.population.slice = config.population.slice or slice_size(config.population.size, backend)
-    steps = batches.steps_per_epoch(len(data.train.index), config.batch_size)
+    steps = batches.steps_per_epoch(len(data.train.rows), config.batch_size)
     programs = Population(config, data.recipe, steps)
     members = slices(config.population.size, config.population.slice)
     init = jax.jit(programs.init)
@@ -221,12 +221,12 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     config, data = run.config, run.data
     if asked == "auto" and data.source == "drawn":
         warn("\n".join(filter(None, (DRAWN_NOTICE, data.reason))))
-    validation = len(data.validation.index) if data.validation else 0
+    validation = len(data.validation.rows) if data.validation else 0
     size = config.population.size
     console.print(
         f"[bold]{config.name}[/bold]: {config.model.name}, {run.parameters:,} parameters"
         + (f", {size} members" if size > 1 else "")
-        + f"; {data.source} digits, {len(data.train.index):,} training and {validation:,} "
+        + f"; {data.source} digits, {len(data.train.rows):,} training and {validation:,} "
         f"validation examples; {jax.default_backend()}; into {workdir}"
     )
 
@@ -284,7 +284,7 @@ def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> 
     """An epoch of slice `i`; the device is not waited for, but to draw the bar."""
     config, data, members = run.config, run.data, run.members[i]
     seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    order = run.order(seeds, epoch, n=len(data.train.index))
+    order = run.order(seeds, epoch, n=len(data.train.rows))
     state, totals = run.states[i], run.programs.zeros(len(members))
     start = shown = 0
     while start < run.steps_per_epoch:
@@ -315,8 +315,8 @@ def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
     if run.data.validation is None:
         return {}
     weights = current(run.states[i])
-    n = len(run.data.validation.index)
-    some = run.data.train._replace(index=run.data.train.index[:n])
+    n = len(run.data.validation.rows)
+    some = run.data.train._replace(rows=run.data.train.rows[:n])
     scores = {
         "train": run.evaluate(weights, some)[0],
         "validation": run.evaluate(weights, run.data.validation)[0],
@@ -376,7 +376,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             "source": data.source,
             "test_source": config.data.test_source or data.source,
             **{
-                name: len(split.index) if split else 0
+                name: len(split.rows) if split else 0
                 for name, split in zip(
                     _SPLITS, (data.train, data.validation, data.test), strict=True
                 )
@@ -400,9 +400,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             for member in range(config.population.size)
         ],
     }
-    pictures = batches.examples(
-        data.train._replace(index=data.train.index[:_EXAMPLES]), data.recipe
-    )
+    pictures = batches.examples(data.train._replace(rows=data.train.rows[:_EXAMPLES]), data.recipe)
     figures.sheet(pictures[0], workdir / "examples.png", 480 // data.recipe.shape[1])
     summary = report.write(workdir, facts, rows, *tested)
     if tested:

@@ -1,5 +1,6 @@
 """The few data types that every room shares."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     """
 
     images: Array
-    labels: dict[str, Array]
+    labels: Mapping[str, Array]
     mask: Array
 
 
@@ -40,7 +41,7 @@ class Metrics(NamedTuple):
     """
 
     loss: Array
-    correct: dict[str, Array]
+    correct: Mapping[str, Array]
     all_heads: Array
     examples: Array
 

@@ -55,9 +55,9 @@ def test_labels_are_those_of_the_digits(numbered):
 def test_the_sizes_and_the_seed(numbered):
     one, two = batches.load(data_config()), batches.load(data_config())
     other = batches.load(data_config(seed=1))
-    assert [len(s.index) for s in (one.train, one.validation, one.test)] == [400, 40, 60]
-    np.testing.assert_array_equal(one.train.index, two.train.index)
-    assert not np.array_equal(one.train.index, other.train.index)
+    assert [len(s.rows) for s in (one.train, one.validation, one.test)] == [400, 40, 60]
+    np.testing.assert_array_equal(one.train.rows, two.train.rows)
+    assert not np.array_equal(one.train.rows, other.train.rows)
 
 
 def test_without_validation_every_digit_trains(numbered):
@@ -92,7 +92,7 @@ def test_a_batch_is_its_images_and_labels(cache):
     data = batches.load(config.data)
     images, labels = batches.examples(data.train, data.recipe)
     config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0)
-    rows = data.train.index[:7]
+    rows = data.train.rows[:7]
     batch = batches.train_batch(
         data.train, rows, data.recipe, data.normalizer, jax.random.key(0), config
     )

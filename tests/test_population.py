@@ -19,7 +19,7 @@ def trained(config, data, members, steps):
     next_order = jax.jit(population.order, static_argnames="n")
     step = jax.jit(population.train, static_argnames="steps")
     for i in range(steps):
-        order = next_order(seeds, 1 + i // 3, n=len(data.train.index))
+        order = next_order(seeds, 1 + i // 3, n=len(data.train.rows))
         state, totals = step(
             state, totals, order, i % 3, data.train, data.normalizer, seeds, hyper, steps=1
         )
@@ -51,7 +51,7 @@ def test_scanned_steps_are_single_steps(cache, x64):
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
     seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
-    order = jax.jit(population.order, static_argnames="n")(seeds, 1, n=len(data.train.index))
+    order = jax.jit(population.order, static_argnames="n")(seeds, 1, n=len(data.train.rows))
     rest = (data.train, data.normalizer, seeds, hyper)
     scanned = jax.jit(population.train, static_argnames="steps")(
         jax.jit(population.init)(seeds), population.zeros(2), order, jnp.asarray(0), *rest, steps=3
@@ -64,7 +64,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
     weights = population.chosen(jax.jit(population.init)(seeds_of(config, range(2))))
-    rows, mask = batches.padded_rows(data.test.index, 40)[0]
+    rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
     images, labels = batches.examples(data.test, data.recipe)
@@ -84,7 +84,7 @@ def test_every_train_step_lowers_for_every_platform(cache, name):
     population = Population(config, data.recipe, steps_per_epoch=3)
     seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
     state = jax.eval_shape(population.init, seeds)
-    order = jax.eval_shape(lambda s: population.order(s, 1, len(data.train.index)), seeds)
+    order = jax.eval_shape(lambda s: population.order(s, 1, len(data.train.rows)), seeds)
     train = jax.jit(population.train, static_argnames="steps", donate_argnums=(0, 1))
     arguments = (state, population.zeros(2), order, 0, data.train, data.normalizer, seeds, hyper)
     for steps in (1, 2):

@@ -24,12 +24,12 @@ _GREY_LEVEL = 1 / 255
 class Split(NamedTuple):
     """Examples as draws from digits in memory.
 
-    images: [D, 28, 28] uint8; labels: [D] uint8; index: [N, k] int32, the digits of each example.
+    images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example.
     """
 
     images: Array
     labels: Array
-    index: Array
+    rows: Array
 
 
 class Normalizer(NamedTuple):
@@ -176,7 +176,7 @@ def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
     mean, deviation = np.zeros(recipe.shape), np.ones(recipe.shape)
     if kind != "unit":
         total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
-        index = np.asarray(split.index)
+        index = np.asarray(split.rows)
         for start in range(0, len(index), 10_000):
             images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255
             total += images.sum(axis=0)
@@ -199,7 +199,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def epoch_order(key: Array, epoch: Array, n: int, batch_size: int) -> Array:
+def epoch_order(key: Array, epoch: Array | int, n: int, batch_size: int) -> Array:
     """[steps * B] int32: each of `n` examples once, then the first of the next epoch's order.
 
     Padding would reach BatchNorm, so the last batch is filled with real examples.
@@ -222,6 +222,7 @@ def train_batch(
     With `augment.per_digit` each digit is distorted before the image is composed.
     """
     digits = split.images[rows].astype(jnp.result_type(float)) / 255
+    images: Array
     if config.augment.per_digit:
         flat = augment(key, digits.reshape(-1, 28, 28), config.augment)
         images = recipe.compose(flat.reshape(digits.shape))
@@ -256,6 +257,6 @@ def padded_rows(index: Array, batch_size: int) -> list[tuple[np.ndarray, np.ndar
 
 def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All of `split` on the host: (images [N, H, W] uint8, labels {head: [N] int32})."""
-    images = np.asarray(recipe.compose(split.images[split.index]))
-    labels = recipe.label(split.labels[split.index])
+    images = np.asarray(recipe.compose(split.images[split.rows]))
+    labels = recipe.label(split.labels[split.rows])
     return images, {head: np.asarray(values) for head, values in labels.items()}

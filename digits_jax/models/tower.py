@@ -13,6 +13,8 @@ from digits_jax.errors import UserError
 from digits_jax.layers import batch_norm, conv, dense, dropout, max_pool
 from digits_jax.types import Array
 
+_MOMENTUM = 0.99  # over some hundred steps, as the averaged weights that it is evaluated with
+
 
 class DigitTower(nn.Module):
     """[B, 28, 28] to the ten logits of one digit.
@@ -34,9 +36,9 @@ class DigitTower(nn.Module):
                 x = conv(channels, bias=False)(x)
                 if layer == depth - 1:
                     x = max_pool(x)
-                x = nn.relu(batch_norm(train)(x))
+                x = nn.relu(batch_norm(train, _MOMENTUM)(x))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(batch_norm(train)(dense(self.hidden)(x)))
+        x = nn.relu(batch_norm(train, _MOMENTUM)(dense(self.hidden)(x)))
         if train:
             x = dropout(x, dropout_rate, self.make_rng("dropout"))
         return dense(10)(x)
