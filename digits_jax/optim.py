@@ -27,7 +27,7 @@ def transformation(optimizer: Any) -> optax.GradientTransformation:
 
 def unit_schedule(
     optimizer: Any, epochs: int, steps_per_epoch: int
-) -> Callable[[Array], Array | float]:
+) -> Callable[[Array | int], Array | float]:
     """step [] -> the factor of the peak learning rate, at most 1.
 
     `warmup` epochs rise linearly; then `constant`, `step` (times `step_factor` at each of

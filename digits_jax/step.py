@@ -122,7 +122,12 @@ def current(state: TrainState) -> tuple[PyTree, PyTree]:
 
 
 def track_best(
-    state: TrainState, score: Array, epoch: Array, *, patience: int = 0, min_delta: float = 0.0
+    state: TrainState,
+    score: Array,
+    epoch: Array | int,
+    *,
+    patience: int = 0,
+    min_delta: float = 0.0,
 ) -> TrainState:
     """Remembers the current weights if `score` [] is the highest so far; ties go to the earlier.
 
