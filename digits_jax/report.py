@@ -2,7 +2,8 @@
 
 Reads files and arrays, trains nothing. The test split comes as labels {head: [N] integers} and
 log-probabilities {head: [P, N, C] float32} of P members. `python -m digits_jax.report results/`
-rewrites the table of results/README.md from the summary.json files below it.
+rewrites the table of results/README.md, and of the README beside that folder, from the
+summary.json files below it.
 """
 
 import csv
@@ -334,14 +335,14 @@ def _origin(data: dict[str, Any]) -> str:
     return f" ({source}, tested on {test})"
 
 
-def _table_row(run: str, summary: dict[str, Any]) -> list[str]:
+def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]:
     data, test = summary["data"], summary.get("test") or {}
     train, validation = summary.get("train"), summary.get("validation")
     seeds = len(summary["members"])
     heads = test.get("heads", {})
     gap = train["accuracy"] - validation["accuracy"] if train and validation else None
     return [
-        f"[{run}]({run}/)",
+        f"[{run}]({folder}{run}/)",
         data["dataset"] + _origin(data),
         f"{summary['model']['parameters']:,}",
         _percent(summary.get("mean"), summary.get("std")),
@@ -354,19 +355,20 @@ def _table_row(run: str, summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """A markdown table with a row per {run: summary}, in the order given."""
+def table(summaries: dict[str, dict[str, Any]], folder: str = "") -> str:
+    """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
     header = ["run", "data", "parameters", "test accuracy", "seeds", "heads", "gap", "epochs"]
     lines = [[*header, "minutes", "device"]]
     lines.append(["---", "---", "---:", "---:", "---:", "---", "---:", "---:", "---:", "---"])
-    lines += [_table_row(run, summary) for run, summary in summaries.items()]
+    lines += [_table_row(run, summary, folder) for run, summary in summaries.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def write_readme(results: str | os.PathLike) -> None:
     """Rewrites the table in results/README.md from all summary.json below, sorted by path.
 
-    Text outside the markers stays. Raises UserError where there is no summary, or a damaged one.
+    So it does with the README.md beside the folder, where that has the markers of a table. Text
+    outside the markers stays. Raises UserError where there is no summary, or a damaged one.
     """
     results = Path(results)
     paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
@@ -379,12 +381,17 @@ def write_readme(results: str | os.PathLike) -> None:
             _table_row(run, summaries[run])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not the summary of a run ({error!r})") from None
-    readme = results / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else INTRO
-    if BEGIN not in text or END not in text:
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-    _replace(readme, f"{before}{BEGIN}\n{table(summaries)}\n{END}{after}")
+    for readme, folder in (
+        (results / "README.md", ""),
+        (results.absolute().parent / "README.md", f"{results.absolute().name}/"),
+    ):
+        text = readme.read_text(encoding="utf-8") if readme.exists() else INTRO
+        if BEGIN not in text or END not in text:
+            if folder:
+                continue
+            text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+        before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
+        _replace(readme, f"{before}{BEGIN}\n{table(summaries, folder)}\n{END}{after}")
 
 
 if __name__ == "__main__":

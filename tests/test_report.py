@@ -228,6 +228,8 @@ def test_write_without_the_test_split(tmp_path):
 
 
 def test_table_and_readme(tmp_path):
+    tmp_path /= "results"
+    tmp_path.mkdir()
     tested = report.test_metrics(LABELS, LOG_P)
     summaries = {
         "b/two": summary_of(test=tested["test"], mean=0.75, std=0.117851),
@@ -246,10 +248,14 @@ def test_table_and_readme(tmp_path):
         "| [b/two](b/two/) | two_digit | 390,164 | 75.00 ± 11.79 | 2 | upper 66.67, lower 83.33 "
         "| 1.35 | 2 | 1.5 | cpu |"
     )
+    (tmp_path.parent / "README.md").write_text(f"{report.BEGIN}\n{report.END}\nkept\n")
     (tmp_path / "README.md").write_text(text.replace("# Results", "# Ours") + "after\n")
     report.write_readme(tmp_path)
     report.write_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == text.replace("# Results", "# Ours") + "after\n"
+    beside = (tmp_path.parent / "README.md").read_text()
+    assert f"| [a]({tmp_path.name}/a/) |" in beside
+    assert beside.endswith("kept\n")
 
 
 def test_readme_errors_name_the_file(tmp_path):
