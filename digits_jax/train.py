@@ -29,7 +29,6 @@ from digits_jax.types import Metrics, PyTree, TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
-_EXAMPLES = 160  # training images shown in examples.png
 _CHUNK = 256  # steps per dispatch where they are scanned
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
@@ -400,8 +399,9 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             for member in range(config.population.size)
         ],
     }
-    pictures = batches.examples(data.train._replace(rows=data.train.rows[:_EXAMPLES]), data.recipe)
-    figures.sheet(pictures[0], workdir / "examples.png", 480 // data.recipe.shape[1])
+    columns = 10 if max(data.recipe.heads.values()) == 100 else 20
+    shown = batches.by_class(data.train, data.recipe, columns)
+    figures.sheet(shown, workdir / "examples.png", columns)
     summary = report.write(workdir, facts, rows, *tested)
     if tested:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")

@@ -24,7 +24,7 @@ def numbered(monkeypatch):
 
 def data_config(**fields):
     config = config_of("mnist100").data
-    config.update(source="mnist", train=400, test=60, **fields)
+    config.update(**({"source": "mnist", "train": 400, "test": 60} | fields))
     return config
 
 
@@ -132,3 +132,11 @@ def test_unknown_names(cache):
     config.dataset = "mnist10"
     with pytest.raises(UserError, match=r"data\.dataset.*did you mean 'mnist100'"):
         batches.load(config)
+
+
+def test_examples_by_class(numbered):
+    """The labels of `numbered` digits are their numbers modulo ten."""
+    data = batches.load(data_config(dataset="mnist", validation=0.0))
+    images = batches.by_class(data.train, data.recipe, 3).astype(int)
+    numbers = images[:, 0, 0] * 256 + images[:, 0, 1]
+    np.testing.assert_array_equal(numbers, [c + 10 * i for c in range(10) for i in range(3)])

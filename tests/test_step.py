@@ -99,6 +99,14 @@ def test_one_compilation_per_shape(getkey):
         state, _ = traced(state, a_batch(getkey(), model, n), getkey(), a_hyper(rate=0.1 / n))
 
 
+def test_no_tracer_leaks(getkey):
+    model = tiny("tower")
+    state, step = a_step(model, ema=0.9)
+    batch = a_batch(getkey(), model)
+    with jax.checking_leaks():
+        jax.jit(step)(state, batch, getkey(), a_hyper(dropout=0.5))
+
+
 def test_a_masked_example_does_not_count(getkey):
     """Dropping an example and masking it give the same step."""
     model = tiny()

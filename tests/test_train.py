@@ -24,7 +24,7 @@ from digits_jax.train import train
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "confusion.png"}
-FILES |= {"errors.png", "per_class.csv", "tensorboard", "checkpoints"}
+FILES |= {"errors.png", "examples.png", "per_class.csv", "tensorboard", "checkpoints"}
 
 
 def rows(workdir):

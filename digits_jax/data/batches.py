@@ -260,3 +260,15 @@ def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.nda
     images = np.asarray(recipe.compose(split.images[split.rows]))
     labels = recipe.label(split.labels[split.rows])
     return images, {head: np.asarray(values) for head, values in labels.items()}
+
+
+def by_class(split: Split, recipe: Recipe, columns: int) -> np.ndarray:
+    """Some of `split` to look at, sorted by the class of the first head: [M, H, W] uint8.
+
+    Ten classes give `columns` examples each, a hundred give one.
+    """
+    head, classes = next(iter(recipe.heads.items()))
+    labels = np.asarray(recipe.label(split.labels[split.rows])[head])
+    each = columns if classes == 10 else 1
+    picked = np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(classes)])
+    return examples(split._replace(rows=split.rows[picked]), recipe)[0]
