@@ -55,15 +55,16 @@ class EpochBar:
         return not self._progress.disable and time.perf_counter() - self._shown > _REFRESH
 
     def advance(self, images: int) -> None:
-        """`images` more are done; the rate is a running mean, so that it is steady."""
+        """`images` more are done since the last call; 0 starts the clock anew.
+
+        The rate is a running mean, so that it is steady.
+        """
         now = time.perf_counter()
-        rate = images / (now - self._shown)
+        rate, old = images / (now - self._shown), self._progress.tasks[0].fields["rate"]
         self._shown = now
-        task = self._progress.tasks[0]
-        old = task.fields["rate"]
-        self._progress.update(
-            self._task, advance=images, rate=0.8 * old + 0.2 * rate if old else rate
-        )
+        if images:
+            steady = 0.8 * old + 0.2 * rate if old else rate
+            self._progress.update(self._task, advance=images, rate=steady)
 
 
 def percent(fraction: float) -> str:

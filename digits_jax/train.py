@@ -286,6 +286,7 @@ def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> 
     order = run.order(seeds, epoch, n=len(data.train.rows))
     state, totals = run.states[i], run.programs.zeros(len(members))
     start = shown = 0
+    bar.advance(0)
     while start < run.steps_per_epoch:
         steps = min(run.chunk, run.steps_per_epoch - start)
         state, totals = run.train(
