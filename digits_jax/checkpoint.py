@@ -14,7 +14,7 @@ from digits_jax.types import PyTree
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; a step of orbax is an epoch here."""
+    """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here."""
 
     def __init__(self, workdir: Path):
         self._folder = workdir.absolute() / "checkpoints"
@@ -78,7 +78,10 @@ class Checkpoints:
             )
         return None
 
-    def close(self) -> None:
-        """Waits for the save under way."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for the save under way: whatever ended the run, it is not lost."""
         self._manager.wait_until_finished()
         self._manager.close()

@@ -37,9 +37,8 @@ class Trained:
             "slices": [jax.eval_shape(self.population.init, ids) for ids in seeds],
             "normalizer": batches.Normalizer(mean=shape, scale=shape)._asdict(),
         }
-        checkpoints = Checkpoints(workdir)
-        restored = checkpoints.restore(saved)
-        checkpoints.close()
+        with Checkpoints(workdir) as checkpoints:
+            restored = checkpoints.restore(saved)
         if restored is None:
             raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
         self.epoch, saved, _ = restored

@@ -112,6 +112,27 @@ def build(config: Any) -> Run:
     return Run(config, data, members, states, programs, chunk, parameters)
 
 
+class _Clock:
+    """Seconds by what they were spent on, carried over a resume; compiling is timed apart."""
+
+    def __init__(self) -> None:
+        self.seconds = {"compile": 0.0, "train": 0.0, "total": 0.0}
+        self._last = time.perf_counter()
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.seconds[name] += value
+
+    def lap(self, name: str = "") -> float:
+        """Adds the time since the last lap to the total and to `name`, and returns it."""
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        self.seconds["total"] += took
+        if name:
+            self.seconds[name] += took
+        return took
+
+
 def train(config: Any, workdir: Path) -> None:
     """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
 
@@ -132,8 +153,14 @@ def train(config: Any, workdir: Path) -> None:
     report.write_json(workdir / "config.json", settings.as_dict(config))
     _introduce(run, workdir, asked)
 
-    checkpoints = Checkpoints(workdir)
-    done = 0
+    with Checkpoints(workdir) as checkpoints:
+        _train(run, workdir, checkpoints, clock)
+    _finish(run, workdir, clock)
+
+
+def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: _Clock) -> None:
+    """The epochs that are left."""
+    config, done = run.config, 0
     restored = checkpoints.restore(run.saved())
     if restored:
         done, saved, meta = restored
@@ -151,30 +178,7 @@ def train(config: Any, workdir: Path) -> None:
         clock.lap()
         checkpoints.save(epoch, run.saved(), {"seconds": dict(clock.seconds)})
         _epoch_line(run, epoch, rows)
-    checkpoints.close()
     events.close()
-    _finish(run, workdir, clock)
-
-
-class _Clock:
-    """Seconds by what they were spent on, carried over a resume; compiling is timed apart."""
-
-    def __init__(self) -> None:
-        self.seconds = {"compile": 0.0, "train": 0.0, "total": 0.0}
-        self._last = time.perf_counter()
-
-    def add(self, seconds: dict[str, float]) -> None:
-        for name, value in seconds.items():
-            self.seconds[name] += value
-
-    def lap(self, name: str = "") -> float:
-        """Adds the time since the last lap to the total and to `name`, and returns it."""
-        now = time.perf_counter()
-        took, self._last = now - self._last, now
-        self.seconds["total"] += took
-        if name:
-            self.seconds[name] += took
-        return took
 
 
 def _prepare(config: Any, workdir: Path) -> bool:

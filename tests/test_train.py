@@ -163,7 +163,6 @@ def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
 def _interrupted_at(epoch, save):
     def wrapped(self, at, state, meta):
         if at == epoch:
-            self.close()
             raise KeyboardInterrupt
         save(self, at, state, meta)
 
