@@ -21,7 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
             config.model.update(name="cnn", features=(16, 32), hidden=(256,), padding="SAME")
             config.model.dropout = 0.4
             config.epochs = 15
-            optimizer.update(weight_decay=1e-4, schedule="cosine")
+            config.batch_size = 128
+            config.data.fresh_pairs = True
+            optimizer.update(learning_rate=2e-3, schedule="cosine", warmup=1.0)
+            optimizer.update(weight_decay=1e-4, ema=0.999)
             config.early_stopping.update(patience=5, min_delta=1e-3)
             config.augment.update(shift_x=2.0, brightness=0.1, contrast=0.1)
         case "mlp":
