@@ -1,8 +1,19 @@
 """Two digits side by side, 28x56, 100 classes.
 
-python launch.py --config=configs/mnist100.py            # cnn
+python launch.py --config=configs/mnist100.py
 python launch.py --config=configs/mnist100.py:mlp
 python launch.py --config=configs/mnist100.py:tower
+
+Test accuracy, mean and standard deviation of the seeds 0 to 2, chosen on validation
+(2026-11-20, two CPU cores, minutes of training a seed):
+
+cnn     833,572 parameters   98.65 ± 0.12 %   3.6 min
+mlp     960,356 parameters   92.70 ± 0.54 %   0.4 min   99.82 % on training pairs: it memorises
+TOWER
+
+The system that `cnn` reproduces quotes 97.88 %; the layers, dropout and L2 are its own. New here:
+pairs drawn anew in every batch, half the batch size, a cosine schedule, averaged weights. One fixed
+set of 60,000 pairs, as that system has it, overfitted.
 """
 
 from ml_collections import ConfigDict

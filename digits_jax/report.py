@@ -97,7 +97,8 @@ def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
 
 
 class EventWriter:
-    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several.
+    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several; a context
+    manager.
 
     Begins anew with `rows` (those of metrics.jsonl), so that after a resume no row is there twice;
     `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
@@ -139,7 +140,10 @@ class EventWriter:
         for writer in self._writers.values():
             writer.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "EventWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Closes the event files."""
         for writer in self._writers.values():
             writer.close()

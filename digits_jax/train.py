@@ -168,17 +168,17 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: _Clock) -> 
         clock.add(meta["seconds"])
         console.print(f"Resumed after epoch {done}.")
     (workdir / "summary.json").unlink(missing_ok=True)  # it would say that the run is finished
-    events = report.EventWriter(workdir, report.rewind(workdir / "metrics.jsonl", done))
-    for epoch in range(done + 1, config.epochs + 1):
-        if all(np.all(state.best.stopped) for state in run.states):
-            break
-        rows = _epoch(run, epoch, clock)
-        report.append_rows(workdir / "metrics.jsonl", rows)
-        events.append(rows)
-        clock.lap()
-        checkpoints.save(epoch, run.saved(), {"seconds": dict(clock.seconds)})
-        _epoch_line(run, epoch, rows)
-    events.close()
+    kept = report.rewind(workdir / "metrics.jsonl", done)
+    with report.EventWriter(workdir, kept) as events:
+        for epoch in range(done + 1, config.epochs + 1):
+            if all(np.all(state.best.stopped) for state in run.states):
+                break
+            rows = _epoch(run, epoch, clock)
+            report.append_rows(workdir / "metrics.jsonl", rows)
+            events.append(rows)
+            clock.lap()
+            checkpoints.save(epoch, run.saved(), {"seconds": dict(clock.seconds)})
+            _epoch_line(run, epoch, rows)
 
 
 def _prepare(config: Any, workdir: Path) -> bool:

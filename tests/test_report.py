@@ -168,13 +168,11 @@ def scalars(folder):
 
 @pytest.mark.filterwarnings("ignore")  # tensorboard's own
 def test_event_files_begin_anew_and_continue(tmp_path):
-    first = report.EventWriter(tmp_path)
-    first.append([row(1)])
-    first.append([row(2)])
-    first.close()
-    second = report.EventWriter(tmp_path, [row(1)])
-    second.append([row(2, loss=0.25, validation_loss=None)])
-    second.close()
+    with report.EventWriter(tmp_path) as first:
+        first.append([row(1)])
+        first.append([row(2)])
+    with report.EventWriter(tmp_path, [row(1)]) as second:
+        second.append([row(2, loss=0.25, validation_loss=None)])
     read = scalars(tmp_path / "tensorboard")
     assert read["loss/as_trained"] == [(10, 1.0), (20, 0.25)]
     assert read["loss/validation"] == [(10, 0.5)]
@@ -185,9 +183,8 @@ def test_event_files_begin_anew_and_continue(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_event_files_have_a_sub_run_per_member(tmp_path):
-    events = report.EventWriter(tmp_path, [row(1, member) for member in range(11)])
-    events.append([row(2, 10, accuracy=1.0)])
-    events.close()
+    with report.EventWriter(tmp_path, [row(1, member) for member in range(11)]) as events:
+        events.append([row(2, 10, accuracy=1.0)])
     folders = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
     assert folders == [f"member_{member:02d}" for member in range(11)]
     assert scalars(tmp_path / "tensorboard/member_10")["accuracy/as_trained"] == [

@@ -185,7 +185,7 @@ def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
         arguments = [*command, f"--workdir={workdir}"]
         return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
-    assert start(tmp_path / "whole").wait() == 0
+    whole = start(tmp_path / "whole")
     killed = tmp_path / "killed"
     for epochs in (1, 2):
         process = start(killed)
@@ -199,6 +199,7 @@ def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
         process.wait()
     assert not (killed / "summary.json").exists()
     assert start(killed).wait() == 0
+    assert whole.wait() == 0
     assert rows(killed) == rows(tmp_path / "whole")
     assert summary(killed)["test"] == summary(tmp_path / "whole")["test"]
 
