@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         case "tower":
             config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2))
             config.model.hidden = 128
-            config.epochs = 10
+            config.epochs = 8
             config.batch_size = 64
             config.data.fresh_pairs = True
             config.model.dropout = 0.3

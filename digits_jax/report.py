@@ -97,11 +97,10 @@ def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
 
 
 class EventWriter:
-    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several; a context
-    manager.
+    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several.
 
-    Begins anew with `rows` (those of metrics.jsonl), so that after a resume no row is there twice;
-    `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
+    A context manager. Begins anew with `rows` (those of metrics.jsonl), so that after a resume no
+    row is there twice; `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
     `accuracy/as_trained`, `loss/...` and `learning_rate` stand over the training step.
     """
 
