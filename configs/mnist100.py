@@ -9,7 +9,7 @@ Test accuracy, mean and standard deviation of the seeds 0 to 2, chosen on valida
 
 cnn     833,572 parameters   98.65 ± 0.12 %   3.6 min
 mlp     960,356 parameters   92.70 ± 0.54 %   0.4 min   99.82 % on training pairs: it memorises
-TOWER
+tower   247,794 parameters   98.99 ± 0.17 %   5.8 min
 
 The system that `cnn` reproduces quotes 97.88 %; the layers, dropout and L2 are its own. New here:
 pairs drawn anew in every batch, half the batch size, a cosine schedule, averaged weights. One fixed
