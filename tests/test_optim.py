@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import config_of
 
+from configs.base import get_base
 from digits_jax import optim
 from digits_jax.errors import UserError
 from digits_jax.types import Hyper
@@ -15,7 +15,7 @@ from digits_jax.types import Hyper
 
 @pytest.fixture
 def optimizer():
-    return config_of("mnist100").optimizer
+    return get_base("any", "", ["only"]).optimizer
 
 
 def hyper(rate, decay=0.0):
