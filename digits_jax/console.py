@@ -50,14 +50,11 @@ class EpochBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def due(self) -> bool:
-        """True a few times a second: when looking at the device is worth it."""
-        return not self._progress.disable and time.perf_counter() - self._shown > _REFRESH
-
-    def advance(self, images: int) -> None:
+    def advance(self, images: int) -> int:
         """`images` more are done since the last call; 0 starts the clock anew.
 
-        The rate is a running mean, so that it is steady.
+        The rate is a running mean, so that it is steady. Returns how many images should pass
+        before the next call, for a few looks at the device a second and no more.
         """
         now = time.perf_counter()
         rate, old = images / (now - self._shown), self._progress.tasks[0].fields["rate"]
@@ -65,6 +62,7 @@ class EpochBar:
         if images:
             steady = 0.8 * old + 0.2 * rate if old else rate
             self._progress.update(self._task, advance=images, rate=steady)
+        return int(rate * _REFRESH)
 
 
 def percent(fraction: float) -> str:

@@ -284,13 +284,14 @@ def _row(run: Run, epoch: int, member: int) -> dict[str, Any]:
 
 
 def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> Metrics:
-    """An epoch of slice `i`; the device is not waited for, but to draw the bar."""
+    """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
     config, data, members = run.config, run.data, run.members[i]
     seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
     order = run.order(seeds, epoch, n=len(data.train.rows))
     state, totals = run.states[i], run.programs.zeros(len(members))
+    images = config.batch_size * len(members)
     start = shown = 0
-    bar.advance(0)
+    ahead = bar.advance(0)
     while start < run.steps_per_epoch:
         steps = min(run.chunk, run.steps_per_epoch - start)
         state, totals = run.train(
@@ -301,14 +302,13 @@ def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> 
             jax.block_until_ready(totals)
             clock.lap("compile")
             run.compiled = True
-        if bar.due():
+            bar.advance(0)
+        elif (start - shown) * images > ahead or start == run.steps_per_epoch:
             jax.block_until_ready(totals)
-            bar.advance((start - shown) * config.batch_size * len(members))
+            ahead = bar.advance((start - shown) * images)
             shown = start
     run.states[i] = state
-    sums = jax.device_get(totals)
-    bar.advance((start - shown) * config.batch_size * len(members))
-    return sums
+    return jax.device_get(totals)
 
 
 def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:

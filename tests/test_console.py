@@ -1,0 +1,27 @@
+"""The bar's rate, on a clock that the test moves."""
+
+import pytest
+
+from digits_jax import console
+
+
+def test_a_steady_rate_and_four_looks_a_second(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now)
+    bar = console.EpochBar("epoch 1/1", 10_000)
+
+    def advance(images, seconds):
+        nonlocal now
+        now += seconds
+        return bar.advance(images)
+
+    def rate():
+        return bar._progress.tasks[0].fields["rate"]
+
+    assert advance(0, 5.0) == 0  # compiling: starts the clock, counts for nothing
+    assert rate() == 0
+    assert advance(1000, 1.0) == 250
+    assert rate() == pytest.approx(1000)
+    assert advance(2000, 1.0) == 500
+    assert rate() == pytest.approx(0.8 * 1000 + 0.2 * 2000)
+    assert bar._progress.tasks[0].completed == 3000
