@@ -38,7 +38,7 @@ def unit_schedule(
     check_choice("optimizer.schedule", optimizer.schedule, SCHEDULES)
     total = epochs * steps_per_epoch
     warmup = round(optimizer.warmup * steps_per_epoch)
-    if not 0 <= optimizer.warmup < epochs:
+    if not 0 <= optimizer.warmup <= epochs:
         raise UserError(
             f"optimizer.warmup: {optimizer.warmup} epochs do not fit into epochs={epochs}"
         )

@@ -342,7 +342,8 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
     seconds = sum(row["seconds"] for row in rows)
     images = len(rows) * run.steps_per_epoch * run.config.batch_size
-    parts.append(f"{images / seconds:,.0f} images/s  {seconds:.0f} s")
+    if seconds > 0:  # not where compiling was all
+        parts.append(f"{images / seconds:,.0f} images/s  {seconds:.0f} s")
     console.print("  ".join(parts))
 
 

@@ -27,7 +27,6 @@ def shrink(config, cache):
     )
     config.data.update(train=96, test=40)
     config.batch_size, config.eval_batch_size, config.epochs = 32, 32, 2
-    config.optimizer.warmup = 0.0
     return config
 
 
