@@ -12,7 +12,7 @@ _REFRESH = 0.25  # s
 
 DRAWN_NOTICE = (
     "[bold]MNIST could not be had, so this run trains and tests on DRAWN digits.[/bold]\n"
-    "They are drawn by a program and easier to read: do not compare the figures with MNIST's.\n"
+    "They are drawn by a program, no handwriting: do not compare the figures with MNIST's.\n"
     "For MNIST: connect to the internet once, or put its four files into a folder and pass "
     "--config.data.raw_dir=FOLDER, then start over with --config.resume=False"
 )
@@ -20,7 +20,8 @@ DRAWN_NOTICE = (
 
 def warn(text: str) -> None:
     """A notice that cannot be missed."""
-    console.print(Panel(text, border_style="yellow", title="warning", expand=False))
+    panel = Panel(text, border_style="yellow", title="warning", expand=False)
+    console.print(panel, soft_wrap=False)  # wrapped, where the console would cut it off
 
 
 class EpochBar:

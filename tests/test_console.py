@@ -25,3 +25,11 @@ def test_a_steady_rate_and_four_looks_a_second(monkeypatch):
     assert advance(2000, 1.0) == 500
     assert rate() == pytest.approx(0.8 * 1000 + 0.2 * 2000)
     assert bar._progress.tasks[0].completed == 3000
+
+
+def test_a_warning_is_whole_in_a_narrow_window(monkeypatch, capsys):
+    monkeypatch.setattr(console.console, "width", 40)
+    console.warn(console.DRAWN_NOTICE)
+    shown = capsys.readouterr().out
+    assert "--config.resume=False" in shown
+    assert "MNIST's." in shown
