@@ -1,7 +1,11 @@
-"""Layers that `lax` or Flax alone would make slow or awkward.
+"""The layers that networks are made of: Flax's, set up once, and those that Flax has not.
 
-Everything follows JAX's default float (float32, or float64 where x64 is enabled).
+Each is a module, so that `describe` sees it pass. Images are [B, H, W, C]; everything follows JAX's
+default float (float32, or float64 where x64 is enabled).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +14,18 @@ from flax import linen as nn
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+}
+PADDINGS = ("SAME", "VALID")
+
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 """He et al. 2015, arXiv:1502.01852: keeps the variance of activations through ReLU."""
+GLOROT = nn.initializers.glorot_uniform()
+"""Glorot and Bengio 2010: the same for activations that are linear around 0."""
 
 
 def float_dtype() -> jnp.dtype:
@@ -19,22 +33,58 @@ def float_dtype() -> jnp.dtype:
     return jnp.result_type(float)
 
 
-def conv(features: int, *, padding: str = "SAME", bias: bool = True) -> nn.Conv:
-    """A 3x3 convolution, [B, H, W, C] to [B, H', W', features]."""
-    check_choice("model.padding", padding, ("SAME", "VALID"))
-    return nn.Conv(
+def activate(name: str) -> Callable[[Array], Array]:
+    """The activation function of that name; UserError where there is none."""
+    check_choice("model.activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def initializer(activation: str) -> nn.initializers.Initializer:
+    """How to draw the weights before that activation."""
+    return GLOROT if activation in ("sigmoid", "tanh") else HE
+
+
+class Conv(nn.Conv):
+    """`nn.Conv` that says so where the image is too small for it."""
+
+    def __call__(self, x: Array) -> Array:
+        if self.padding == "VALID":
+            size: Any = self.kernel_size
+            check_size(x, max(size), f"a convolution of {size[0]}x{size[1]}")
+        return super().__call__(x)
+
+
+def conv(
+    features: int,
+    size: int = 3,
+    *,
+    padding: str = "SAME",
+    bias: bool = True,
+    kernel_init: nn.initializers.Initializer = HE,
+) -> Conv:
+    """A `size` x `size` convolution, [B, H, W, C] to [B, H', W', features]."""
+    check_choice("model.padding", padding, PADDINGS)
+    return Conv(
         features,
-        (3, 3),
+        (size, size),
         padding=padding,
         use_bias=bias,
-        kernel_init=HE,
+        kernel_init=kernel_init,
         param_dtype=float_dtype(),
     )
 
 
-def dense(features: int, name: str | None = None) -> nn.Dense:
+def dense(
+    features: int,
+    name: str | None = None,
+    *,
+    bias: bool = True,
+    kernel_init: nn.initializers.Initializer = HE,
+) -> nn.Dense:
     """A fully connected layer, [..., C] to [..., features]."""
-    return nn.Dense(features, kernel_init=HE, param_dtype=float_dtype(), name=name)
+    return nn.Dense(
+        features, use_bias=bias, kernel_init=kernel_init, param_dtype=float_dtype(), name=name
+    )
 
 
 def batch_norm(train: bool, momentum: float = 0.9) -> nn.BatchNorm:
@@ -47,29 +97,93 @@ def batch_norm(train: bool, momentum: float = 0.9) -> nn.BatchNorm:
     )
 
 
-def max_pool(x: Array) -> Array:
+class MaxPool(nn.Module):
     """2x2 maximum, stride 2: [B, H, W, C] to [B, H // 2, W // 2, C]; an odd edge is dropped.
 
     The maximum of four strided slices: on CPU its gradient takes 1.8 ms where that of
     `nn.max_pool` (a select-and-scatter) takes 68, for [256, 28, 56, 16].
     """
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    if not (h and w):
-        raise UserError(
-            f"the image is too small for this network: {x.shape[1:3]} before a 2x2 pool"
-        )
-    top, bottom = x[:, 0:h:2], x[:, 1:h:2]
-    return jnp.maximum(
-        jnp.maximum(top[:, :, 0:w:2], top[:, :, 1:w:2]),
-        jnp.maximum(bottom[:, :, 0:w:2], bottom[:, :, 1:w:2]),
-    )
+
+    def __call__(self, x: Array) -> Array:
+        a, b, c, d = _quarters(x)
+        return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
-def dropout(x: Array, rate: Array, key: Array) -> Array:
+class AveragePool(nn.Module):
+    """2x2 mean, stride 2: [B, H, W, C] to [B, H // 2, W // 2, C]; an odd edge is dropped."""
+
+    def __call__(self, x: Array) -> Array:
+        a, b, c, d = _quarters(x)
+        return (a + b + c + d) / 4
+
+
+POOLINGS: dict[str, type[nn.Module]] = {"max": MaxPool, "average": AveragePool}
+
+
+class AdaptiveAveragePool(nn.Module):
+    """Means of `size` x `size` equal windows: [B, H, W, C] to [B, size, size, C].
+
+    The stride is H // size and the window H - (size - 1) * stride: 7 to 3 is windows of 3 at a
+    stride of 2, as PyTorch has it. size 1 is global average pooling (Lin et al. 2014,
+    arXiv:1312.4400).
+    """
+
+    size: int
+
+    def __call__(self, x: Array) -> Array:
+        check_size(x, self.size, f"an average over {self.size}x{self.size} windows")
+        if self.size == 1:
+            return x.mean(axis=(1, 2), keepdims=True)
+        window, strides = adaptive_window(x.shape[1:3], self.size)
+        return nn.avg_pool(x, window, strides)
+
+
+def adaptive_window(shape: tuple[int, ...], size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """-> (window, strides) of `AdaptiveAveragePool` over [H, W]."""
+    strides = tuple(n // size for n in shape)
+    return tuple(n - (size - 1) * s for n, s in zip(shape, strides, strict=True)), strides
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: scales each channel by a gate that sees all of them, averaged.
+
+    Hu et al. 2018, arXiv:1709.01507. `reduction`: channels by units of the hidden layer.
+    """
+
+    reduction: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        gate = AdaptiveAveragePool(1)(x)
+        gate = nn.relu(dense(max(channels // self.reduction, 1))(gate))
+        return x * nn.sigmoid(dense(channels, kernel_init=GLOROT)(gate))
+
+
+def dropout(x: Array, rate: Array, key: Array, *, spatial: bool = False) -> Array:
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al. 2014).
 
-    `rate` [] may be traced, which `nn.Dropout` does not allow, so that members of a population can
-    differ in it.
+    `spatial` drops whole channels of an example (Tompson et al. 2015, arXiv:1411.4280). `rate` []
+    may be traced, which `nn.Dropout` does not allow, so that members of a population can differ
+    in it.
     """
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if spatial else x.shape
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def check_size(x: Array, least: int, layer: str) -> None:
+    """UserError unless [B, H, W, C] has at least `least` rows and columns."""
+    if min(x.shape[1:3]) < least:
+        height, width = x.shape[1:3]
+        raise UserError(
+            f"the image is too small for this network: {height}x{width} is left for {layer}"
+        )
+
+
+def _quarters(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The four pixels of every 2x2 window."""
+    check_size(x, 2, "a 2x2 pool")
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    top, bottom = x[:, 0:h:2], x[:, 1:h:2]
+    return top[:, :, 0:w:2], top[:, :, 1:w:2], bottom[:, :, 0:w:2], bottom[:, :, 1:w:2]

@@ -62,11 +62,10 @@ class Population:
     """
 
     def __init__(self, config: Any, recipe: Recipe, steps_per_epoch: int):
-        fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
-        model = models.build(config.model.name, recipe.heads, **fields)
+        model = models.from_config(config, recipe.heads)
         tx = optim.transformation(config.optimizer)
         self.schedule = optim.unit_schedule(config.optimizer, config.epochs, steps_per_epoch)
-        self._config, self._recipe, self._model = config, recipe, model
+        self._config, self._recipe, self.model = config, recipe, model
         ema = config.optimizer.ema
         self._init = functools.partial(
             init_state, model=model, tx=tx, image_shape=recipe.shape, ema=ema
@@ -152,7 +151,7 @@ class Population:
     ) -> tuple[Metrics, dict[str, Array]]:
         """One batch under the members' (params, model_state), see `step.eval_step`."""
         batch = eval_batch(split, rows, mask, self._recipe, normalizer)
-        step = functools.partial(eval_step, model=self._model)
+        step = functools.partial(eval_step, model=self.model)
         return jax.vmap(lambda params, model_state: step(params, model_state, batch))(*weights)
 
     def predict(
@@ -162,7 +161,7 @@ class Population:
         pixels = normalize(images.astype(jnp.result_type(float)) / 255, normalizer)
         nobody = {head: jnp.zeros(len(images), jnp.int32) for head in self._recipe.heads}
         batch = Batch(pixels, nobody, jnp.ones(len(images), pixels.dtype))
-        step = functools.partial(eval_step, model=self._model)
+        step = functools.partial(eval_step, model=self.model)
         return jax.vmap(lambda params, model_state: step(params, model_state, batch)[1])(*weights)
 
     def track(self, state: TrainState, score: Array, epoch: Array | int) -> TrainState:

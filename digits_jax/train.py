@@ -32,7 +32,8 @@ _SPLITS = ("train", "validation", "test")
 _CHUNK = 256  # steps per dispatch where they are scanned
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
-    *("curves.png", "confusion.png", "errors.png", "examples.png", "predictions.csv"),
+    *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
+    *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
 
@@ -105,7 +106,7 @@ def build(config: Any) -> Run:
     steps = batches.steps_per_epoch(len(data.train.rows), config.batch_size)
     programs = Population(config, data.recipe, steps)
     members = slices(config.population.size, config.population.slice)
-    init = jax.jit(programs.init)
+    init = devices.jit_once(programs.init)
     states = [init(seeds_of(config, ids)) for ids in members]
     parameters = models.count_parameters(states[0].params) // len(members[0])
     chunk = 1 if backend == "cpu" else min(steps, _CHUNK)
@@ -405,10 +406,23 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             for member in range(config.population.size)
         ],
     }
-    columns = 10 if max(data.recipe.heads.values()) == 100 else 20
-    shown = batches.by_class(data.train, data.recipe, columns)
-    figures.sheet(shown, workdir / "examples.png", columns)
+    _show_examples(run, workdir)
     summary = report.write(workdir, facts, rows, *tested)
     if tested:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
+
+
+def _show_examples(run: Run, workdir: Path) -> None:
+    """Pictures of what it trained on: by class, and as the augmentation distorts some of them."""
+    data, recipe = run.data, run.data.recipe
+    columns = 10 if recipe.shape[1] > recipe.shape[0] else 20
+    shown = batches.by_class(data.train, recipe, columns)
+    figures.sheet(batches.examples(shown, recipe)[0], workdir / "examples.png", columns)
+    if any(value for name, value in run.config.augment.items() if name != "per_digit"):
+        some = data.train._replace(rows=shown.rows[:: max(len(shown.rows) // 10, 1)][:10])
+        rows = jnp.repeat(some.rows, columns, axis=0)
+        draw = jax.jit(lambda key: batches.distorted(some, rows, recipe, key, run.config))
+        images = np.rint(255 * np.asarray(draw(jax.random.key(0)))).astype(np.uint8)
+        images[::columns] = batches.examples(some, recipe)[0]  # first in its row, as it is
+        figures.sheet(images, workdir / "augmented.png", columns)

@@ -3,15 +3,27 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests mostly compile: without LLVM's optimisation in half the time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import importlib
+from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-CONFIGS = ("mnist100", "mnist100:mlp", "mnist100:tower", "two_head", "drawn")
+
+def every_config():
+    """'NAME' for the default variant of each config, 'NAME:variant' for the others."""
+    for path in sorted(Path(__file__).parent.parent.glob("configs/*.py")):
+        if path.stem not in ("__init__", "base"):
+            _, *others = importlib.import_module(f"configs.{path.stem}").VARIANTS
+            yield from (path.stem, *(f"{path.stem}:{variant}" for variant in others))
+
+
+CONFIGS = tuple(every_config())
 
 
 def config_of(name: str):

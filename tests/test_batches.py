@@ -137,6 +137,7 @@ def test_unknown_names(cache):
 def test_examples_by_class(numbered):
     """The labels of `numbered` digits are their numbers modulo ten."""
     data = batches.load(data_config(dataset="mnist", validation=0.0))
-    images = batches.by_class(data.train, data.recipe, 3).astype(int)
+    shown = batches.by_class(data.train, data.recipe, 3)
+    images = batches.examples(shown, data.recipe)[0].astype(int)
     numbers = images[:, 0, 0] * 256 + images[:, 0, 1]
     np.testing.assert_array_equal(numbers, [c + 10 * i for c in range(10) for i in range(3)])

@@ -9,7 +9,23 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from digits_jax.errors import UserError
-from digits_jax.layers import batch_norm, conv, dense, dropout, float_dtype, max_pool
+from digits_jax.layers import (
+    ACTIVATIONS,
+    AdaptiveAveragePool,
+    AveragePool,
+    MaxPool,
+    SqueezeExcite,
+    activate,
+    batch_norm,
+    conv,
+    dense,
+    dropout,
+    float_dtype,
+)
+
+
+def max_pool(x):
+    return MaxPool().apply({}, x)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 7, 5, 2)])
@@ -36,8 +52,11 @@ def test_max_pool_refuses_what_has_no_2x2():
         lambda: dense(3),
         lambda: batch_norm(train=False),
         lambda: batch_norm(train=True),
+        lambda: AveragePool(),
+        lambda: AdaptiveAveragePool(3),
+        lambda: SqueezeExcite(1),
     ],
-    ids=["conv", "conv_valid", "dense", "batch_norm", "batch_norm_train"],
+    ids=["conv", "conv_valid", "dense", "norm", "norm_train", "average", "adaptive", "squeeze"],
 )
 def test_numeric_gradients(getkey, x64, layer):
     module = layer()
@@ -49,7 +68,7 @@ def test_numeric_gradients(getkey, x64, layer):
         y, _ = module.apply({"params": params, **rest}, x, mutable=["batch_stats"])
         return jnp.tanh(y)
 
-    check_grads(f, (variables["params"], x), order=1, modes=["rev"])
+    check_grads(f, (variables.get("params", {}), x), order=1, modes=["rev"])
 
 
 def test_numeric_gradients_of_pool_and_dropout(getkey, x64):
@@ -74,3 +93,58 @@ def test_dropout_keeps_the_mean_and_zeroes_the_rate(getkey):
     np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
     assert abs(float((y == 0).mean()) - 0.25) < 0.02
     chex.assert_trees_all_equal(dropout(x, jnp.asarray(0.0), getkey()), x)
+
+
+def test_spatial_dropout_takes_whole_channels_of_an_example(getkey):
+    y = dropout(jnp.ones((50, 4, 3, 40)), jnp.asarray(0.25), getkey(), spatial=True)
+    channels = y.reshape(50, 12, 40)
+    assert (channels == channels[:, :1]).all()
+    assert abs(float((y == 0).mean()) - 0.25) < 0.04
+
+
+def test_average_pools_by_hand():
+    x = jnp.arange(49.0).reshape(1, 7, 7, 1)
+    np.testing.assert_allclose(
+        AveragePool().apply({}, x)[0, :, :, 0], [[4, 6, 8], [18, 20, 22], [32, 34, 36]]
+    )
+    # PyTorch's AdaptiveAvgPool2d(3): rows 0 to 2, 2 to 4 and 4 to 6, and so the columns.
+    np.testing.assert_allclose(
+        AdaptiveAveragePool(3).apply({}, x)[0, :, :, 0], [[8, 10, 12], [22, 24, 26], [36, 38, 40]]
+    )
+    np.testing.assert_allclose(AdaptiveAveragePool(1).apply({}, x), [[[[24]]]])
+    wide = jnp.arange(24.0).reshape(1, 4, 6, 1)
+    np.testing.assert_allclose(
+        AdaptiveAveragePool(2).apply({}, wide)[0, :, :, 0], [[4, 7], [16, 19]]
+    )
+
+
+def test_squeeze_excite_by_hand():
+    """Means 2 and 6; a hidden unit of relu(2 + 6 - 5) = 3; gates sigmoid(3 w)."""
+    x = jnp.asarray([[1.0, 4.0], [3.0, 8.0]]).reshape(1, 2, 1, 2)
+    params = {
+        "Dense_0": {"kernel": jnp.ones((2, 1)), "bias": jnp.asarray([-5.0])},
+        "Dense_1": {"kernel": jnp.asarray([[1.0, -1.0]]), "bias": jnp.zeros(2)},
+    }
+    gates = 1 / (1 + np.exp([-3, 3]))
+    y = SqueezeExcite(2).apply({"params": params}, x)
+    np.testing.assert_allclose(y[0, :, 0], [[1, 4], [3, 8]] * gates[None], rtol=1e-6)
+
+
+def test_activations_by_hand():
+    x = jnp.asarray([-2.0, 0.0, 1.0])
+    expected = {
+        "relu": [0, 0, 1],
+        "leaky_relu": [-0.02, 0, 1],
+        "sigmoid": 1 / (1 + np.exp([2, 0, -1])),
+        "tanh": np.tanh([-2, 0, 1]),
+    }
+    assert set(expected) == set(ACTIVATIONS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(activate(name)(x), values, rtol=1e-6)
+    with pytest.raises(UserError, match=r"model\.activation.*did you mean 'relu'"):
+        activate("rleu")
+
+
+def test_a_convolution_that_does_not_fit():
+    with pytest.raises(UserError, match=r"too small.*2x9 is left for a convolution of 3x3"):
+        conv(3, padding="VALID").init(jax.random.key(0), jnp.zeros((1, 2, 9, 1)))

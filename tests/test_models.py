@@ -1,5 +1,7 @@
 """Shapes and published parameter counts of every network; what they do with wrong input."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,47 +10,84 @@ import pytest
 from absl.testing import parameterized
 from conftest import CONFIGS, config_of
 
-from digits_jax import models
+from digits_jax import devices, models
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
 
+FAMILIES = ("mnist100", "mnist100:mlp", "mnist100:tower", "lenet5:skip", "resnet", "compact")
 PARAMETERS = {
     "mnist100": 833_572,  # published
-    "two_head": 390_164,  # published
+    "two_head": 390_164,  # published, as all that follow but the last
+    "two_head:mlp": 80_788,
+    "mnist": 225_034,
+    "mnist:mlp10": 7_960,
+    "mnist:mlp10-tuned": 7_960,
+    "mnist:mlp128": 101_770,
+    "mnist:mlp128-tuned": 101_770,
+    "lenet5": 61_706,
+    "compact": 16_966,
+    "compact:phase1": 7_600,
+    "compact:phase2": 7_600,
+    "compact:phase3": 9_660,
+    "compact:phase4": 9_980,
+    "compact:phase5": 9_980,
+    "compact:phase5-tuned": 9_980,
     "mnist100:mlp": (28 * 56 * 512 + 512) + (512 * 256 + 256) + (256 * 100 + 100),
 }
 
 
-def network(name):
-    """-> (model, recipe, variables) of a config."""
+def architecture(name):
+    """-> (model, recipe, how to draw its variables) of a config."""
     config = config_of(name)
     recipe = RECIPES[config.data.dataset]
-    fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
-    model = models.build(config.model.name, recipe.heads, **fields)
+    model = models.from_config(config, recipe.heads)
 
     def init(key):
         return model.init(key, jnp.zeros((1, *recipe.shape)), train=False, dropout_rate=0.0)
 
-    return model, recipe, jax.jit(init)(jax.random.key(0))
+    return model, recipe, init
+
+
+@functools.cache
+def network(name):
+    """-> (model, recipe, variables) of a config."""
+    model, recipe, init = architecture(name)
+    return model, recipe, devices.jit_once(init)(jax.random.key(0))
+
+
+def parameters(name):
+    """Counted without drawing any."""
+    _, _, init = architecture(name)
+    return models.count_parameters(jax.eval_shape(init, jax.random.key(0))["params"])
 
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameter_counts(name, count):
-    _, _, variables = network(name)
-    assert models.count_parameters(variables["params"]) == count
+    assert parameters(name) == count
 
 
 def test_tower_parameter_count_by_hand():
-    _, _, variables = network("mnist100:tower")
     convolutions = 9 * (1 * 24 + 24 * 48 + 48 * 96 + 96 * 96)
     norms = 2 * (24 + 48 + 96 + 96 + 128)
     dense = (3 * 3 * 96 * 128 + 128) + (128 * 10 + 10)
-    assert models.count_parameters(variables["params"]) == convolutions + norms + dense
+    assert parameters("mnist100:tower") == convolutions + norms + dense
 
 
-class Shapes(chex.TestCase):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_have_the_classes_of_the_data(name):
+    model, recipe, init = architecture(name)
+    variables = jax.eval_shape(init, jax.random.key(0))
+    apply = functools.partial(model.apply, train=False, dropout_rate=0.0)
+    images = jax.ShapeDtypeStruct((3, *recipe.shape), jnp.float32)
+    logits = jax.eval_shape(apply, variables, images)
+    assert {head: x.shape for head, x in logits.items()} == {
+        head: (3, classes) for head, classes in recipe.heads.items()
+    }
+
+
+class Families(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(*CONFIGS)
+    @parameterized.parameters(*FAMILIES)
     def test_logits(self, name):
         model, recipe, variables = network(name)
 
@@ -103,3 +142,161 @@ def test_tower_refuses_other_images():
     model = models.build("tower", {"upper": 10, "lower": 10})
     with pytest.raises(UserError, match="one square digit"):
         model.init(jax.random.key(0), jnp.zeros((1, 42, 28)), train=False, dropout_rate=0.0)
+
+
+def test_an_unusable_value_is_named():
+    for field, value in (("hidden", (0,)), ("hidden", ("a",)), ("activation", 3)):
+        with pytest.raises(UserError, match=f"model.{field} must be"):
+            models.build("mlp", {"digit": 10}, **{field: value})
+    assert models.build("resnet", {"digit": 10}, squeeze=0).squeeze == 0  # a default may be 0
+    with pytest.raises(UserError, match=r"model\.squeeze must be a whole number above 0, not -1"):
+        models.build("resnet", {"digit": 10}, squeeze=-1)
+
+
+def compact(**fields):
+    layers = ("conv3 4", "conv3 4", "pool", "linear1 3", "average 1", "linear1 classes")
+    return models.build("compact", {"digit": 10}, **({"layers": layers} | fields))
+
+
+def initialised(model, shape=(28, 28)):
+    def init(key):
+        return model.init(key, jnp.zeros((1, *shape)), train=False, dropout_rate=0.0)
+
+    return devices.jit_once(init)(jax.random.key(0))
+
+
+@pytest.mark.parametrize("norm", ["after", "before", "none"])
+def test_compact_against_lax(getkey, norm):
+    """Two layers with BatchNorm's scale and shift as they are drawn, by hand with lax."""
+    model = compact(layers=("conv3 4", "linear3 classes", "average 1"), norm=norm)
+    variables = initialised(model)
+    images = jax.random.normal(getkey(), (2, 28, 28))
+
+    def convolve(x, kernel):
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=axes)
+
+    def normalised(x):
+        return (x - x.mean((0, 1, 2), keepdims=True)) / jnp.sqrt(
+            x.var((0, 1, 2), keepdims=True) + 1e-5
+        )
+
+    params = variables["params"]
+    x = convolve(images[..., None], params["Conv_0"]["kernel"])
+    x = jax.nn.relu(normalised(x)) if norm == "before" else jax.nn.relu(x)
+    x = normalised(x) if norm == "after" else x
+    expected = convolve(x, params["Conv_1"]["kernel"]).mean((1, 2))
+    rngs = {"dropout": getkey()}
+    logits, _ = model.apply(
+        variables, images, train=True, dropout_rate=0.0, rngs=rngs, mutable=["batch_stats"]
+    )
+    chex.assert_trees_all_close(logits["digit"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compact_with_a_residual_and_without(getkey):
+    """With a kernel of zeros a residual layer passes its input on, cropped."""
+    images = jax.random.uniform(getkey(), (1, 9, 9))
+    plain, residual = (
+        compact(layers=("conv3 2", "conv3 2", "linear1 classes"), norm="none", residual=residual)
+        for residual in (False, True)
+    )
+    variables = initialised(plain, (9, 9))
+    kernel = variables["params"]["Conv_1"]["kernel"]
+    variables["params"]["Conv_1"]["kernel"] = jnp.zeros_like(kernel)
+
+    def logits(model, images, variables=variables):
+        return model.apply(variables, images, train=False, dropout_rate=0.0)["digit"]
+
+    chex.assert_trees_all_equal(logits(plain, images), jnp.zeros((1, 10)))
+    shorter = compact(layers=("conv3 2", "linear1 classes"), norm="none")
+    params = variables["params"]
+    fewer = {"params": {"Conv_0": params["Conv_0"], "Conv_1": params["Conv_2"]}}
+    inner = logits(shorter, images[:, 1:-1, 1:-1], fewer)
+    chex.assert_trees_all_close(logits(residual, images), inner, rtol=1e-5)
+
+
+def test_dropout_rises_from_layer_to_layer(getkey, monkeypatch):
+    rates = []
+
+    def record(x, rate, key, *, spatial):
+        rates.append((round(float(rate), 6), spatial))
+        return x
+
+    monkeypatch.setattr("digits_jax.models.compact.dropout", record)
+    layers = ("conv3 2", "pool", "conv3 2", "conv1 2", "linear1 2", "fc 4", "fc classes")
+    model = compact(layers=layers, dropout_start=0.25)
+    variables = initialised(model)
+    training = {"rngs": {"dropout": getkey()}, "mutable": ["batch_stats"]}
+    model.apply(variables, jnp.zeros((2, 28, 28)), train=True, dropout_rate=0.4, **training)
+    assert rates == [(0.1, True), (0.2, True), (0.3, True), (0.4, False)]
+
+
+def test_heads_of_a_compact_net_are_their_own():
+    model = models.build(
+        "compact", {"upper": 10, "lower": 7}, layers=("conv3 2", "linear3 classes", "average 1")
+    )
+    variables = initialised(model)
+    logits = model.apply(variables, jnp.ones((3, 28, 28)), train=False, dropout_rate=0.0)
+    assert {head: x.shape for head, x in logits.items()} == {"upper": (3, 10), "lower": (3, 7)}
+    count = 9 * 2 + 4 + 9 * 2 * (10 + 7)
+    assert models.count_parameters(variables["params"]) == count
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ("conv3 4", "conv3"),
+        ("cnv3 4", "fc classes"),
+        ("conv3 4",),
+        ("conv3 classes",),
+        ("fc classes", "fc classes"),
+    ],
+    ids=str,
+)
+def test_layers_that_do_not_exist(layers):
+    with pytest.raises(UserError, match=r"model\.layers.*'conv3 16'"):
+        initialised(compact(layers=layers))
+
+
+def test_compact_refuses_a_small_image():
+    with pytest.raises(UserError, match="too small for this network: 2x2 is left for a conv"):
+        initialised(compact(), (4, 4))
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_lenet5_options(pooling, batch_norm):
+    model = models.build("lenet5", {"digit": 10}, pooling=pooling, batch_norm=batch_norm)
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, 28, 28)), train=False, dropout_rate=0.0),
+        jax.random.key(0),
+    )
+    count = models.count_parameters(shapes["params"])
+    assert count == 61_706 + (2 * (6 + 16) if batch_norm else 0)
+
+
+def test_lenet5_refuses_an_unknown_pooling():
+    with pytest.raises(UserError, match=r"model\.pooling.*there are: average, max"):
+        initialised(models.build("lenet5", {"digit": 10}, pooling="median"))
+
+
+def test_skip_adds_two_projections():
+    assert parameters("lenet5:skip") == 61_706 + 6 + 6 * 16
+
+
+def test_resnet_parameter_count_by_hand():
+    stem = 9 * 16 + 2 * 16
+    blocks = [
+        9 * (c * d + d * d) + c * d + 3 * 2 * d  # two convolutions, a projection, three norms
+        for c, d in ((16, 32), (32, 64))
+    ]
+    assert parameters("resnet") == stem + sum(blocks) + 64 * 10 + 10
+
+
+def test_a_residual_block_of_zeros_is_its_input(getkey):
+    block = models.resnet.Residual(4, squeeze=2)
+    x = jax.random.uniform(getkey(), (2, 5, 5, 4))
+    variables = block.init(getkey(), x, train=False)
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    y = block.apply({**variables, "params": params}, x, train=False)
+    chex.assert_trees_all_equal(y, x)

@@ -8,6 +8,7 @@ import pytest
 from conftest import CONFIGS, config_of, shrink
 
 from digits_jax.data import batches
+from digits_jax.devices import jit_once
 from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
 
 
@@ -15,7 +16,7 @@ def trained(config, data, members, steps):
     """The states of `members` after `steps` steps, as one slice."""
     population = Population(config, data.recipe, steps_per_epoch=3)
     seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    state, totals = jax.jit(population.init)(seeds), population.zeros(len(members))
+    state, totals = jit_once(population.init)(seeds), population.zeros(len(members))
     next_order = jax.jit(population.order, static_argnames="n")
     step = jax.jit(population.train, static_argnames="steps")
     for i in range(steps):
@@ -54,7 +55,7 @@ def test_scanned_steps_are_single_steps(cache, x64):
     order = jax.jit(population.order, static_argnames="n")(seeds, 1, n=len(data.train.rows))
     rest = (data.train, data.normalizer, seeds, hyper)
     scanned = jax.jit(population.train, static_argnames="steps")(
-        jax.jit(population.init)(seeds), population.zeros(2), order, jnp.asarray(0), *rest, steps=3
+        jit_once(population.init)(seeds), population.zeros(2), order, jnp.asarray(0), *rest, steps=3
     )
     chex.assert_trees_all_close(scanned, trained(config, data, range(2), 3), rtol=1e-10, atol=1e-12)
 
@@ -63,7 +64,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    weights = population.chosen(jax.jit(population.init)(seeds_of(config, range(2))))
+    weights = population.chosen(jit_once(population.init)(seeds_of(config, range(2))))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)

@@ -214,20 +214,23 @@ def epoch_order(key: Array, epoch: Array | int, n: int, batch_size: int) -> Arra
     return order.astype(jnp.int32)
 
 
-def train_batch(
-    split: Split, rows: Array, recipe: Recipe, normalizer: Normalizer, key: Array, config: Any
-) -> Batch:
-    """The examples whose digits are `rows` [B, k], augmented as `config.augment` says.
+def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: Any) -> Array:
+    """[B, H, W] float in [0, 1]: the examples of `rows` [B, k] as `config.augment` distorts them.
 
     With `augment.per_digit` each digit is distorted before the image is composed.
     """
     digits = split.images[rows].astype(jnp.result_type(float)) / 255
-    images: Array
-    if config.augment.per_digit:
-        flat = augment(key, digits.reshape(-1, 28, 28), config.augment)
-        images = recipe.compose(flat.reshape(digits.shape))
-    else:
-        images = augment(key, recipe.compose(digits), config.augment)
+    if not config.augment.per_digit:
+        return augment(key, recipe.compose(digits), config.augment)
+    flat = augment(key, digits.reshape(-1, 28, 28), config.augment)
+    return recipe.compose(flat.reshape(digits.shape))
+
+
+def train_batch(
+    split: Split, rows: Array, recipe: Recipe, normalizer: Normalizer, key: Array, config: Any
+) -> Batch:
+    """The examples whose digits are `rows` [B, k], augmented as `config.augment` says."""
+    images = distorted(split, rows, recipe, key, config)
     mask = jnp.ones(rows.shape[0], images.dtype)
     return Batch(normalize(images, normalizer), recipe.label(split.labels[rows]), mask)
 
@@ -262,8 +265,8 @@ def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.nda
     return images, {head: np.asarray(values) for head, values in labels.items()}
 
 
-def by_class(split: Split, recipe: Recipe, columns: int) -> np.ndarray:
-    """Some of `split` to look at, sorted by the class of the first head: [M, H, W] uint8.
+def by_class(split: Split, recipe: Recipe, columns: int) -> Split:
+    """Some of `split` to look at, sorted by the class of the first head.
 
     Ten classes give `columns` examples each, a hundred give one.
     """
@@ -271,4 +274,4 @@ def by_class(split: Split, recipe: Recipe, columns: int) -> np.ndarray:
     labels = np.asarray(recipe.label(split.labels[split.rows])[head])
     each = columns if classes == 10 else 1
     picked = np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(classes)])
-    return examples(split._replace(rows=split.rows[picked]), recipe)[0]
+    return split._replace(rows=split.rows[picked])

@@ -1,5 +1,6 @@
 """The networks. Each takes `heads={name: classes}` and returns `{name: logits}`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,30 +9,69 @@ from flax import linen as nn
 
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.models.cnn import CNN
+from digits_jax.models.compact import Compact
+from digits_jax.models.lenet5 import LeNet5
 from digits_jax.models.mlp import MLP
+from digits_jax.models.resnet import ResNet
 from digits_jax.models.tower import Tower
 from digits_jax.types import PyTree
 
-MODELS: dict[str, type[nn.Module]] = {"cnn": CNN, "mlp": MLP, "tower": Tower}
+MODELS: dict[str, type[nn.Module]] = {
+    "cnn": CNN,
+    "compact": Compact,
+    "lenet5": LeNet5,
+    "mlp": MLP,
+    "resnet": ResNet,
+    "tower": Tower,
+}
 
 
 def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     """The network `MODELS[name]` with these heads.
 
-    Raises UserError for a name or a field that does not exist.
+    Raises UserError for a name or a field that does not exist, and for a value of another kind.
     """
     check_choice("model.name", name, MODELS)
-    known = [f for f in MODELS[name].__dataclass_fields__ if f not in ("heads", "parent", "name")]
+    model: Any = MODELS[name]
+    declared = {field.name: field for field in dataclasses.fields(model)}
+    known = [field for field in declared if field not in ("heads", "parent", "name")]
     for field, value in fields.items():
         if field not in known:
             raise UserError(f"model.{field}: '{name}' has no such field; {nearest(field, known)}")
-        sizes = value if isinstance(value, tuple | list) else (value,)
-        if not isinstance(value, str) and not all(isinstance(n, int) and n > 0 for n in sizes):
-            raise UserError(f"model.{field} must be whole numbers above 0, not {value}")
-        fields[field] = tuple(value) if isinstance(value, list) else value
-    return MODELS[name](heads=dict(heads), **fields)
+        fields[field] = value = tuple(value) if isinstance(value, list) else value
+        meant, fits = _KINDS[declared[field].type]
+        if not fits(value) and value != declared[field].default:
+            raise UserError(f"model.{field} must be {meant}, not {value!r}")
+    return model(heads=dict(heads), **fields)
+
+
+def from_config(config: Any, heads: Mapping[str, int]) -> nn.Module:
+    """The network that `config.model` describes; dropout, which is a member's, is not in it."""
+    fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
+    return build(config.model.name, heads, **fields)
 
 
 def count_parameters(params: PyTree) -> int:
     """Trainable numbers, as PyTorch counts them: BatchNorm's scale and shift in, statistics out."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+# How the fields of a network are annotated: what is said of such a value, and whether it is one.
+_KINDS: dict[Any, tuple[str, Any]] = {
+    int: ("a whole number above 0", _is_size),
+    float: ("a number from 0 to 1", lambda v: isinstance(v, int | float) and 0 <= v <= 1),
+    bool: ("True or False", lambda v: isinstance(v, bool)),
+    str: ("a name", lambda v: isinstance(v, str)),
+    tuple[int, ...]: (
+        "whole numbers above 0",
+        lambda v: isinstance(v, tuple) and all(_is_size(n) for n in v),
+    ),
+    tuple[str, ...]: (
+        "names",
+        lambda v: isinstance(v, tuple) and v and all(isinstance(n, str) for n in v),
+    ),
+}

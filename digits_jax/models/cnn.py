@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from digits_jax.layers import conv, dense, dropout, max_pool
+from digits_jax.layers import MaxPool, conv, dense, dropout
 from digits_jax.types import Array
 
 
@@ -13,7 +13,8 @@ class CNN(nn.Module):
 
     heads: classes by head; features: channels by convolution; hidden: units by layer;
     padding: 'SAME' or 'VALID'. With features (16, 32), hidden (256,) and 'SAME', a 28x56 image and
-    one head of 100 it has 833,572 parameters.
+    one head of 100 it has 833,572 parameters; with (32, 64), (128,) and 'VALID', a 28x28 image and
+    one of 10, 225,034.
     """
 
     heads: Mapping[str, int]
@@ -26,7 +27,7 @@ class CNN(nn.Module):
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         x = images[..., None]
         for channels in self.features:
-            x = max_pool(nn.relu(conv(channels, padding=self.padding)(x)))
+            x = MaxPool()(nn.relu(conv(channels, padding=self.padding)(x)))
         x = x.reshape(x.shape[0], -1)
         for units in self.hidden:
             x = nn.relu(dense(units)(x))

@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 
 from digits_jax.errors import UserError
-from digits_jax.layers import batch_norm, conv, dense, dropout, max_pool
+from digits_jax.layers import MaxPool, batch_norm, conv, dense, dropout
 from digits_jax.types import Array
 
 _MOMENTUM = 0.99  # over some hundred steps, as the averaged weights that it is evaluated with
@@ -35,7 +35,7 @@ class DigitTower(nn.Module):
             for layer in range(depth):
                 x = conv(channels, bias=False)(x)
                 if layer == depth - 1:
-                    x = max_pool(x)
+                    x = MaxPool()(x)
                 x = nn.relu(batch_norm(train, _MOMENTUM)(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(batch_norm(train, _MOMENTUM)(dense(self.hidden)(x)))

@@ -1,0 +1,69 @@
+"""Convolutional networks under 20,000 parameters, 28x28, and the story of five phases.
+
+python launch.py --config=configs/compact.py
+python launch.py --config=configs/compact.py --mode=compare \\
+    --variants=phase1,phase2,phase3,phase4,phase5
+
+The phases share one recipe and differ as their lines below say.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_base
+
+VARIANTS = ("p16966", "phase1", "phase2", "phase3", "phase4", "phase5", "phase5-tuned")
+
+P16966 = (
+    *("conv3 12", "pool", "conv3 24", "pool", "conv3 24", "conv1 12"),
+    *("average 3", "fc 72", "fc classes"),
+)
+BEGINNING = ("conv3 16", "conv3 32", "linear1 8", "pool")  # the pool sees 5x5 pixels
+PHASES_1_2 = (*BEGINNING, "conv3 8", "conv3 8", "conv3 8", "linear3 classes", "average 1")
+PHASE_3 = (
+    *(*BEGINNING, "conv3 12", "conv3 14", "linear1 14", "conv3 14"),
+    *("average 1", "linear1 classes"),
+)
+PHASES_4_5 = (
+    *(*BEGINNING, "conv3 14", "conv3 16", "linear1 10", "conv3 16"),
+    *("average 1", "linear1 classes"),
+)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_base("compact", variant, VARIANTS)
+    config.data.dataset = "mnist"
+    config.epochs = 20
+    optimizer = config.optimizer
+    config.model.update(name="compact", layers=P16966, activation="relu", norm="after")
+    config.model.update(padding="VALID", bias=False, spatial=True, dropout_start=1.0)
+    config.model.update(squeeze=0, residual=False)
+    match variant or VARIANTS[0]:
+        case "p16966":
+            config.model.update(norm="before", padding="SAME", bias=True, spatial=False)
+            config.model.update(dropout=0.4, dropout_start=0.25)
+            config.batch_size = 64
+            optimizer.update(name="sgd", learning_rate=0.015, weight_decay=1e-4)
+            optimizer.schedule = "cosine"
+            config.augment.update(rotate=7.0, shift_x=1.0, shift_y=1.0, scale=0.1)
+            return config
+        case "phase1":
+            config.model.update(layers=PHASES_1_2)
+        case "phase2":
+            config.model.update(layers=PHASES_1_2, dropout=0.04)
+        case "phase3":
+            config.model.update(layers=PHASE_3, dropout=0.04)
+        case "phase4":
+            config.model.update(layers=PHASES_4_5, dropout=0.04)
+        case "phase5" | "phase5-tuned":
+            config.model.update(layers=PHASES_4_5, dropout=0.04)
+            config.augment.rotate = 7.0
+    config.batch_size = 128
+    optimizer.update(name="sgd", learning_rate=0.01, nesterov=False)
+    if variant == "phase5-tuned":
+        config.model.dropout = 0.0
+        config.batch_size = 64
+        optimizer.update(name="adam", learning_rate=1e-2, schedule="one_cycle", ema=0.999)
+        optimizer.update(weight_decay=1e-2, decoupled=True)
+        config.augment.update(rotate=10.0, shift_x=1.5, shift_y=1.5, shear=8.0, scale=0.1)
+        config.augment.elastic = 0.5
+    return config

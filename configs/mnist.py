@@ -1,0 +1,35 @@
+"""One digit, 28x28.
+
+python launch.py --config=configs/mnist.py
+python launch.py --config=configs/mnist.py:mlp10
+
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_base
+
+VARIANTS = ("cnn", "mlp10", "mlp10-tuned", "mlp128", "mlp128-tuned")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_base("mnist", variant, VARIANTS)
+    config.data.dataset = "mnist"
+    config.epochs = 10
+    config.batch_size = 32
+    config.optimizer.update(name="sgd", learning_rate=0.1, momentum=0.0)
+    match variant or VARIANTS[0]:
+        case "cnn":
+            config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
+            config.model.dropout = 0.5
+            config.optimizer.update(learning_rate=0.01, momentum=0.9)
+        case "mlp10":
+            config.model.update(name="mlp", hidden=(10,), activation="relu")
+        case "mlp10-tuned":
+            config.model.update(name="mlp", hidden=(10,), activation="relu")
+            config.batch_size = 64
+        case "mlp128":
+            config.model.update(name="mlp", hidden=(128,), activation="relu")
+        case "mlp128-tuned":
+            config.model.update(name="mlp", hidden=(128,), activation="leaky_relu")
+    return config

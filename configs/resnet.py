@@ -1,0 +1,24 @@
+"""A small residual network, 28x28: the accurate one.
+
+python launch.py --config=configs/resnet.py
+
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_base
+
+VARIANTS = ("plain",)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_base("resnet", variant, VARIANTS)
+    config.data.dataset = "mnist"
+    config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1, squeeze=0)
+    config.model.dropout = 0.1
+    config.epochs = 12
+    config.batch_size = 64
+    config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
+    config.optimizer.update(schedule="one_cycle", ema=0.999)
+    config.augment.update(shift_x=2.0, shift_y=2.0, rotate=10.0, shear=8.0, scale=0.1, elastic=0.6)
+    return config

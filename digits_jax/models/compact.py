@@ -1,0 +1,119 @@
+"""Convolutional networks under 20,000 parameters, spelt out layer by layer."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from flax import linen as nn
+
+from digits_jax.errors import UserError, check_choice
+from digits_jax.layers import (
+    AdaptiveAveragePool,
+    MaxPool,
+    SqueezeExcite,
+    activate,
+    batch_norm,
+    conv,
+    dense,
+    dropout,
+    initializer,
+)
+from digits_jax.types import Array
+
+NORMS = ("after", "before", "none")
+_LAYER = re.compile(r"(pool|(average|fc|conv\d|linear\d) (\d+|classes))")
+_GRAMMAR = (
+    "'conv3 16' (with activation, BatchNorm and dropout), 'linear1 8' (bare), 'pool', 'average 3', "
+    "'fc 72'; 'linear1 classes', 'linear3 classes' or 'fc classes' is where the heads begin"
+)
+
+
+class Compact(nn.Module):
+    """The network that `layers` spells.
+
+    layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
+    'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N', adaptive average to NxN
+    (1: global); 'fc N', fully connected with activation and dropout. The layer whose N is
+    'classes' begins each head, bare. heads: classes by head; activation: one of
+    `layers.ACTIVATIONS`; norm: BatchNorm 'after' or 'before' the activation, or 'none'; padding,
+    bias: of the convolutions (the fully connected layers always have one); spatial: dropout takes
+    whole channels; dropout_start: the first layer's dropout as a fraction of the last one's, which
+    is `model.dropout`, and linear between; squeeze: reduction of the channel attention after each
+    'conv', 0 for none; residual: adds a 'conv' layer's input where shapes agree, cropped where
+    there is no padding.
+    """
+
+    heads: Mapping[str, int]
+    layers: tuple[str, ...]
+    activation: str = "relu"
+    norm: str = "after"
+    padding: str = "VALID"
+    bias: bool = False
+    spatial: bool = True
+    dropout_start: float = 1.0
+    squeeze: int = 0
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+        """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
+        check_choice("model.norm", self.norm, NORMS)
+        begin = self._check_layers()
+        rates = self._dropout_rates(dropout_rate)
+        x = images[..., None]
+        for layer in self.layers[:begin]:
+            y = self._apply(layer, x, train)
+            if layer.startswith(("conv", "fc")):
+                rate = next(rates)
+                if train:
+                    spatial = self.spatial and layer.startswith("conv")
+                    y = dropout(y, rate, self.make_rng("dropout"), spatial=spatial)
+            x = y
+        logits = {}
+        for head, classes in self.heads.items():
+            y = x
+            for layer in self.layers[begin:]:
+                y = self._apply(layer.replace("classes", str(classes)), y, train, bare=True)
+            logits[head] = y.mean(axis=(1, 2)) if y.ndim == 4 else y
+        return logits
+
+    def _apply(self, layer: str, x: Array, train: bool, bare: bool = False) -> Array:
+        kind, _, number = layer.partition(" ")
+        init = initializer(self.activation)
+        if kind == "pool":
+            return MaxPool()(x)
+        if kind == "average":
+            return AdaptiveAveragePool(int(number))(x)
+        if kind == "fc":
+            y = dense(int(number), kernel_init=init)(x.reshape(x.shape[0], -1))
+            return y if bare else activate(self.activation)(y)
+        size = int(kind[-1])
+        y = conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init)(x)
+        if kind.startswith("linear"):
+            return y
+        if self.norm == "before":
+            y = batch_norm(train)(y)
+        y = activate(self.activation)(y)
+        if self.norm == "after":
+            y = batch_norm(train)(y)
+        if self.squeeze:
+            y = SqueezeExcite(self.squeeze)(y)
+        if self.residual and x.shape[-1] == y.shape[-1]:
+            edge = (x.shape[1] - y.shape[1]) // 2
+            y = y + x[:, edge : edge + y.shape[1], edge : edge + y.shape[2]]
+        return y
+
+    def _check_layers(self) -> int:
+        """-> the index of the layer where the heads begin."""
+        for layer in self.layers:
+            if not _LAYER.fullmatch(layer):
+                raise UserError(f"model.layers: there is no layer '{layer}'; there are {_GRAMMAR}")
+        begin = [i for i, layer in enumerate(self.layers) if layer.endswith("classes")]
+        if len(begin) != 1 or self.layers[begin[0]].startswith(("conv", "average")):
+            raise UserError(f"model.layers needs one layer for the classes; there are {_GRAMMAR}")
+        return begin[0]
+
+    def _dropout_rates(self, last: Array) -> Iterator[Array]:
+        body = self.layers[: self._check_layers()]
+        sites = sum(layer.startswith(("conv", "fc")) for layer in body)
+        for i in range(sites):
+            yield last * (self.dropout_start + (1 - self.dropout_start) * i / max(sites - 1, 1))
