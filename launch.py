@@ -1,4 +1,4 @@
-"""Trains, or evaluates, what a config describes.
+"""Trains what a config describes, or looks at it in another mode.
 
 python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--config.field=value ...]
 """
@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from digits_jax.errors import UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval")
+MODES = ("train", "eval", "describe", "explain", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: configs/NAME.py[:variant].", lock_config=True
@@ -24,6 +24,10 @@ _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 _DATA = flags.DEFINE_string(
     "data", None, "mode=eval: your own images, a .npz, a .png or a folder of .png files."
 )
+_EXAMPLE = flags.DEFINE_integer("example", 0, "mode=explain: which of the test images, from 0.")
+_VARIANTS = flags.DEFINE_list(
+    "variants", [], "mode=compare: which variants of the config, in this order."
+)
 _INK = flags.DEFINE_string("ink", "auto", "Their ink: auto, bright or dark.")
 
 
@@ -32,20 +36,50 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
     check_choice("--mode", _MODE.value, MODES)
-    if _DATA.value and _MODE.value != "eval":
-        raise UserError("--data is for --mode=eval")
+    for flag, mode in (("data", "eval"), ("example", "explain"), ("variants", "compare")):
+        if flags.FLAGS[flag].present and _MODE.value != mode:
+            raise UserError(f"--{flag} is for --mode={mode}")
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
-    if _MODE.value == "train":
-        from digits_jax.train import train
+    name = config.name if _MODE.value != "compare" else f"{Path(_config_path()).stem}-compare"
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    match _MODE.value:
+        case "train":
+            from digits_jax.train import train
 
-        train(config, workdir)
-    else:
-        from digits_jax.evaluate import evaluate
+            train(config, workdir)
+        case "eval":
+            from digits_jax.evaluate import evaluate
 
-        evaluate(config, workdir, _DATA.value, _INK.value)
+            evaluate(config, workdir, _DATA.value, _INK.value)
+        case "describe":
+            from digits_jax.describe import describe
+
+            describe(config)
+        case "explain":
+            from digits_jax.explain import explain
+
+            explain(config, workdir, _EXAMPLE.value)
+        case "compare":
+            from digits_jax.compare import compare
+
+            compare(_variants(), workdir)
+
+
+def _config_path() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+
+
+def _variants() -> list[Any]:
+    """The configs of --variants, each with the --config.field=value flags that were given."""
+    if not _VARIANTS.value:
+        raise UserError("--mode=compare needs --variants, for example --variants=phase1,phase2")
+    flag: Any = flags.FLAGS["config"]
+    configs = [flag.parser.parse(f"{_config_path()}:{name}") for name in _VARIANTS.value]
+    for config in configs:
+        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    return configs
 
 
 def parse(argv: list[str]) -> list[str]:

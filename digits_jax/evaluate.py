@@ -47,6 +47,11 @@ class Trained:
         best = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
         self.epochs: list[int] = best if config.data.validation else [self.epoch] * len(best)
 
+    def member(self, i: int) -> tuple[PyTree, PyTree]:
+        """(params, model_state) of member `i`."""
+        width = len(jax.tree.leaves(self._weights[0])[0])
+        return jax.tree.map(lambda x: x[i % width], self._weights[i // width])
+
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
         program = jax.jit(self.population.predict)
@@ -63,21 +68,31 @@ class Trained:
         }
 
 
-def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
-    """Writes predictions.csv into `workdir`, of the test set or of the user's `data`.
+def open_run(config: Any, workdir: Path) -> Trained:
+    """The run of `config` that lies in `workdir`, its data in the folders of `config`.
 
-    With several members the predictions are those of their averaged probabilities. Of `config` only
-    the name and the folders count: what was trained is recorded in the workdir.
+    Of `config` only the name and the folders count: what was trained is recorded in the workdir.
+    Raises UserError as `Trained` does, and where the run is another config's.
     """
     devices.start(batches.cache_dir(config.data))
     trained = Trained(workdir)
     if trained.config.name != config.name:
         raise UserError(f"{workdir} holds a run of {trained.config.name}, not of {config.name}")
+    trained.config.data.update(raw_dir=config.data.raw_dir, cache_dir=config.data.cache_dir)
+    return trained
+
+
+def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
+    """Writes predictions.csv into `workdir`, of the test set or of the user's `data`.
+
+    With several members the predictions are those of their averaged probabilities. `config` counts
+    as it does in `open_run`.
+    """
+    trained = open_run(config, workdir)
     names = None
     if data:
         images, labels, names = user_images.read(data, ink, trained.recipe)
     else:
-        trained.config.data.update(raw_dir=config.data.raw_dir, cache_dir=config.data.cache_dir)
         test = batches.load(trained.config.data).test
         images, labels = batches.examples(test, trained.recipe)
     log_p = trained.predict(images)

@@ -17,6 +17,7 @@ Rows = Sequence[dict[str, Any]]
 INK, FAINT, GRID = "#1f2a37", "#7b8794", "#e7eaee"
 BLUE, ORANGE, TEAL = "#2b6cb0", "#dd6b20", "#2c7a7b"
 HEAT = ["#fbe3d0", "#ee9a5c", "#c2410c", "#7a2308"]
+SIGNED = ["#153e75", BLUE, "#ffffff", ORANGE, "#7a2308"]
 LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # what is smaller (a perfect epoch, say) is drawn here
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -185,6 +186,51 @@ def curves(rows: Rows, path: str | os.PathLike) -> None:
         figure.text(0.992, 0.955, "    ".join(notes), color=FAINT, ha="right", va="center")
 
 
+def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Runs from top to bottom: accuracies, parameters, what changed and what it did.
+
+    rows: those of `compare.ablation`, at least one. The bar through a validation accuracy is two
+    standard errors to each side.
+    """
+    from textwrap import fill
+
+    n = len(rows)
+    with _page(path, 8, 0.66 * n + 0.9) as figure:
+        accuracy, size, text = figure.subplots(1, 3, width_ratios=[3, 1.5, 4.4], sharey=True)
+        y = np.arange(n)
+        for key, colour, marker in (
+            ("train", BLUE, "o"),
+            ("validation", ORANGE, "o"),
+            ("test", INK, "D"),
+        ):
+            values = [np.nan if row[key] is None else 100 * row[key] for row in rows]
+            accuracy.plot(values, y, marker, color=colour, label=key, clip_on=False)
+        bars = [100 * 2 * row["error"] for row in rows]
+        middle = [100 * row["validation"] for row in rows]
+        accuracy.errorbar(middle, y, xerr=bars, fmt="none", ecolor=ORANGE, elinewidth=1)
+        accuracy.set_yticks(y, [row["run"] for row in rows], color=INK)
+        accuracy.set_ylim(n - 0.5, -0.5)
+        accuracy.grid(axis="x")
+        accuracy.set_title("accuracy, %")
+        counts = [row["parameters"] for row in rows]
+        size.barh(y, counts, color=GRID, height=0.5)
+        for i, count in enumerate(counts):
+            size.text(0, i, f" {count:,}", va="center")
+        size.set(xticks=[], title="parameters")
+        text.set(xticks=[], xlim=(0, 1), title="what changed, and what it did")
+        for ax in (size, text):
+            ax.spines[:].set_visible(False)
+            ax.tick_params(length=0, labelleft=False)
+        for i, row in enumerate(rows):
+            changed, said = fill(row["changed"], 68), fill(row["reading"], 68)
+            lines = changed.count("\n") + said.count("\n") + 2
+            top = i - 0.06 * lines
+            text.text(0, top, changed, va="top", fontsize=6.5, linespacing=1.2)
+            below = top + 0.17 * (changed.count("\n") + 1)
+            text.text(0, below, said, va="top", color=FAINT, fontsize=6.5, linespacing=1.2)
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+
+
 def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """[C, C] int64: how often class i (row) was read as class j (column)."""
     flat = np.asarray(labels, np.int64).ravel() * classes + np.asarray(predictions).ravel()
@@ -254,6 +300,10 @@ def _most_frequent(ax: Any, mistakes: np.ndarray, names: list[str], heat: Any, n
     ax.set_title("most frequent")
 
 
+def _percent(probability: float) -> str:
+    return ">99%" if probability > 0.995 else f"{probability:.0%}"
+
+
 def _mosaic(images: np.ndarray, columns: int, gap: int, foot: int) -> np.ndarray:
     """Lays images [N, H, W] out in R rows: [R * (H + 4 + foot), columns * (W + gap)] uint8.
 
@@ -318,7 +368,7 @@ def errors(
                 names = class_names(probabilities.shape[-1])
                 which = f"{head} " if len(heads) > 1 else ""
                 text = f"{which}{names[labels[i]]}→{names[said[head][i]]}"
-                lines.append((text, ">99%" if sure[head][i] > 0.995 else f"{sure[head][i]:.0%}"))
+                lines.append((text, _percent(sure[head][i])))
         left, right = ("\n".join(column) for column in zip(*lines, strict=True))
         captions.append((x, y, left, INK, "left"))
         captions.append((x + width + gap - 2 * inset, y, right, FAINT, "right"))
@@ -330,3 +380,89 @@ def errors(
 def sheet(images: np.ndarray, path: str | os.PathLike, columns: int) -> None:
     """A contact sheet of images [N, H, W] uint8, ink on paper."""
     _draw_mosaic(path, _mosaic(images, columns, 4, 0), "", [])
+
+
+@contextmanager
+def _canvas(path: str | os.PathLike, width: float, height: float, title: str) -> Iterator[Any]:
+    """A page under one title, to place images and text on: axes in inches, from the upper left."""
+    with _page(path, width, height) as figure:
+        figure.set_layout_engine("none")
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        ax.set_axis_off()
+        ax.text(0.065, 0.17, title, va="center", fontweight="bold")
+        yield ax
+
+
+def _place(ax: Any, image: np.ndarray, x: float, y: float, width: float, **how: Any) -> None:
+    """Draws `image` [H, W] with its upper left corner at (x, y), in a thin frame."""
+    height = width * image.shape[0] / image.shape[1]
+    box = (x, x + width, y + height, y)
+    ax.imshow(image, extent=box, aspect="auto", interpolation="nearest", **how)
+    ax.plot([x, x + width, x + width, x, x], [y, y, y + height, y + height, y], color=GRID, lw=0.6)
+
+
+def signed_maps(blocks: dict[str, np.ndarray], path: str | os.PathLike, title: str) -> None:
+    """Blocks of small maps, blue below 0 and orange above it.
+
+    blocks: {title: [N, H, W] float}. Each block has its own scale, white at 0 and as far to either
+    side as its largest magnitude, which is written above it.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("signed", SIGNED)
+    gap, layout, page = 0.065, [], 0.3
+    for maps in blocks.values():
+        n, height, width = maps.shape
+        lines = -(-n // (8 if width > height else 12))
+        columns = max(-(-n // lines), 8)
+        cell = (8 - gap) / columns
+        tall = (cell - gap) * height / width + gap
+        layout.append((page, columns, cell, tall))
+        page += 0.25 + lines * tall + 0.1
+    with _canvas(path, 8, page, title) as ax:
+        for x, text, colour in ((7.3, "negative", BLUE), (7.935, "positive", ORANGE)):
+            ax.text(x, 0.17, text, color=colour, ha="right", va="center")
+        for (name, maps), (top, columns, cell, tall) in zip(blocks.items(), layout, strict=True):
+            most = np.abs(maps).max() or 1
+            ax.text(gap, top + 0.12, name, va="center")
+            ax.text(8 - gap, top + 0.12, f"±{most:.2g}", color=FAINT, ha="right", va="center")
+            for i, image in enumerate(maps):
+                x, y = gap + i % columns * cell, top + 0.25 + i // columns * tall
+                _place(ax, image, x, y, cell - gap, cmap=colours, vmin=-most, vmax=most)
+
+
+def attribution(
+    image: np.ndarray,
+    heads: dict[str, tuple[int, np.ndarray, dict[str, np.ndarray]]],
+    path: str | os.PathLike,
+    title: str,
+) -> None:
+    """A row per head: the image as "true → predicted, probability", then where the head looks.
+
+    image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})}. The
+    maps, from 0 up, are drawn over the faded image, the deeper the larger.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    heat = LinearSegmentedColormap.from_list("heat", HEAT)
+    height, width = image.shape
+    gap = 0.065
+    wide = (8 / 3 - 2 * gap) * width / max(height, width)
+    pitch = max(wide + 2 * gap, 2)  # room for "Grad-CAM of Residual_1/Conv_2"
+    tall = 0.25 + wide * height / width + 0.15
+    columns = 1 + max(len(maps) for *_, maps in heads.values())
+    with _canvas(path, columns * pitch, 0.3 + len(heads) * tall, title) as ax:
+        ink = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
+        for row, (head, (label, probabilities, maps)) in enumerate(heads.items()):
+            y, said = 0.3 + row * tall, probabilities.argmax()
+            names = class_names(len(probabilities))
+            which = f"{head} " if len(heads) > 1 else ""
+            sure = _percent(probabilities[said])
+            ax.text(gap, y + 0.12, f"{which}{names[label]} → {names[said]}, {sure}", va="center")
+            _place(ax, image, gap, y + 0.25, wide, **ink)
+            for column, (name, strength) in enumerate(maps.items(), 1):
+                x = column * pitch + gap
+                depth = strength / (strength.max() or 1)
+                ax.text(x, y + 0.12, name, va="center")
+                _place(ax, image * 0.3, x, y + 0.25, wide, **ink)
+                _place(ax, depth, x, y + 0.25, wide, cmap=heat, alpha=depth, vmin=0, vmax=1)

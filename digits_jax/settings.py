@@ -85,11 +85,16 @@ def as_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def differences(recorded: Any, config: Any) -> list[str]:
-    """What makes `config` another run than the `recorded` one: 'field: recorded here, given'."""
-    old, new = flatten(recorded), flatten(config)
+def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """(field, value in `old`, value in `new`) of what makes two configs different runs."""
+    before, now = flatten(old), flatten(new)
     return [
-        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
-        for name in sorted(old.keys() | new.keys())
-        if name not in _OUTSIDE and old.get(name) != new.get(name)
+        (name, before.get(name, "absent"), now.get(name, "absent"))
+        for name in sorted(before.keys() | now.keys())
+        if name not in _OUTSIDE and before.get(name) != now.get(name)
     ]
+
+
+def differences(recorded: Any, config: Any) -> list[str]:
+    """The same for people, about a run that is there and a config that is given."""
+    return [f"{field}: {old} there, {new} now" for field, old, new in changes(recorded, config)]

@@ -143,3 +143,54 @@ def test_sheet_is_ink_on_paper(tmp_path):
     height, width, _ = picture.shape
     assert (picture[: height // 2] == 255).all()
     assert (picture[height * 3 // 4, width // 2] == 0).all()
+
+
+def test_signed_maps_are_white_at_zero(tmp_path):
+    """Each block has its own scale; a block of zeros is white."""
+    maps = np.zeros((5, 4, 4))
+    maps[1], maps[4] = 3, -3
+    path = tmp_path / "maps.png"
+    figures.signed_maps({"Conv_0": maps, "Conv_1": maps / 100}, path, "maps")
+    picture = pixels(path)
+    height, width, _ = picture.shape
+    assert width == 1280
+    for half in (picture[: height // 2], picture[height // 2 :]):
+        assert has(half, figures.SIGNED[0])
+        assert has(half, figures.SIGNED[-1])
+        blue, orange = ((half == rgb).all(-1) for rgb in ((21, 62, 117), (122, 35, 8)))
+        assert np.argwhere(orange)[:, 1].max() < np.argwhere(blue)[:, 1].min()
+    figures.signed_maps({"nothing": 0 * maps}, path, "maps")
+    assert not any(has(pixels(path), colour) for colour in (figures.SIGNED[0], figures.SIGNED[-1]))
+
+
+@pytest.mark.parametrize(("n", "shape"), [(64, (28, 28)), (24, (14, 28)), (16, (42, 28))])
+def test_signed_maps_fill_the_page(n, shape, tmp_path):
+    """The last of the maps is still on it."""
+    maps = np.zeros((n, *shape))
+    maps[-1, -1, -1] = 1
+    figures.signed_maps({"Dense_0": maps}, tmp_path / "maps.png", "filters")
+    assert has(pixels(tmp_path / "maps.png"), figures.SIGNED[-1])
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 56), (42, 28)])
+def test_attribution_is_deepest_where_the_map_is_largest(shape, tmp_path):
+    image = np.zeros(shape, np.uint8)
+    image[:, : shape[1] // 2] = 255
+    look = np.zeros(shape)
+    look[-4:, -4:] = 7.0
+    probabilities = np.eye(10)[3]
+    heads = {
+        "upper": (3, probabilities, {"saliency": look, "Grad-CAM": 0 * look}),
+        "lower": (5, probabilities, {"saliency": 0 * look, "Grad-CAM": look}),
+    }
+    figures.attribution(image, heads, tmp_path / "attribution.png", "Test example 0")
+    picture = pixels(tmp_path / "attribution.png")
+    rows, columns = np.nonzero((picture == (122, 35, 8)).all(-1))
+    height, width, _ = picture.shape
+    upper = rows < height / 2
+    assert upper.any()
+    assert (columns[upper] * 3 // width == 1).all()
+    assert (~upper).any()
+    assert (columns[~upper] * 3 // width == 2).all()
+    assert has(picture, "#000000")  # the image itself, faded beside it
+    assert has(picture, "#b3b3b3")

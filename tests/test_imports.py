@@ -11,6 +11,7 @@ ORDER = (
     *("data.mnist", "data.pairs", "data.builders", "data.drawn", "augment", "data.batches"),
     *("losses", "metrics", "optim", "step", "population", "devices", "checkpoint"),
     *("figures", "report", "console", "settings", "train", "user_images", "evaluate"),
+    *("describe", "explain", "compare"),
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/mnist100.py"
+LENET = "--config=configs/lenet5.py"
 
 
 def launch(*arguments):
@@ -35,6 +36,13 @@ def launch(*arguments):
         ([CONFIG, "--mode=trian"], "did you mean 'train'"),
         ([CONFIG, "--workdr=x"], "workdr"),
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
+        ([CONFIG, "--example=3"], "--example is for --mode=explain"),
+        ([CONFIG, "--mode=compare"], "--mode=compare needs --variants"),
+        ([CONFIG, "--mode=compare", "--variants=mlp,towr"], "did you mean 'tower'"),
+        ([CONFIG, "--config.augment.rotat=5"], "did you mean 'rotate'"),
+        ([LENET, "--mode=describe", "--config.model.activation=relo"], "did you mean 'relu'"),
+        ([LENET, "--mode=describe", "--config.model.pooling=men"], "there are: average, max"),
+        ([LENET, "--config.optimizer.schedule=cosin", "--workdir={tmp}"], "mean 'cosine'"),
         ([CONFIG, "--config.optimizer.step_epochs=5x", "--workdir={tmp}"], "step_epochs must be"),
         ([CONFIG, "--config.seed=4294967296", "--workdir={tmp}"], "seed must lie below"),
         ([CONFIG, "extra"], "'extra' is not a flag"),

@@ -1,0 +1,152 @@
+"""A network layer by layer: shapes, receptive fields, parameters, operations. Nothing is typed in.
+
+The network is traced with shapes alone, and each layer says what it is when it is called.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from rich.box import SIMPLE
+from rich.table import Table
+
+from digits_jax import devices, models
+from digits_jax.console import console
+from digits_jax.data import batches
+from digits_jax.data.pairs import RECIPES
+from digits_jax.errors import check_choice
+from digits_jax.layers import (
+    AdaptiveAveragePool,
+    AveragePool,
+    MaxPool,
+    SqueezeExcite,
+    adaptive_window,
+)
+
+_SHOWN = (nn.Conv, nn.Dense, nn.BatchNorm, MaxPool, AveragePool, AdaptiveAveragePool, SqueezeExcite)
+_ALL = None  # the receptive field of what sees the whole image
+
+
+class Layer(NamedTuple):
+    """One layer of a network, for one example.
+
+    name: its path in the parameters; kind: 'conv 3x3', 'max 2x2', ...; before, after: shapes,
+    [H, W, C] or [C]; receptive_field: rows and columns of the image that one output sees, with the
+    padding, None where it sees all; jump: px between the fields of neighbouring outputs, None
+    where there are no neighbours; parameters: trainable numbers; flops: 2 for a multiplication with
+    its addition, 1 for each pixel in a pool's windows, 2 for each that BatchNorm scales and shifts;
+    activations do not count.
+    """
+
+    name: str
+    kind: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    receptive_field: tuple[int, int] | None
+    jump: tuple[int, int] | None
+    parameters: int
+    flops: int
+
+
+def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
+    """The layers of `model` for images [H, W] of `shape`, in the order in which they are called.
+
+    A window of k at a stride of s takes the receptive field r and the jump j to r + (k - 1) j and
+    j s (Araujo et al. 2019, Computing Receptive Fields of Convolutional Neural Networks). The
+    branches beside the main path have windows of 1, which change neither.
+    """
+    rows: list[Layer] = []
+    field: Any = (1, 1)
+    jump: Any = (1, 1)
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal field, jump
+        after, layer = call(*args, **kwargs), context.module
+        name = "/".join(layer.path)
+        inside = any(part.startswith("SqueezeExcite") for part in layer.path[:-1])
+        again = rows and rows[-1].name == name  # a method of the class that it extends
+        if not isinstance(layer, _SHOWN) or inside or again:
+            return after
+        kind, window, strides = _window(layer, args[0].shape)
+        if window is _ALL:
+            field = jump = _ALL
+        if field is not _ALL:
+            field = tuple(r + (k - 1) * j for r, k, j in zip(field, window, jump, strict=True))
+            jump = tuple(j * s for j, s in zip(jump, strides, strict=True))
+        several = after.ndim == 4 and max(after.shape[1:3]) > 1
+        params = layer.variables.get("params", {})
+        rows.append(
+            Layer(
+                name,
+                kind,
+                args[0].shape[1:],
+                after.shape[1:],
+                field,
+                jump if several else None,
+                models.count_parameters(params),
+                _flops(layer, window, args[0], after, params),
+            )
+        )
+        return after
+
+    def call(key: Any, image: Any) -> Any:
+        init: Any = model.init
+        return init(key, image, train=False, dropout_rate=0.0)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(call, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
+    return rows
+
+
+def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:
+    """-> (kind, window, strides), over rows and columns."""
+    if isinstance(layer, nn.Conv):
+        size: Any = layer.kernel_size
+        return f"conv {size[0]}x{size[1]}", size, (1, 1)
+    if isinstance(layer, MaxPool | AveragePool):
+        return f"{'max' if isinstance(layer, MaxPool) else 'average'} 2x2", (2, 2), (2, 2)
+    if isinstance(layer, AdaptiveAveragePool):
+        window, strides = adaptive_window(shape[1:3], layer.size)
+        return f"average {window[0]}x{window[1]}", window, strides
+    if isinstance(layer, nn.BatchNorm):
+        return "batch norm", (1, 1), (1, 1)
+    return ("attention" if isinstance(layer, SqueezeExcite) else "dense"), _ALL, _ALL
+
+
+def _flops(layer: nn.Module, window: Any, before: Any, after: Any, params: Any) -> int:
+    if isinstance(layer, SqueezeExcite):
+        return 2 * models.count_parameters(params) + 2 * before.size
+    if "kernel" in params:
+        return 2 * params["kernel"].size * after.size // after.shape[-1]
+    return 2 * after.size if isinstance(layer, nn.BatchNorm) else math.prod(window) * after.size
+
+
+def describe(config: Any) -> None:
+    """Prints the network of `config` as a table."""
+    devices.start(batches.cache_dir(config.data))
+    check_choice("data.dataset", config.data.dataset, RECIPES)
+    recipe = RECIPES[config.data.dataset]
+    rows = layers(models.from_config(config, recipe.heads), recipe.shape)
+    columns = ("layer", "", "input", "output", "receptive field", "jump", "parameters", "FLOPs")
+    total = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    table = Table(title=f"{config.name}: {config.model.name}, {total[0]:,} parameters", box=SIMPLE)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for row in rows:
+        parameters = f"{row.parameters:,}" if row.parameters else ""
+        shapes = _times(row.before), _times(row.after)
+        seen = _times(row.receptive_field) or "all", _times(row.jump)
+        table.add_row(row.name, row.kind, *shapes, *seen, parameters, f"{row.flops:,}")
+    table.add_section()
+    table.add_row("all", "", "", "", "", "", *(f"{n:,}" for n in total))
+    console.print(table)
+
+
+def _times(numbers: tuple[int, ...] | None) -> str:
+    """(28, 28, 16) -> '28x28x16'; two equal numbers are one."""
+    if numbers is None:
+        return ""
+    square = len(numbers) == 2 and numbers[0] == numbers[1]
+    return "x".join(map(str, numbers[:1] if square else numbers))

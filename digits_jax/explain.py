@@ -1,0 +1,153 @@
+"""What a trained network looks at: its first filters, its feature maps, saliency and Grad-CAM."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from digits_jax import figures
+from digits_jax.console import console
+from digits_jax.data import batches
+from digits_jax.errors import UserError
+from digits_jax.evaluate import open_run
+from digits_jax.types import Array, PyTree
+
+_FILTERS, _CHANNELS = 64, 24  # the most that is drawn of a layer
+
+
+def explain(config: Any, workdir: Path, example: int) -> None:
+    """Writes filters.png, feature_maps.png and attribution.png into `workdir`.
+
+    Of the run's first member and of number `example`, from 0, of the test split. Without
+    convolutions there are no feature maps and no Grad-CAM. Raises UserError as `open_run` does,
+    by which `config` counts, and for an example that is not there.
+    """
+    trained = open_run(config, workdir)
+    test = batches.load(trained.config.data).test
+    last = len(test.rows) - 1
+    if not 0 <= example <= last:
+        raise UserError(f"--example={example}: the test split has examples 0 to {last}")
+    one = test._replace(rows=test.rows[example : example + 1])
+    images, labels = batches.examples(one, trained.recipe)
+    params, model_state = trained.member(0)
+    variables = {"params": params, "batch_stats": model_state}
+
+    def network(pixels: Array, added: Mapping[str, Array]) -> Any:
+        inputs = batches.normalize(pixels, trained.normalizer)
+        return watch(trained.population.model, variables, inputs, added)
+
+    pixels = jnp.asarray(images, jnp.result_type(float)) / 255
+    logits, maps = network(pixels, {})
+    heads, said = {}, []
+    for head, (scores,) in logits.items():
+        label, predicted = int(labels[head][0]), int(scores.argmax())
+        looks = _looks(network, pixels, head, predicted, maps)
+        heads[head] = (label, np.asarray(nn.softmax(scores)), looks)
+        names = figures.class_names(len(scores))
+        said.append(f"{head} {names[label]}, predicted {names[predicted]}")
+
+    title = f"Test example {example}"
+    figures.attribution(images[0], heads, workdir / "attribution.png", title)
+    name, kernel = _first_kernel(params, maps, images.shape[1:])
+    filters = dict([_block(name, kernel[None], _FILTERS)])
+    figures.signed_maps(filters, workdir / "filters.png", "The first layer's weights")
+    path = workdir / "feature_maps.png"
+    path.unlink(missing_ok=True)
+    if maps:
+        blocks = dict(_block(name, x, _CHANNELS) for name, x in maps.items())
+        figures.signed_maps(blocks, path, f"{title}: what each convolution gives")
+    console.print(f"example {example}: {'; '.join(said)}; the pictures are in {workdir}")
+
+
+def watch(
+    model: nn.Module, variables: PyTree, images: Array, added: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """-> (logits {head: [B, C]}, what each convolution gives, in order {name: [B', H', W', C']}).
+
+    images: [B, H, W] float, normalised. `added` {name: like that convolution's output} is added to
+    it before the network goes on. Where a network cuts its images up, B' is above B.
+    """
+    maps: dict[str, Array] = {}
+
+    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        name = "/".join(context.module.path)
+        # A subclass that calls super().__call__ comes by twice, the inner call first.
+        if isinstance(context.module, nn.Conv) and name not in maps:
+            output = maps[name] = output + added.get(name, 0.0)
+        return output
+
+    apply: Any = model.apply
+    with nn.intercept_methods(interceptor):
+        logits = apply(variables, images, train=False, dropout_rate=0.0)
+    return logits, maps
+
+
+def gradients(network: Any, image: Array, head: str, label: int) -> tuple[Array, dict[str, Array]]:
+    """Of the logit of `label`: by the image [1, H, W], and by what each convolution gives.
+
+    network: (images, added) -> (logits, maps), as `watch` has them. Logits count up to a constant,
+    and these have the mean 0: the tower's are log-probabilities, which lie flat at 0 for a digit
+    that it is sure of.
+    """
+
+    def score(x: Array, added: Mapping[str, Array]) -> Array:
+        logits = network(x, added)[0][head][0]
+        return logits[label] - logits.mean()
+
+    shapes = jax.eval_shape(network, image, {})[1]
+    zeros = {name: jnp.zeros(maps.shape, maps.dtype) for name, maps in shapes.items()}
+    return jax.jit(jax.grad(score, argnums=(0, 1)))(image, zeros)
+
+
+def grad_cam(maps: Array, gradient: Array) -> Array:
+    """ReLU of the sum over channels of maps [B, H, W, C], weighted by the mean of `gradient`.
+
+    -> [B, H, W]. Selvaraju et al. 2017, arXiv:1610.02391.
+    """
+    return nn.relu((maps * gradient.mean((1, 2), keepdims=True)).sum(-1))
+
+
+def _looks(
+    network: Any, image: Array, head: str, label: int, maps: Mapping[str, Array]
+) -> dict[str, np.ndarray]:
+    """{title: [H, W]}: saliency (Simonyan et al. 2014, arXiv:1312.6034), and Grad-CAM.
+
+    Grad-CAM is of the last convolution that gives more than one pixel and that the head depends on,
+    before its activation.
+    """
+    slope, slopes = gradients(network, image, head, label)
+    looks = {"saliency": np.abs(slope[0])}
+    layers = [name for name, x in maps.items() if x.shape[1] * x.shape[2] > 1]
+    if layers:
+        name = next((name for name in reversed(layers) if slopes[name].any()), layers[-1])
+        cam = np.concatenate(grad_cam(maps[name], slopes[name]), axis=1)
+        cam = jax.image.resize(cam, image.shape[1:], "bilinear")
+        looks[f"Grad-CAM of {name}"] = np.asarray(cam)
+    return looks
+
+
+def _first_kernel(
+    params: PyTree, maps: Mapping[str, Array], shape: tuple[int, ...]
+) -> tuple[str, Array]:
+    """-> (name, weights [H, W, C]) of the first convolution or, of an MLP, of its first layer."""
+    kernels = flatten_dict(params, sep="/")
+    if maps:
+        name = next(iter(maps))
+        return name, kernels[f"{name}/kernel"][:, :, 0]
+    key = next(k for k, weights in kernels.items() if len(weights) == math.prod(shape))
+    return key.removesuffix("/kernel"), kernels[key].reshape(*shape, -1)
+
+
+def _block(name: str, maps: Array, most: int) -> tuple[str, np.ndarray]:
+    """Maps [B, 14, 14, 48] -> ("Conv_1, 14x14x48, the first 24", [24, 14, B * 14])."""
+    pictures = np.concatenate(maps, axis=1).transpose(2, 0, 1)
+    times = f"{len(maps)} × " if len(maps) > 1 else ""
+    cut = f", the first {most}" if len(pictures) > most else ""
+    return f"{name}, {times}{'x'.join(map(str, maps.shape[1:]))}{cut}", pictures[:most]

@@ -1,0 +1,138 @@
+"""The table of layers against published ones, brute force, and XLA's own count of operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIGS, config_of
+from flax import linen as nn
+
+from digits_jax import devices, models
+from digits_jax.data.pairs import RECIPES
+from digits_jax.describe import describe, layers
+
+BESIDE = ("Conv_2", "BatchNorm_2")  # of a residual block: its shortcut, which sees less
+
+
+def described(name):
+    config = config_of(name)
+    recipe = RECIPES[config.data.dataset]
+    model = models.from_config(config, recipe.heads)
+    return model, recipe, layers(model, recipe.shape)
+
+
+def test_p16966_is_the_published_table():
+    """Shapes and parameters as published; the receptive fields by Araujo et al.'s formula."""
+    _, _, rows = described("compact")
+    table = [
+        (r.kind, r.after, (r.receptive_field or ("all",))[0], r.parameters)
+        for r in rows
+        if r.kind != "batch norm"
+    ]
+    assert table == [
+        ("conv 3x3", (28, 28, 12), 3, 120),
+        ("max 2x2", (14, 14, 12), 4, 0),
+        ("conv 3x3", (14, 14, 24), 8, 2_616),
+        ("max 2x2", (7, 7, 24), 10, 0),
+        ("conv 3x3", (7, 7, 24), 18, 5_208),
+        ("conv 1x1", (7, 7, 12), 18, 300),
+        ("average 3x3", (3, 3, 12), 26, 0),
+        ("dense", (72,), "all", 7_848),
+        ("dense", (10,), "all", 730),
+    ]
+    assert [r.jump for r in rows if r.name == "AdaptiveAveragePool_0"] == [(8, 8)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_rows_add_up_to_the_network(name):
+    model, recipe, rows = described(name)
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, *recipe.shape)), train=False, dropout_rate=0.0),
+        jax.random.key(0),
+    )
+    assert sum(row.parameters for row in rows) == models.count_parameters(shapes["params"])
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.flops > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["compact", "compact:phase4", "resnet", "lenet5"])
+def test_receptive_fields_by_lighting_one_pixel_after_the_other(name):
+    """With positive weights a unit answers exactly to the pixels that it sees."""
+    model, recipe, rows = described(name)
+    height, width = recipe.shape
+    pixels = jnp.eye(height * width).reshape(-1, height, width)
+    seen = {}
+
+    def watch(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if getattr(y, "ndim", 0) == 4:
+            middle = [n // 2 for n in y.shape[1:3]]
+            answers = y[:, middle[0], middle[1]].sum(-1).reshape(height, width)
+            seen["/".join(context.module.path)] = answers > 0
+        return y
+
+    def run(key):
+        variables = model.init(key, pixels[:1], train=False, dropout_rate=0.0)
+        positive = jax.tree.map(lambda w: abs(w) if w.ndim > 1 else w, variables["params"])
+        with nn.intercept_methods(watch):
+            model.apply({**variables, "params": positive}, pixels, train=False, dropout_rate=0.0)
+        return dict(seen)
+
+    fields = devices.jit_once(run)(jax.random.key(0))
+    compared = 0
+    for row in rows:
+        if row.name not in fields or ("/" in row.name and row.name.endswith(BESIDE)):
+            continue
+        rows_seen, columns_seen = np.nonzero(fields[row.name])
+        extent = (int(np.ptp(rows_seen)) + 1, int(np.ptp(columns_seen)) + 1)
+        inside = (
+            min(rows_seen.min(), columns_seen.min()) > 0
+            and max(rows_seen.max(), columns_seen.max()) < height - 1
+        )
+        if inside:
+            assert extent == row.receptive_field, row.name
+            compared += 1
+    assert compared >= 4
+
+
+def test_operations_are_those_that_xla_counts():
+    """Without padding, where XLA counts no less; activations and rsqrt are the rest."""
+    model, recipe, rows = described("compact:phase4")
+    variables = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, 28, 28)), train=False, dropout_rate=0.0),
+        jax.random.key(0),
+    )
+
+    def apply(variables, images):
+        return model.apply(variables, images, train=False, dropout_rate=0.0)
+
+    images = jax.ShapeDtypeStruct((1, *recipe.shape), jnp.float32)
+    cost = jax.jit(apply).lower(variables, images).cost_analysis()["flops"]
+    assert 0.98 < sum(row.flops for row in rows) / cost < 1.0
+
+
+def test_attention_is_one_layer_that_sees_all():
+    model = models.build("resnet", {"digit": 10}, squeeze=4)
+    rows = layers(model, (28, 28))
+    names = [row.name for row in rows]
+    attention = names.index("Residual_0/SqueezeExcite_0")
+    assert rows[attention].parameters == (32 * 8 + 8) + (8 * 32 + 32)
+    assert rows[attention - 1].receptive_field == (12, 12)
+    assert all(row.receptive_field is None for row in rows[attention:])
+
+
+def test_two_numbers_where_rows_and_columns_differ():
+    _, _, rows = described("two_head")
+    assert rows[-3].before == (2880,)
+    assert [row.name for row in rows[-2:]] == ["upper", "lower"]
+    model = models.build("cnn", {"digit": 10}, features=(2,))
+    assert layers(model, (8, 28))[1].receptive_field == (4, 4)
+
+
+def test_the_table_that_is_shown(capsys, cache):
+    config = config_of("lenet5")
+    config.data.cache_dir = str(cache)
+    describe(config)
+    shown = capsys.readouterr().out
+    assert "61,706 parameters" in shown
+    assert "28x28x6" in shown
