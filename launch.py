@@ -16,10 +16,14 @@ from digits_jax.errors import UserError, check_choice, nearest
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
 MODES = ("train", "eval", "describe", "explain", "compare")
 
+_ONLY = (("data", "eval"), ("ink", "eval"), ("example", "explain"), ("variants", "compare"))
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: configs/NAME.py[:variant].", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Its folder; default runs/NAME[-variant].")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Its folder; default runs/NAME[-variant]. mode=compare: of all; default runs."
+)
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
 _DATA = flags.DEFINE_string(
     "data", None, "mode=eval: your own images, a .npz, a .png or a folder of .png files."
@@ -28,7 +32,7 @@ _EXAMPLE = flags.DEFINE_integer("example", 0, "mode=explain: which of the test i
 _VARIANTS = flags.DEFINE_list(
     "variants", [], "mode=compare: which variants of the config, in this order."
 )
-_INK = flags.DEFINE_string("ink", "auto", "Their ink: auto, bright or dark.")
+_INK = flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,14 +40,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
     check_choice("--mode", _MODE.value, MODES)
-    for flag, mode in (("data", "eval"), ("example", "explain"), ("variants", "compare")):
+    for flag, mode in _ONLY:
         if flags.FLAGS[flag].present and _MODE.value != mode:
             raise UserError(f"--{flag} is for --mode={mode}")
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value
-    name = config.name if _MODE.value != "compare" else f"{Path(_config_path()).stem}-compare"
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
     match _MODE.value:
         case "train":
             from digits_jax.train import train
@@ -62,9 +65,10 @@ def main(argv: list[str]) -> None:
 
             explain(config, workdir, _EXAMPLE.value)
         case "compare":
+            variants = _variants()
             from digits_jax.compare import compare
 
-            compare(_variants(), workdir)
+            compare(variants, Path(_WORKDIR.value or "runs"), Path(_config_path()).stem)
 
 
 def _config_path() -> str:
@@ -76,9 +80,13 @@ def _variants() -> list[Any]:
     if not _VARIANTS.value:
         raise UserError("--mode=compare needs --variants, for example --variants=phase1,phase2")
     flag: Any = flags.FLAGS["config"]
-    configs = [flag.parser.parse(f"{_config_path()}:{name}") for name in _VARIANTS.value]
-    for config in configs:
-        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    configs = []
+    for name in _VARIANTS.value:
+        configs.append(flag.parser.parse(f"{_config_path()}:{name}"))
+        try:
+            configs[-1].update_from_flattened_dict(config_flags.get_override_values(flag))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--variants={name}: {' '.join(str(error).split())}") from None
     return configs
 
 

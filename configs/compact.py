@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "phase5-tuned":
         config.model.dropout = 0.0
         config.batch_size = 64
-        optimizer.update(name="adam", learning_rate=1e-2, schedule="one_cycle", ema=0.999)
+        optimizer.update(name="adam", learning_rate=1e-2, schedule="one_cycle")
         optimizer.update(weight_decay=1e-2, decoupled=True)
         config.augment.update(rotate=10.0, shift_x=1.5, shift_y=1.5, shear=8.0, scale=0.1)
         config.augment.elastic = 0.5

@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.early_stopping.update(patience=5, min_delta=1e-3)
             config.augment.update(shift_x=2.0, brightness=0.1, contrast=0.1)
         case "mlp":
-            config.model.update(name="mlp", hidden=(512, 256))
+            config.model.update(name="mlp", hidden=(512, 256), activation="relu")
         case "tower":
             config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2))
             config.model.hidden = 128

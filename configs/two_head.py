@@ -28,5 +28,5 @@ def get_config(variant: str = "") -> ConfigDict:
             config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
             config.model.dropout = 0.5
         case "mlp":
-            config.model.update(name="mlp", hidden=(64, 64))
+            config.model.update(name="mlp", hidden=(64, 64), activation="relu")
     return config

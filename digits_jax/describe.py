@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 from rich.box import SIMPLE
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from digits_jax import devices, models
@@ -34,10 +36,10 @@ class Layer(NamedTuple):
 
     name: its path in the parameters; kind: 'conv 3x3', 'max 2x2', ...; before, after: shapes,
     [H, W, C] or [C]; receptive_field: rows and columns of the image that one output sees, with the
-    padding, None where it sees all; jump: px between the fields of neighbouring outputs, None
-    where there are no neighbours; parameters: trainable numbers; flops: 2 for a multiplication with
-    its addition, 1 for each pixel in a pool's windows, 2 for each that BatchNorm scales and shifts;
-    activations do not count.
+    padding, None where it sees all (in the tower: of its digit); jump: px between the fields of
+    neighbouring outputs, None where there are no neighbours; parameters: trainable numbers; flops:
+    2 for a multiplication with its addition, 1 for each pixel in a pool's windows, 2 for each that
+    BatchNorm scales and shifts; activations and sums of branches do not count.
     """
 
     name: str
@@ -54,12 +56,13 @@ def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
     """The layers of `model` for images [H, W] of `shape`, in the order in which they are called.
 
     A window of k at a stride of s takes the receptive field r and the jump j to r + (k - 1) j and
-    j s (Araujo et al. 2019, Computing Receptive Fields of Convolutional Neural Networks). The
-    branches beside the main path have windows of 1, which change neither.
+    j s (Araujo et al. 2019, Computing Receptive Fields of Convolutional Neural Networks). After a
+    sum of branches those of the branch that was called last go on, which is the main one.
     """
     rows: list[Layer] = []
     field: Any = (1, 1)
     jump: Any = (1, 1)
+    begun: dict[int, Any] = {}  # by the identity of an array, which is kept so that it stays one
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         nonlocal field, jump
@@ -69,24 +72,27 @@ def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
         again = rows and rows[-1].name == name  # a method of the class that it extends
         if not isinstance(layer, _SHOWN) or inside or again:
             return after
-        kind, window, strides = _window(layer, args[0].shape)
+        before = args[0]
+        # A branch, of a residual or of a head, goes on from what another began with.
+        _, field, jump = begun.setdefault(id(before), (before, field, jump))
+        kind, window, strides = _window(layer, before.shape)
         if window is _ALL:
-            field = jump = _ALL
-        if field is not _ALL:
+            field = _ALL
+        elif field is not _ALL:
             field = tuple(r + (k - 1) * j for r, k, j in zip(field, window, jump, strict=True))
-            jump = tuple(j * s for j, s in zip(jump, strides, strict=True))
+        jump = tuple(j * s for j, s in zip(jump, strides, strict=True))
         several = after.ndim == 4 and max(after.shape[1:3]) > 1
         params = layer.variables.get("params", {})
         rows.append(
             Layer(
                 name,
                 kind,
-                args[0].shape[1:],
+                before.shape[1:],
                 after.shape[1:],
                 field,
                 jump if several else None,
                 models.count_parameters(params),
-                _flops(layer, window, args[0], after, params),
+                _flops(layer, window, before, after, params),
             )
         )
         return after
@@ -104,7 +110,7 @@ def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:
     """-> (kind, window, strides), over rows and columns."""
     if isinstance(layer, nn.Conv):
         size: Any = layer.kernel_size
-        return f"conv {size[0]}x{size[1]}", size, (1, 1)
+        return f"conv {size[0]}x{size[1]}", size, np.broadcast_to(layer.strides or 1, 2).tolist()
     if isinstance(layer, MaxPool | AveragePool):
         return f"{'max' if isinstance(layer, MaxPool) else 'average'} 2x2", (2, 2), (2, 2)
     if isinstance(layer, AdaptiveAveragePool):
@@ -112,7 +118,7 @@ def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:
         return f"average {window[0]}x{window[1]}", window, strides
     if isinstance(layer, nn.BatchNorm):
         return "batch norm", (1, 1), (1, 1)
-    return ("attention" if isinstance(layer, SqueezeExcite) else "dense"), _ALL, _ALL
+    return ("attention" if isinstance(layer, SqueezeExcite) else "dense"), _ALL, (1, 1)
 
 
 def _flops(layer: nn.Module, window: Any, before: Any, after: Any, params: Any) -> int:
@@ -133,7 +139,7 @@ def describe(config: Any) -> None:
     total = sum(row.parameters for row in rows), sum(row.flops for row in rows)
     table = Table(title=f"{config.name}: {config.model.name}, {total[0]:,} parameters", box=SIMPLE)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     for row in rows:
         parameters = f"{row.parameters:,}" if row.parameters else ""
         shapes = _times(row.before), _times(row.after)
@@ -141,7 +147,9 @@ def describe(config: Any) -> None:
         table.add_row(row.name, row.kind, *shapes, *seen, parameters, f"{row.flops:,}")
     table.add_section()
     table.add_row("all", "", "", "", "", "", *(f"{n:,}" for n in total))
-    console.print(table)
+    # As wide as it is: numbers that are cut off are none.
+    width = Measurement.get(console, console.options.update(max_width=999), table).maximum
+    Console(width=width).print(table)
 
 
 def _times(numbers: tuple[int, ...] | None) -> str:

@@ -1,6 +1,5 @@
 """What a trained network looks at: its first filters, its feature maps, saliency and Grad-CAM."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from digits_jax import figures
+from digits_jax import describe, figures
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
@@ -25,8 +24,8 @@ def explain(config: Any, workdir: Path, example: int) -> None:
     """Writes filters.png, feature_maps.png and attribution.png into `workdir`.
 
     Of the run's first member and of number `example`, from 0, of the test split. Without
-    convolutions there are no feature maps and no Grad-CAM. Raises UserError as `open_run` does,
-    by which `config` counts, and for an example that is not there.
+    convolutions there are no feature maps and no Grad-CAM. Of `config` the name and the folders
+    count, as in `open_run`. Raises UserError as that does, and for an example that is not there.
     """
     trained = open_run(config, workdir)
     test = batches.load(trained.config.data).test
@@ -44,10 +43,12 @@ def explain(config: Any, workdir: Path, example: int) -> None:
 
     pixels = jnp.asarray(images, jnp.result_type(float)) / 255
     logits, maps = network(pixels, {})
+    rows = describe.layers(trained.population.model, trained.recipe.shape)
+    jumps = {row.name: row.jump for row in rows if row.jump}
     heads, said = {}, []
     for head, (scores,) in logits.items():
         label, predicted = int(labels[head][0]), int(scores.argmax())
-        looks = _looks(network, pixels, head, predicted, maps)
+        looks = _looks(network, pixels, head, predicted, maps, jumps)
         heads[head] = (label, np.asarray(nn.softmax(scores)), looks)
         names = figures.class_names(len(scores))
         said.append(f"{head} {names[label]}, predicted {names[predicted]}")
@@ -114,22 +115,39 @@ def grad_cam(maps: Array, gradient: Array) -> Array:
     return nn.relu((maps * gradient.mean((1, 2), keepdims=True)).sum(-1))
 
 
+def over_image(cams: Array, jump: tuple[int, int], shape: tuple[int, ...]) -> Array:
+    """Lays maps [B, h, w] over an image [H, W] of B pieces side by side, where each was computed.
+
+    A pixel of a map covers `jump` px. What an unpadded convolution has cut off stays empty.
+    """
+    height, width = shape[0], shape[1] // len(cams)
+    size = (len(cams), cams.shape[1] * jump[0], cams.shape[2] * jump[1])
+    cams = jax.image.resize(cams, size, "bilinear")
+    top, left = (max(n - m, 0) // 2 for n, m in zip((height, width), size[1:], strict=True))
+    empty = jnp.zeros((len(cams), height, width), cams.dtype)
+    return jnp.hstack(empty.at[:, top : top + size[1], left : left + size[2]].set(cams))
+
+
 def _looks(
-    network: Any, image: Array, head: str, label: int, maps: Mapping[str, Array]
+    network: Any,
+    image: Array,
+    head: str,
+    label: int,
+    maps: Mapping[str, Array],
+    jumps: Mapping[str, tuple[int, int]],
 ) -> dict[str, np.ndarray]:
     """{title: [H, W]}: saliency (Simonyan et al. 2014, arXiv:1312.6034), and Grad-CAM.
 
-    Grad-CAM is of the last convolution that gives more than one pixel and that the head depends on,
-    before its activation.
+    Grad-CAM is of the last convolution that gives more than one pixel (has a place in `jumps`) and
+    that the head depends on, before its activation.
     """
     slope, slopes = gradients(network, image, head, label)
     looks = {"saliency": np.abs(slope[0])}
-    layers = [name for name, x in maps.items() if x.shape[1] * x.shape[2] > 1]
+    layers = [name for name in reversed(list(maps)) if name in jumps]
     if layers:
-        name = next((name for name in reversed(layers) if slopes[name].any()), layers[-1])
-        cam = np.concatenate(grad_cam(maps[name], slopes[name]), axis=1)
-        cam = jax.image.resize(cam, image.shape[1:], "bilinear")
-        looks[f"Grad-CAM of {name}"] = np.asarray(cam)
+        name = next((name for name in layers if slopes[name].any()), layers[0])
+        cam = grad_cam(maps[name], slopes[name])
+        looks[f"Grad-CAM of {name}"] = np.asarray(over_image(cam, jumps[name], image.shape[1:]))
     return looks
 
 
@@ -141,7 +159,7 @@ def _first_kernel(
     if maps:
         name = next(iter(maps))
         return name, kernels[f"{name}/kernel"][:, :, 0]
-    key = next(k for k, weights in kernels.items() if len(weights) == math.prod(shape))
+    key = next(k for k, weights in kernels.items() if weights.ndim == 2)
     return key.removesuffix("/kernel"), kernels[key].reshape(*shape, -1)
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -192,42 +193,41 @@ def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     rows: those of `compare.ablation`, at least one. The bar through a validation accuracy is two
     standard errors to each side.
     """
-    from textwrap import fill
-
-    n = len(rows)
-    with _page(path, 8, 0.66 * n + 0.9) as figure:
+    texts = [[fill(row[key], 66) for key in ("changed", "reading")] for row in rows]
+    heights = [max(0.15 * ("\n".join(pair).count("\n") + 1) + 0.15, 0.5) for pair in texts]
+    edges = np.concatenate([[0], np.cumsum(heights)])  # inches
+    middles = (edges[:-1] + edges[1:]) / 2
+    with _page(path, 8, edges[-1] + 0.8) as figure:
         accuracy, size, text = figure.subplots(1, 3, width_ratios=[3, 1.5, 4.4], sharey=True)
-        y = np.arange(n)
         for key, colour, marker in (
             ("train", BLUE, "o"),
             ("validation", ORANGE, "o"),
             ("test", INK, "D"),
         ):
-            values = [np.nan if row[key] is None else 100 * row[key] for row in rows]
-            accuracy.plot(values, y, marker, color=colour, label=key, clip_on=False)
-        bars = [100 * 2 * row["error"] for row in rows]
-        middle = [100 * row["validation"] for row in rows]
-        accuracy.errorbar(middle, y, xerr=bars, fmt="none", ecolor=ORANGE, elinewidth=1)
-        accuracy.set_yticks(y, [row["run"] for row in rows], color=INK)
-        accuracy.set_ylim(n - 0.5, -0.5)
+            known = [i for i, row in enumerate(rows) if row[key] is not None]
+            if known:
+                values = [100 * rows[i][key] for i in known]
+                accuracy.plot(
+                    values, middles[known], marker, color=colour, label=key, clip_on=False
+                )
+        errors = [200 * row["error"] for row in rows]
+        scores = [100 * row["validation"] for row in rows]
+        accuracy.errorbar(scores, middles, xerr=errors, fmt="none", ecolor=ORANGE, elinewidth=1)
+        accuracy.set_yticks(middles, [row["run"] for row in rows], color=INK)
+        accuracy.set(ylim=(edges[-1], 0), title="accuracy, %")
         accuracy.grid(axis="x")
-        accuracy.set_title("accuracy, %")
-        counts = [row["parameters"] for row in rows]
-        size.barh(y, counts, color=GRID, height=0.5)
-        for i, count in enumerate(counts):
-            size.text(0, i, f" {count:,}", va="center")
+        size.barh(middles, [row["parameters"] for row in rows], color=GRID, height=0.3)
+        for y, row in zip(middles, rows, strict=True):
+            size.text(0, y, f" {row['parameters']:,}", va="center")
         size.set(xticks=[], title="parameters")
         text.set(xticks=[], xlim=(0, 1), title="what changed, and what it did")
         for ax in (size, text):
             ax.spines[:].set_visible(False)
             ax.tick_params(length=0, labelleft=False)
-        for i, row in enumerate(rows):
-            changed, said = fill(row["changed"], 68), fill(row["reading"], 68)
-            lines = changed.count("\n") + said.count("\n") + 2
-            top = i - 0.06 * lines
-            text.text(0, top, changed, va="top", fontsize=6.5, linespacing=1.2)
-            below = top + 0.17 * (changed.count("\n") + 1)
-            text.text(0, below, said, va="top", color=FAINT, fontsize=6.5, linespacing=1.2)
+        style = {"va": "top", "fontsize": 6.5, "linespacing": 1.3}
+        for top, (changed, said) in zip(edges[:-1] + 0.08, texts, strict=True):
+            text.text(0, top, changed, **style)
+            text.text(0, top + 0.15 * (changed.count("\n") + 1), said, color=FAINT, **style)
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 

@@ -33,15 +33,15 @@ def float_dtype() -> jnp.dtype:
     return jnp.result_type(float)
 
 
-def activate(name: str) -> Callable[[Array], Array]:
+def activation(name: str) -> Callable[[Array], Array]:
     """The activation function of that name; UserError where there is none."""
     check_choice("model.activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 
-def initializer(activation: str) -> nn.initializers.Initializer:
+def initializer(name: str) -> nn.initializers.Initializer:
     """How to draw the weights before that activation."""
-    return GLOROT if activation in ("sigmoid", "tanh") else HE
+    return GLOROT if name in ("sigmoid", "tanh") else HE
 
 
 class Conv(nn.Conv):
@@ -78,19 +78,17 @@ def dense(
     features: int,
     name: str | None = None,
     *,
-    bias: bool = True,
     kernel_init: nn.initializers.Initializer = HE,
 ) -> nn.Dense:
     """A fully connected layer, [..., C] to [..., features]."""
-    return nn.Dense(
-        features, use_bias=bias, kernel_init=kernel_init, param_dtype=float_dtype(), name=name
-    )
+    return nn.Dense(features, kernel_init=kernel_init, param_dtype=float_dtype(), name=name)
 
 
 def batch_norm(train: bool, momentum: float = 0.9) -> nn.BatchNorm:
     """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last.
 
-    `momentum` is that of the running statistics: 0.9 here is 0.1 in PyTorch.
+    `momentum` is that of the running statistics: 0.9 here is 0.1 in PyTorch. A network that is
+    evaluated with averaged weights wants 0.99: statistics of some hundred steps, as those are.
     """
     return nn.BatchNorm(
         use_running_average=not train, momentum=momentum, epsilon=1e-5, param_dtype=float_dtype()
@@ -124,8 +122,8 @@ class AdaptiveAveragePool(nn.Module):
     """Means of `size` x `size` equal windows: [B, H, W, C] to [B, size, size, C].
 
     The stride is H // size and the window H - (size - 1) * stride: 7 to 3 is windows of 3 at a
-    stride of 2, as PyTorch has it. size 1 is global average pooling (Lin et al. 2014,
-    arXiv:1312.4400).
+    stride of 2, as in PyTorch, whose windows are unequal where a size does not divide well. size 1
+    is global average pooling (Lin et al. 2014, arXiv:1312.4400).
     """
 
     size: int
@@ -170,6 +168,15 @@ def dropout(x: Array, rate: Array, key: Array, *, spatial: bool = False) -> Arra
     shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if spatial else x.shape
     keep = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def crop(x: Array, shape: tuple[int, ...]) -> Array:
+    """The middle of [B, H, W, C] that lies under an unpadded convolution's output [B, H', W', ...].
+
+    What a shortcut around that convolution passes on.
+    """
+    top, left = ((n - m) // 2 for n, m in zip(x.shape[1:3], shape[1:3], strict=True))
+    return x[:, top : top + shape[1], left : left + shape[2]]
 
 
 def check_size(x: Array, least: int, layer: str) -> None:

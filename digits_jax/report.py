@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _replace(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -58,7 +58,7 @@ def _replace(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
-    _replace(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _lines(rows: Iterable[Row]) -> str:
@@ -92,7 +92,7 @@ def append_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
 def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
     """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
     rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
-    _replace(path, _lines(rows))
+    write_text(path, _lines(rows))
     return rows
 
 
@@ -226,11 +226,11 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
 def headline(tested: dict[str, Any]) -> str:
     """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members, ensemble 98.40 %'."""
     members, heads = len(tested["members"]), tested["test"]["heads"]
-    text = f"{_percent(tested['mean'], tested['std'])} %"
+    text = f"{percent(tested['mean'], tested['std'])} %"
     if members > 1:
-        text += f" over {members} members, ensemble {_percent(tested['ensemble'])} %"
+        text += f" over {members} members, ensemble {percent(tested['ensemble'])} %"
     if len(heads) > 1:
-        text += f" ({', '.join(f'{head} {_percent(x)} %' for head, x in heads.items())})"
+        text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
     return text
 
 
@@ -324,7 +324,7 @@ def write(
     return summary
 
 
-def _percent(fraction: float | None, spread: float | None = None) -> str:
+def percent(fraction: float | None, spread: float | None = None) -> str:
     if fraction is None:
         return "–"
     return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
@@ -348,10 +348,10 @@ def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]
         f"[{run}]({folder}{run}/)",
         data["dataset"] + _origin(data),
         f"{summary['model']['parameters']:,}",
-        _percent(summary.get("mean"), summary.get("std")),
+        percent(summary.get("mean"), summary.get("std")),
         str(seeds),
-        ", ".join(f"{head} {_percent(x)}" for head, x in heads.items()) if len(heads) > 1 else "",
-        _percent(gap),
+        ", ".join(f"{head} {percent(x)}" for head, x in heads.items()) if len(heads) > 1 else "",
+        percent(gap),
         str(summary["epochs"]),
         f"{summary['seconds']['total'] / 60:.1f}",
         str(summary["device"]),
@@ -394,7 +394,7 @@ def write_readme(results: str | os.PathLike) -> None:
                 continue
             text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
         before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-        _replace(readme, f"{before}{BEGIN}\n{table(summaries, folder)}\n{END}{after}")
+        write_text(readme, f"{before}{BEGIN}\n{table(summaries, folder)}\n{END}{after}")
 
 
 if __name__ == "__main__":

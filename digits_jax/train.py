@@ -420,9 +420,10 @@ def _show_examples(run: Run, workdir: Path) -> None:
     shown = batches.by_class(data.train, recipe, columns)
     figures.sheet(batches.examples(shown, recipe)[0], workdir / "examples.png", columns)
     if any(value for name, value in run.config.augment.items() if name != "per_digit"):
-        some = data.train._replace(rows=shown.rows[:: max(len(shown.rows) // 10, 1)][:10])
-        rows = jnp.repeat(some.rows, columns, axis=0)
-        draw = jax.jit(lambda key: batches.distorted(some, rows, recipe, key, run.config))
-        images = np.rint(255 * np.asarray(draw(jax.random.key(0)))).astype(np.uint8)
-        images[::columns] = batches.examples(some, recipe)[0]  # first in its row, as it is
+        picked = np.asarray(shown.rows)[:: max(len(shown.rows) // 10, 1)][:10]
+        rows, key = np.repeat(picked, columns, axis=0), jax.random.key(0)
+        draw = jax.jit(lambda split: batches.distorted(split, rows, recipe, key, run.config))
+        images = np.rint(255 * np.asarray(draw(data.train))).astype(np.uint8)
+        # The first of its row as it is.
+        images[::columns] = batches.examples(data.train._replace(rows=picked), recipe)[0]
         figures.sheet(images, workdir / "augmented.png", columns)

@@ -10,6 +10,7 @@ from matplotlib.image import imread
 
 from digits_jax import explain, models
 from digits_jax.data import batches
+from digits_jax.describe import layers as layers_of
 from digits_jax.errors import UserError
 from digits_jax.evaluate import Trained
 from digits_jax.layers import conv, dense
@@ -98,11 +99,25 @@ def test_grad_cam_of_a_linear_head_is_its_class_activation_map(getkey):
     gradient = explain.gradients(network, image, "digit", 2)[1]["last"]
     cam = explain.grad_cam(maps["last"], gradient)
     np.testing.assert_allclose(cam[0], expected, rtol=1e-4, atol=1e-7)
-    looks = explain._looks(network, image, "digit", 2, maps)
+    looks = explain._looks(network, image, "digit", 2, maps, {"last": (1, 1)})
     assert list(looks) == ["saliency", "Grad-CAM of last"]
-    resized = jax.image.resize(expected, (8, 10), "bilinear")
-    np.testing.assert_allclose(looks["Grad-CAM of last"], resized, rtol=1e-4, atol=1e-7)
+    within = np.pad(expected, 1)  # the first convolution cuts a pixel off
+    np.testing.assert_allclose(looks["Grad-CAM of last"], within, rtol=1e-4, atol=1e-7)
     assert looks["saliency"].min() >= 0
+
+
+def test_a_map_lies_where_its_convolution_looked(getkey):
+    """Pixel i of an unpadded mnist:cnn's second convolution sees the rows 2 i to 2 i + 7."""
+    cams = jnp.zeros((1, 11, 11)).at[0, 0, 10].set(1.0)
+    laid = np.asarray(explain.over_image(cams, (2, 2), (28, 28)))
+    rows, columns = np.indices((28, 28))
+    # Centres at 3.5 and 23.5; the crop is centred, so they fall half a pixel later.
+    np.testing.assert_allclose((laid * rows).sum() / laid.sum(), 3.5, atol=0.8)
+    np.testing.assert_allclose((laid * columns).sum() / laid.sum(), 23.5, atol=0.8)
+    assert not laid[:3].any()
+    assert not laid[:, 25:].any()
+    two = explain.over_image(jnp.ones((2, 7, 7)), (4, 4), (28, 56))
+    np.testing.assert_array_equal(two, np.ones((28, 56)))
 
 
 def test_grad_cam_averages_the_gradient_over_each_image_of_its_own():
@@ -140,7 +155,8 @@ def test_grad_cam_is_of_a_convolution_that_the_head_depends_on(layers, of, getke
     _, image, network = watched(model, getkey())
     maps = network(image, {})[1]
     for head, name in zip(("upper", "lower"), of, strict=True):
-        assert f"Grad-CAM of {name}" in explain._looks(network, image, head, 0, maps)
+        jumps = {row.name: row.jump for row in layers_of(model, (8, 10)) if row.jump}
+        assert f"Grad-CAM of {name}" in explain._looks(network, image, head, 0, maps, jumps)
 
 
 def test_the_halves_of_a_number_lie_side_by_side(getkey):
@@ -155,7 +171,8 @@ def test_the_halves_of_a_number_lie_side_by_side(getkey):
     changed = explain._block(name, other, 2)[1] != pictures
     assert changed[:, :, 28:].all()
     assert not changed[:, :, :28].any()
-    cam = explain._looks(network, image, "number", 42, {name: maps})[f"Grad-CAM of {name}"]
+    cam = explain._looks(network, image, "number", 42, {name: maps}, {name: (1, 1)})
+    cam = cam[f"Grad-CAM of {name}"]
     each = explain.grad_cam(maps, explain.gradients(network, image, "number", 42)[1][name])
     np.testing.assert_allclose(cam, np.hstack(each), rtol=1e-5, atol=1e-9)
 

@@ -194,3 +194,16 @@ def test_attribution_is_deepest_where_the_map_is_largest(shape, tmp_path):
     assert (columns[~upper] * 3 // width == 2).all()
     assert has(picture, "#000000")  # the image itself, faded beside it
     assert has(picture, "#b3b3b3")
+
+
+def test_ablation_has_a_point_for_each_accuracy_that_is_known(tmp_path):
+    row = {"run": "one", "parameters": 7_600, "train": 0.999, "validation": 0.99, "test": None}
+    row |= {"error": 0.001, "changed": "the first", "reading": "fits"}
+    figures.ablation([row], tmp_path / "without.png")
+    second = row | {"run": "two", "test": 0.985, "changed": "model.layers: a → b; " * 20}
+    figures.ablation([row, second], tmp_path / "with.png")
+    without, both = pixels(tmp_path / "without.png"), pixels(tmp_path / "with.png")
+    assert both.shape[0] > without.shape[0] + 150  # room for the long text
+    for picture in (without, both):
+        assert has(picture, figures.BLUE)
+        assert has(picture, figures.ORANGE)

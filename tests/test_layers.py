@@ -15,9 +15,10 @@ from digits_jax.layers import (
     AveragePool,
     MaxPool,
     SqueezeExcite,
-    activate,
+    activation,
     batch_norm,
     conv,
+    crop,
     dense,
     dropout,
     float_dtype,
@@ -140,11 +141,18 @@ def test_activations_by_hand():
     }
     assert set(expected) == set(ACTIVATIONS)
     for name, values in expected.items():
-        np.testing.assert_allclose(activate(name)(x), values, rtol=1e-6)
+        np.testing.assert_allclose(activation(name)(x), values, rtol=1e-6)
     with pytest.raises(UserError, match=r"model\.activation.*did you mean 'relu'"):
-        activate("rleu")
+        activation("rleu")
 
 
 def test_a_convolution_that_does_not_fit():
     with pytest.raises(UserError, match=r"too small.*2x9 is left for a convolution of 3x3"):
         conv(3, padding="VALID").init(jax.random.key(0), jnp.zeros((1, 2, 9, 1)))
+
+
+def test_crop_is_what_an_unpadded_convolution_leaves(getkey):
+    x = jax.random.normal(getkey(), (2, 7, 9, 1))
+    middle = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    expected = conv(1, padding="VALID", bias=False).apply({"params": {"kernel": middle}}, x)
+    chex.assert_trees_all_close(crop(x, (2, 5, 7, 4)), expected)

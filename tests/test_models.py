@@ -149,7 +149,7 @@ def test_an_unusable_value_is_named():
         with pytest.raises(UserError, match=f"model.{field} must be"):
             models.build("mlp", {"digit": 10}, **{field: value})
     assert models.build("resnet", {"digit": 10}, squeeze=0).squeeze == 0  # a default may be 0
-    with pytest.raises(UserError, match=r"model\.squeeze must be a whole number above 0, not -1"):
+    with pytest.raises(UserError, match=r"model\.squeeze must be .* above 0 \(default 0\), not -1"):
         models.build("resnet", {"digit": 10}, squeeze=-1)
 
 
@@ -250,6 +250,12 @@ def test_heads_of_a_compact_net_are_their_own():
         ("conv3 4",),
         ("conv3 classes",),
         ("fc classes", "fc classes"),
+        ("linear1 classes", "conv3 8"),
+        ("fc 8", "conv3 8", "linear1 classes"),
+        ("fc 8", "pool", "fc classes"),
+        ("fc classes", "average 1"),
+        ("average 0", "linear1 classes"),
+        ("conv0 4", "linear1 classes"),
     ],
     ids=str,
 )
@@ -280,8 +286,21 @@ def test_lenet5_refuses_an_unknown_pooling():
         initialised(models.build("lenet5", {"digit": 10}, pooling="median"))
 
 
-def test_skip_adds_two_projections():
+def test_skip_adds_two_projections(getkey):
+    """A 1x1 kernel of a skip is the middle of a 5x5 one: the same network without skips."""
     assert parameters("lenet5:skip") == 61_706 + 6 + 6 * 16
+    skip, _, variables = network("lenet5:skip")
+    plain, _, _ = network("lenet5")
+    params = variables["params"]
+    merged = {k: v for k, v in params.items() if not k.startswith("Conv")}
+    for i in range(2):
+        beside, kernel = params[f"Conv_{2 * i}"]["kernel"], params[f"Conv_{2 * i + 1}"]["kernel"]
+        bias = params[f"Conv_{2 * i + 1}"]["bias"]
+        merged[f"Conv_{i}"] = {"kernel": kernel.at[2:3, 2:3].add(beside), "bias": bias}
+    images = jax.random.uniform(getkey(), (3, 28, 28))
+    one = skip.apply(variables, images, train=False, dropout_rate=0.0)
+    two = plain.apply({"params": merged}, images, train=False, dropout_rate=0.0)
+    chex.assert_trees_all_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_resnet_parameter_count_by_hand():
@@ -293,7 +312,18 @@ def test_resnet_parameter_count_by_hand():
     assert parameters("resnet") == stem + sum(blocks) + 64 * 10 + 10
 
 
-def test_a_residual_block_of_zeros_is_its_input(getkey):
+def test_a_residual_block_of_zeros_is_its_shortcut(getkey):
+    """Positive inputs pass as they are, or through the 1x1 convolution before the last ReLU."""
+    x = jax.random.uniform(getkey(), (2, 5, 5, 4))
+    block = models.resnet.Residual(6, squeeze=0)
+    variables = block.init(getkey(), x, train=False)
+    params = dict(variables["params"])
+    for layer in ("Conv_1", "Conv_2"):
+        params[layer] = jax.tree.map(jnp.zeros_like, params[layer])
+    y = block.apply({**variables, "params": params}, x, train=False)
+    projected = x @ params["Conv_0"]["kernel"][0, 0] / np.sqrt(1 + 1e-5)
+    chex.assert_trees_all_close(y, jnp.maximum(projected, 0), rtol=1e-4, atol=1e-6)
+
     block = models.resnet.Residual(4, squeeze=2)
     x = jax.random.uniform(getkey(), (2, 5, 5, 4))
     variables = block.init(getkey(), x, train=False)

@@ -50,6 +50,8 @@ def test_every_config_runs(name, cache, tmp_path):
     config.epochs = 1
     train(config, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} >= FILES
+    augmented = any(value for field, value in config.augment.items() if field != "per_digit")
+    assert (tmp_path / "augmented.png").exists() == augmented
     written = summary(tmp_path)
     assert written["data"]["source"] == "drawn"
     assert written["test"]["examples"] == 40

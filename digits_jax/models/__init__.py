@@ -40,8 +40,9 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
             raise UserError(f"model.{field}: '{name}' has no such field; {nearest(field, known)}")
         fields[field] = value = tuple(value) if isinstance(value, list) else value
         meant, fits = _KINDS[declared[field].type]
-        if not fits(value) and value != declared[field].default:
-            raise UserError(f"model.{field} must be {meant}, not {value!r}")
+        default = declared[field].default
+        if not fits(value) and value != default:
+            raise UserError(f"model.{field} must be {meant} (default {default}), not {value!r}")
     return model(heads=dict(heads), **fields)
 
 

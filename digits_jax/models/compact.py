@@ -10,9 +10,10 @@ from digits_jax.layers import (
     AdaptiveAveragePool,
     MaxPool,
     SqueezeExcite,
-    activate,
+    activation,
     batch_norm,
     conv,
+    crop,
     dense,
     dropout,
     initializer,
@@ -20,10 +21,15 @@ from digits_jax.layers import (
 from digits_jax.types import Array
 
 NORMS = ("after", "before", "none")
-_LAYER = re.compile(r"(pool|(average|fc|conv\d|linear\d) (\d+|classes))")
+_LAYER = re.compile(r"pool|(average|fc|conv[1-9]|linear[1-9]) ([1-9]\d*|classes)")
+_NETWORK = re.compile(
+    r"((pool|(average|conv\d|linear\d) \d+), )*"
+    r"((fc \d+, )*fc classes|linear\d classes(, pool|, average \d+)*)"
+)
 _GRAMMAR = (
     "'conv3 16' (with activation, BatchNorm and dropout), 'linear1 8' (bare), 'pool', 'average 3', "
-    "'fc 72'; 'linear1 classes', 'linear3 classes' or 'fc classes' is where the heads begin"
+    "'fc 72' (and no other kind after it); then one of 'linear1 classes', 'linear3 classes', "
+    "'fc classes', and after that at most 'pool' and 'average'"
 )
 
 
@@ -33,13 +39,13 @@ class Compact(nn.Module):
     layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
     'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N', adaptive average to NxN
     (1: global); 'fc N', fully connected with activation and dropout. The layer whose N is
-    'classes' begins each head, bare. heads: classes by head; activation: one of
-    `layers.ACTIVATIONS`; norm: BatchNorm 'after' or 'before' the activation, or 'none'; padding,
-    bias: of the convolutions (the fully connected layers always have one); spatial: dropout takes
-    whole channels; dropout_start: the first layer's dropout as a fraction of the last one's, which
-    is `model.dropout`, and linear between; squeeze: reduction of the channel attention after each
-    'conv', 0 for none; residual: adds a 'conv' layer's input where shapes agree, cropped where
-    there is no padding.
+    'classes' begins each head, bare; pixels that are left after it are averaged.
+    heads: classes by head; activation: one of `layers.ACTIVATIONS`; norm: BatchNorm 'after' or
+    'before' the activation, or 'none'; padding, bias: of the convolutions (the fully connected
+    layers always have one); spatial: dropout takes whole channels; dropout_start:
+    the first layer's dropout as a fraction of the last one's, which is `model.dropout`, and linear
+    between; squeeze: reduction of the channel attention after each 'conv', 0 for none; residual:
+    adds a 'conv' layer's input where the channels agree, cropped where there is no padding.
     """
 
     heads: Mapping[str, int]
@@ -58,7 +64,7 @@ class Compact(nn.Module):
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         check_choice("model.norm", self.norm, NORMS)
         begin = self._check_layers()
-        rates = self._dropout_rates(dropout_rate)
+        rates = self._dropout_rates(dropout_rate, self.layers[:begin])
         x = images[..., None]
         for layer in self.layers[:begin]:
             y = self._apply(layer, x, train)
@@ -85,21 +91,20 @@ class Compact(nn.Module):
             return AdaptiveAveragePool(int(number))(x)
         if kind == "fc":
             y = dense(int(number), kernel_init=init)(x.reshape(x.shape[0], -1))
-            return y if bare else activate(self.activation)(y)
+            return y if bare else activation(self.activation)(y)
         size = int(kind[-1])
         y = conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init)(x)
         if kind.startswith("linear"):
             return y
         if self.norm == "before":
             y = batch_norm(train)(y)
-        y = activate(self.activation)(y)
+        y = activation(self.activation)(y)
         if self.norm == "after":
             y = batch_norm(train)(y)
         if self.squeeze:
             y = SqueezeExcite(self.squeeze)(y)
         if self.residual and x.shape[-1] == y.shape[-1]:
-            edge = (x.shape[1] - y.shape[1]) // 2
-            y = y + x[:, edge : edge + y.shape[1], edge : edge + y.shape[2]]
+            y = y + crop(x, y.shape)
         return y
 
     def _check_layers(self) -> int:
@@ -107,13 +112,11 @@ class Compact(nn.Module):
         for layer in self.layers:
             if not _LAYER.fullmatch(layer):
                 raise UserError(f"model.layers: there is no layer '{layer}'; there are {_GRAMMAR}")
-        begin = [i for i, layer in enumerate(self.layers) if layer.endswith("classes")]
-        if len(begin) != 1 or self.layers[begin[0]].startswith(("conv", "average")):
-            raise UserError(f"model.layers needs one layer for the classes; there are {_GRAMMAR}")
-        return begin[0]
+        if not _NETWORK.fullmatch(", ".join(self.layers)):
+            raise UserError(f"model.layers: {self.layers} is no network; there are {_GRAMMAR}")
+        return next(i for i, layer in enumerate(self.layers) if layer.endswith("classes"))
 
-    def _dropout_rates(self, last: Array) -> Iterator[Array]:
-        body = self.layers[: self._check_layers()]
-        sites = sum(layer.startswith(("conv", "fc")) for layer in body)
+    def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> Iterator[Array]:
+        sites = sum(layer.startswith(("conv", "fc")) for layer in layers)
         for i in range(sites):
             yield last * (self.dropout_start + (1 - self.dropout_start) * i / max(sites - 1, 1))

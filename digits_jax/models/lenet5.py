@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from digits_jax.errors import check_choice
-from digits_jax.layers import POOLINGS, activate, batch_norm, conv, dense, dropout, initializer
+from digits_jax.layers import (
+    POOLINGS,
+    activation,
+    batch_norm,
+    conv,
+    crop,
+    dense,
+    dropout,
+    initializer,
+)
 from digits_jax.types import Array
 
 
@@ -29,16 +38,15 @@ class LeNet5(nn.Module):
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         check_choice("model.pooling", self.pooling, POOLINGS)
-        act, init = activate(self.activation), initializer(self.activation)
+        act, init = activation(self.activation), initializer(self.activation)
         x = images[..., None]
         for channels, padding in ((6, "SAME"), (16, "VALID")):
+            shortcut = conv(channels, 1, bias=False, kernel_init=init)(x) if self.skip else None
             y = conv(channels, 5, padding=padding, kernel_init=init)(x)
             if self.batch_norm:
                 y = batch_norm(train)(y)
-            if self.skip:
-                edge = (x.shape[1] - y.shape[1]) // 2
-                inner = x[:, edge : edge + y.shape[1], edge : edge + y.shape[2]]
-                y = y + conv(channels, 1, bias=False, kernel_init=init)(inner)
+            if shortcut is not None:
+                y = y + crop(shortcut, y.shape)
             x = POOLINGS[self.pooling]()(act(y))
         x = x.reshape(x.shape[0], -1)
         for units in (120, 84):

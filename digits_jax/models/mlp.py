@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from digits_jax.layers import activate, dense, dropout, initializer
+from digits_jax.layers import activation, dense, dropout, initializer
 from digits_jax.types import Array
 
 
@@ -23,7 +23,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
-        act, init = activate(self.activation), initializer(self.activation)
+        act, init = activation(self.activation), initializer(self.activation)
         x = images.reshape(images.shape[0], -1)
         for units in self.hidden:
             x = act(dense(units, kernel_init=init)(x))

@@ -15,7 +15,7 @@ from digits_jax.layers import (
 )
 from digits_jax.types import Array
 
-_MOMENTUM = 0.99  # over some hundred steps, as the averaged weights that it is evaluated with
+_MOMENTUM = 0.99  # for averaged weights
 
 
 class Residual(nn.Module):
@@ -30,13 +30,14 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        shortcut = x
+        if x.shape[-1] != self.features:
+            shortcut = batch_norm(train, _MOMENTUM)(conv(self.features, 1, bias=False)(x))
         y: Array = nn.relu(batch_norm(train, _MOMENTUM)(conv(self.features, bias=False)(x)))
         y = batch_norm(train, _MOMENTUM)(conv(self.features, bias=False)(y))
         if self.squeeze:
             y = SqueezeExcite(self.squeeze)(y)
-        if x.shape[-1] != self.features:
-            x = batch_norm(train, _MOMENTUM)(conv(self.features, 1, bias=False)(x))
-        return nn.relu(x + y)
+        return nn.relu(shortcut + y)
 
 
 class ResNet(nn.Module):

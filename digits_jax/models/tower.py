@@ -13,7 +13,7 @@ from digits_jax.errors import UserError
 from digits_jax.layers import MaxPool, batch_norm, conv, dense, dropout
 from digits_jax.types import Array
 
-_MOMENTUM = 0.99  # over some hundred steps, as the averaged weights that it is evaluated with
+_MOMENTUM = 0.99  # for averaged weights
 
 
 class DigitTower(nn.Module):
