@@ -4,6 +4,7 @@ Each is a module, so that `describe` sees it pass. Images are [B, H, W, C]; ever
 default float (float32, or float64 where x64 is enabled).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,46 @@ def initializer(name: str) -> nn.initializers.Initializer:
     return GLOROT if name in ("sigmoid", "tanh") else HE
 
 
+def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any) -> Array:
+    """`jax.lax.conv_general_dilated` as `nn.Conv` calls it; on CPU with a gradient of our own."""
+    convolve: Callable = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **how
+    )
+    if jax.default_backend() == "cpu":
+        return _with_sliced_gradient(convolve, x, kernel)
+    return convolve(x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_sliced_gradient(convolve: Callable, x: Array, kernel: Array) -> Array:
+    """convolve(x, kernel), its kernel gradient summed over a few examples at a time.
+
+    XLA's own falls out of the cache: for [128, 14, 14, 24] -> 48 it takes 45 ms, in slices of 16
+    examples 15. Whole steps gain 1.15 (resnet) to 1.5 times (mnist100, compact).
+    """
+    return convolve(x, kernel)
+
+
+def _forward(convolve: Callable, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(convolve: Callable, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)
+    size = max(_SLICE, -(-len(x) // _MOST_SLICES))
+    gradients = []
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        _, gradient = jax.vjp(functools.partial(convolve, x[part]), kernel)
+        gradients.append(gradient(dy[part])[0])
+    return dx, sum(gradients)
+
+
+_with_sliced_gradient.defvjp(_forward, _backward)
+_SLICE, _MOST_SLICES = 16, 16  # examples; more slices would only take longer to compile
+
+
 class Conv(nn.Conv):
     """`nn.Conv` that says so where the image is too small for it."""
 
@@ -71,6 +112,7 @@ def conv(
         use_bias=bias,
         kernel_init=kernel_init,
         param_dtype=float_dtype(),
+        conv_general_dilated=convolution,
     )
 
 

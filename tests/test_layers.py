@@ -72,6 +72,30 @@ def test_numeric_gradients(getkey, x64, layer):
     check_grads(f, (variables.get("params", {}), x), order=1, modes=["rev"])
 
 
+@pytest.mark.parametrize("batch", [3, 16, 41, 300], ids="a batch of {}".format)
+@pytest.mark.parametrize(("size", "padding"), [(3, "SAME"), (5, "VALID"), (1, "VALID")])
+def test_sliced_gradients_are_laxs(getkey, batch, size, padding):
+    """41 leaves a part of a slice; 300 would take more than 16 slices of 16."""
+    module = conv(4, size, padding=padding, bias=False)
+    x = jax.random.normal(getkey(), (batch, 6, 7, 3))
+    kernel = jax.random.normal(getkey(), (size, size, 3, 4))
+
+    def ours(x, kernel):
+        return module.apply({"params": {"kernel": kernel}}, x)
+
+    def theirs(x, kernel):
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
+
+    chex.assert_trees_all_equal(ours(x, kernel), theirs(x, kernel))
+    weights = jax.random.normal(getkey(), theirs(x, kernel).shape)
+    one, two = (
+        jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).mean(), argnums=(0, 1))(x, kernel)
+        for f in (ours, theirs)
+    )
+    chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
+
+
 def test_numeric_gradients_of_pool_and_dropout(getkey, x64):
     x, key = jax.random.normal(getkey(), (2, 4, 5, 2), float_dtype()), getkey()
     check_grads(max_pool, (x,), order=1, modes=["rev"])
