@@ -41,6 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         case "p16966":
             config.model.update(norm="before", padding="SAME", bias=True, spatial=False)
             config.model.update(dropout=0.4, dropout_start=0.25)
+            config.epochs = 30
             config.batch_size = 64
             optimizer.update(name="sgd", learning_rate=0.015, weight_decay=1e-4)
             optimizer.schedule = "cosine"

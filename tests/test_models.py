@@ -219,7 +219,7 @@ def test_dropout_rises_from_layer_to_layer(getkey, monkeypatch):
     rates = []
 
     def record(x, rate, key, *, spatial):
-        rates.append((round(float(rate), 6), spatial))
+        rates.append((x.shape[1:], round(float(rate), 6), spatial))
         return x
 
     monkeypatch.setattr("digits_jax.models.compact.dropout", record)
@@ -228,7 +228,12 @@ def test_dropout_rises_from_layer_to_layer(getkey, monkeypatch):
     variables = initialised(model)
     training = {"rngs": {"dropout": getkey()}, "mutable": ["batch_stats"]}
     model.apply(variables, jnp.zeros((2, 28, 28)), train=True, dropout_rate=0.4, **training)
-    assert rates == [(0.1, True), (0.2, True), (0.3, True), (0.4, False)]
+    assert rates == [
+        ((13, 13, 2), 0.1, True),  # past the pool
+        ((11, 11, 2), 0.2, True),
+        ((11, 11, 2), 0.3, True),
+        ((4,), 0.4, False),
+    ]
 
 
 def test_heads_of_a_compact_net_are_their_own():

@@ -1,7 +1,7 @@
 """Convolutional networks under 20,000 parameters, spelt out layer by layer."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from flax import linen as nn
 
@@ -66,14 +66,11 @@ class Compact(nn.Module):
         begin = self._check_layers()
         rates = self._dropout_rates(dropout_rate, self.layers[:begin])
         x = images[..., None]
-        for layer in self.layers[:begin]:
-            y = self._apply(layer, x, train)
-            if layer.startswith(("conv", "fc")):
-                rate = next(rates)
-                if train:
-                    spatial = self.spatial and layer.startswith("conv")
-                    y = dropout(y, rate, self.make_rng("dropout"), spatial=spatial)
-            x = y
+        for i, layer in enumerate(self.layers[:begin]):
+            x = self._apply(layer, x, train)
+            if train and i in rates:
+                spatial = self.spatial and x.ndim == 4
+                x = dropout(x, rates[i], self.make_rng("dropout"), spatial=spatial)
         logits = {}
         for head, classes in self.heads.items():
             y = x
@@ -116,7 +113,15 @@ class Compact(nn.Module):
             raise UserError(f"model.layers: {self.layers} is no network; there are {_GRAMMAR}")
         return next(i for i, layer in enumerate(self.layers) if layer.endswith("classes"))
 
-    def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> Iterator[Array]:
-        sites = sum(layer.startswith(("conv", "fc")) for layer in layers)
-        for i in range(sites):
-            yield last * (self.dropout_start + (1 - self.dropout_start) * i / max(sites - 1, 1))
+    def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> dict[int, Array]:
+        """{index of a layer: rate of the dropout after it}: of 'conv' and 'fc', past their pool.
+
+        Before a max pool, dropout would let the largest of the survivors pass, scaled up, which no
+        evaluation sees.
+        """
+        sites = [i for i, layer in enumerate(layers) if layer.startswith(("conv", "fc"))]
+        rise = (1 - self.dropout_start) / max(len(sites) - 1, 1)
+        return {
+            i + (layers[i + 1 : i + 2] == ("pool",)): last * (self.dropout_start + rise * n)
+            for n, i in enumerate(sites)
+        }
