@@ -5,6 +5,12 @@ python launch.py --config=configs/lenet5.py:skip
 python launch.py --config=configs/lenet5.py --config.model.activation=tanh \\
     --config.model.pooling=average
 
+Test accuracy, seed 0, chosen on validation (2026-11-21, one CPU core, minutes of training):
+
+plain   61,706 parameters   99.26 %   3.7 min
+skip    61,808 parameters   99.25 %   3.0 min
+
+The system that it reproduces quotes about 88 %, by SGD at 0.01; here Adam and a cosine schedule.
 """
 
 from ml_collections import ConfigDict

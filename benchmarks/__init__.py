@@ -1,0 +1,1 @@
+"""Measures the package against its peers; no part of it."""
