@@ -2,6 +2,8 @@
 
 python launch.py --config=configs/resnet.py
 
+Test accuracy: 99.57 %, 73,082 parameters, seed 0, chosen on validation (2026-11-21, 15 minutes of
+training on one busy core). Channel attention: --config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
