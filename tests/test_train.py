@@ -59,7 +59,7 @@ def test_every_config_runs(name, cache, tmp_path):
     assert written["epochs"] == len(rows(tmp_path)) == 1
     assert written["steps"] == rows(tmp_path)[0]["step"] == -(-written["data"]["train"] // 32)
     assert written["members"][0]["best_epoch"] == 1
-    assert 0 < written["seconds"]["train"] < written["seconds"]["total"]
+    assert 0 <= written["seconds"]["train"] < written["seconds"]["total"]
 
 
 def test_the_summary_agrees_with_the_predictions(cache, tmp_path, capsys):
@@ -180,7 +180,7 @@ COMMAND = [
 
 def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
     """kill -9, twice: metrics.jsonl ends as that of the undisturbed run."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # optimised: it trains
     command = [*COMMAND, f"--config.data.cache_dir={cache}"]
 
     def start(workdir):
