@@ -15,9 +15,9 @@ phase5          9,980 parameters   99.24 %
 phase5-tuned    9,980 parameters   99.47 %
 
 The phases share one recipe and differ as their lines below say; how they compare is in
-results/compact-ablation.md. New in p16966 are the cosine schedule and 30 epochs: with dropout before
-its pools and 20 epochs it underfitted (98.92 %; 99.09 % with weaker dropout at a constant rate).
-New in phase5-tuned: Adam, one cycle, smaller batches, stronger distortion, no dropout.
+results/compact-ablation.md. New in p16966 are the cosine schedule and 30 epochs: with dropout
+before its pools and 20 epochs it underfitted (98.92 %; 99.09 % with weaker dropout at a constant
+rate). New in phase5-tuned: Adam, one cycle, smaller batches, stronger distortion, no dropout.
 """
 
 from ml_collections import ConfigDict
