@@ -46,14 +46,13 @@ def get_config(variant: str = "") -> ConfigDict:
         case "mlp":
             config.model.update(name="mlp", hidden=(512, 256), activation="relu")
         case "tower":
-            config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2))
-            config.model.hidden = 128
-            config.epochs = 8
+            config.model.update(name="tower", stem=16, features=(32, 64), blocks=1)
+            config.model.dropout = 0.1
+            config.epochs = 10
             config.batch_size = 64
             config.data.fresh_pairs = True
-            config.model.dropout = 0.3
-            optimizer.update(learning_rate=2e-3, weight_decay=1e-2, decoupled=True)
+            optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
             optimizer.update(schedule="one_cycle", ema=0.999)
-            config.augment.update(per_digit=True, shift_x=2.0, shift_y=2.0, rotate=12.0)
-            config.augment.update(shear=10.0, scale=0.12, elastic=0.8)
+            config.augment.update(per_digit=True, shift_x=2.0, shift_y=2.0, rotate=10.0)
+            config.augment.update(shear=8.0, scale=0.1, elastic=0.6)
     return config
