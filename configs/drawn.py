@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("tower",)
+VARIANTS = ("resnet",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = get_base("drawn", variant, VARIANTS)
-    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=300_000)
-    config.model.update(name="tower", features=(24, 48, 96), depths=(1, 1, 2), hidden=128)
-    config.model.dropout = 0.3
+    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=1_000_000)
+    config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1)
+    config.model.dropout = 0.1
     config.label_smoothing = 0.05
-    config.epochs = 4
-    config.batch_size = 256
+    config.epochs = 1
+    config.batch_size = 128
     config.optimizer.update(
-        learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.998
+        learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.999
     )
     return config
