@@ -13,10 +13,10 @@ import torch
 from flax import linen as nn
 from torch.nn import functional
 
+from benchmarks.ours import Step
 from digits_jax import layers, models
 from digits_jax.optim import transformation
 
-Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
 Labels = dict[str, np.ndarray]
 
 

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("resnet",)
+VARIANTS = ("vgg",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = get_base("drawn", variant, VARIANTS)
     config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=1_000_000)
-    config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1)
-    config.model.dropout = 0.1
+    config.model.update(name="vgg", features=(24, 48, 96), depths=(1, 1, 2), hidden=(128,))
+    config.model.dropout = 0.3
     config.label_smoothing = 0.05
     config.epochs = 1
     config.batch_size = 128

@@ -56,7 +56,7 @@ def class_names(classes: int) -> list[str]:
 
 
 @contextmanager
-def _page(path: str | os.PathLike, width: float, height: float) -> Iterator[Any]:
+def page(path: str | os.PathLike, width: float, height: float) -> Iterator[Any]:
     """An empty figure, in inches, that is written to `path` when all is drawn."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def curves(rows: Rows, path: str | os.PathLike) -> None:
         ("train", "train_", BLUE),
         ("validation", "validation_", ORANGE),
     )
-    with _page(path, 8, 2.9) as figure:
+    with page(path, 8, 2.9) as figure:
         panels = figure.subplots(1, 3)
 
         def draw(
@@ -197,7 +197,7 @@ def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     heights = [max(0.15 * ("\n".join(pair).count("\n") + 1) + 0.15, 0.5) for pair in texts]
     edges = np.concatenate([[0], np.cumsum(heights)])  # inches
     middles = (edges[:-1] + edges[1:]) / 2
-    with _page(path, 8, edges[-1] + 0.8) as figure:
+    with page(path, 8, edges[-1] + 0.8) as figure:
         accuracy, size, text = figure.subplots(1, 3, width_ratios=[3, 1.5, 4.4], sharey=True)
         for key, colour, marker in (
             ("train", BLUE, "o"),
@@ -252,7 +252,7 @@ def confusion(
 
     heat = LinearSegmentedColormap.from_list("mistakes", HEAT)
     widths = [3.9 if classes[head] <= 20 else 8 for head in heads]
-    with _page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
+    with page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
         parts = np.atleast_1d(figure.subfigures(1, len(heads), width_ratios=widths))
         for part, head, width in zip(parts, heads, widths, strict=True):
             size, names = classes[head], class_names(classes[head])
@@ -321,7 +321,7 @@ def _draw_mosaic(path: str | os.PathLike, mosaic: np.ndarray, title: str, captio
     """Ink on paper at 8 inches; captions: (x, y, text, colour, alignment) in pixels of `mosaic`."""
     head = 0.3 if title else 0
     height = 8 * mosaic.shape[0] / mosaic.shape[1]
-    with _page(path, 8, height + head) as figure:
+    with page(path, 8, height + head) as figure:
         figure.set_layout_engine("none")
         ax = figure.add_axes((0, 0, 1, height / (height + head)))
         ax.set_axis_off()
@@ -350,7 +350,7 @@ def errors(
     total = int(np.count_nonzero(confidence))
     shown = np.argsort(np.negative(confidence), kind="stable")[: min(count, total)]
     if not total:
-        with _page(path, 8, 0.6) as figure:
+        with page(path, 8, 0.6) as figure:
             figure.text(0.5, 0.5, f"no mistakes in {n:,} images", ha="center", va="center")
         return
     wide, tall = width > height, width < height
@@ -385,7 +385,7 @@ def sheet(images: np.ndarray, path: str | os.PathLike, columns: int) -> None:
 @contextmanager
 def _canvas(path: str | os.PathLike, width: float, height: float, title: str) -> Iterator[Any]:
     """A page under one title, to place images and text on: axes in inches, from the upper left."""
-    with _page(path, width, height) as figure:
+    with page(path, width, height) as figure:
         figure.set_layout_engine("none")
         ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         ax.set_axis_off()

@@ -69,7 +69,7 @@ def _cpu_convolution(convolve: Callable, pads: tuple, x: Array, kernel: Array) -
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     taps = [
-        x[:, i : i + height, j : j + width] * kernel[i, j]
+        x[:, i : i + height, j : j + width] * kernel[None, None, i, j]
         for i in range(rows)
         for j in range(columns)
     ]

@@ -77,6 +77,7 @@ class Population:
             schedule=self.schedule,
             decoupled=config.optimizer.decoupled,
             ema=ema,
+            bfloat16=config.bfloat16,
         )
 
     def init(self, seeds: Array) -> TrainState:

@@ -29,7 +29,7 @@ from digits_jax.types import Metrics, PyTree, TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
-_CHUNK = 256  # steps per dispatch where they are scanned
+_CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
@@ -377,6 +377,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
         "device": jax.default_backend(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
         "data": {
             "dataset": config.data.dataset,
             "source": data.source,

@@ -161,11 +161,11 @@ def test_grad_cam_is_of_a_convolution_that_the_head_depends_on(layers, of, getke
 
 def test_the_halves_of_a_number_lie_side_by_side(getkey):
     """The tower of the right digit alone sees what changes on the right."""
-    model = models.build("tower", {"number": 100}, features=[3], depths=[1], hidden=4)
+    model = models.build("tower", {"number": 100}, stem=3, features=[4])
     _, image, network = watched(model, getkey(), shape=(28, 56))
     name, maps = next(iter(network(image, {})[1].items()))
     title, pictures = explain._block(name, maps, 2)
-    assert title == "digit/Conv_0, 2 × 28x28x3, the first 2"
+    assert title == "tower/Conv_0, 2 × 28x28x3, the first 2"
     assert pictures.shape == (2, 28, 56)
     other = network(image.at[:, :, 28:].set(0), {})[1][name]
     changed = explain._block(name, other, 2)[1] != pictures

@@ -40,7 +40,7 @@ def launch(*arguments):
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         ([CONFIG, "--mode=compare"], "--mode=compare needs --variants"),
         ([CONFIG, "--mode=compare", "--variants=mlp,towr"], "did you mean 'tower'"),
-        ([CONFIG, *COMPARE, "--config.model.hidden=64"], "--variants=tower: "),
+        ([CONFIG, *COMPARE, "--config.model.padding=VALID"], "'tower' has no such field"),
         ([CONFIG, "--config.augment.rotat=5"], "did you mean 'rotate'"),
         ([LENET, "--mode=describe", "--config.model.activation=relo"], "did you mean 'relu'"),
         ([LENET, "--mode=describe", "--config.model.pooling=men"], "there are: average, max"),

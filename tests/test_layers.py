@@ -73,12 +73,15 @@ def test_numeric_gradients(getkey, x64, layer):
 
 
 @pytest.mark.parametrize("batch", [3, 16, 41, 300], ids="a batch of {}".format)
-@pytest.mark.parametrize(("size", "padding"), [(3, "SAME"), (5, "VALID"), (1, "VALID")])
-def test_sliced_gradients_are_laxs(getkey, batch, size, padding):
+@pytest.mark.parametrize("channels", [1, 3], ids="{} channels".format)
+@pytest.mark.parametrize(
+    ("size", "padding"), [(3, "SAME"), (5, "VALID"), (4, "SAME"), (1, "VALID")]
+)
+def test_convolutions_and_gradients_are_laxs(getkey, batch, channels, size, padding):
     """41 leaves a part of a slice; 300 would take more than 16 slices of 16."""
     module = conv(4, size, padding=padding, bias=False)
-    x = jax.random.normal(getkey(), (batch, 6, 7, 3))
-    kernel = jax.random.normal(getkey(), (size, size, 3, 4))
+    x = jax.random.normal(getkey(), (batch, 6, 7, channels))
+    kernel = jax.random.normal(getkey(), (size, size, channels, 4))
 
     def ours(x, kernel):
         return module.apply({"params": {"kernel": kernel}}, x)
@@ -87,7 +90,7 @@ def test_sliced_gradients_are_laxs(getkey, batch, size, padding):
         axes = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
 
-    chex.assert_trees_all_equal(ours(x, kernel), theirs(x, kernel))
+    chex.assert_trees_all_close(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
     weights = jax.random.normal(getkey(), theirs(x, kernel).shape)
     one, two = (
         jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).mean(), argnums=(0, 1))(x, kernel)

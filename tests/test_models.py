@@ -14,7 +14,15 @@ from digits_jax import devices, models
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
 
-FAMILIES = ("mnist100", "mnist100:mlp", "mnist100:tower", "lenet5:skip", "resnet", "compact")
+FAMILIES = (
+    "mnist100",
+    "mnist100:mlp",
+    "mnist100:tower",
+    "lenet5:skip",
+    "resnet",
+    "compact",
+    "drawn",
+)
 PARAMETERS = {
     "mnist100": 833_572,  # published
     "two_head": 390_164,  # published, as all that follow but the last
@@ -66,11 +74,15 @@ def test_parameter_counts(name, count):
     assert parameters(name) == count
 
 
-def test_tower_parameter_count_by_hand():
+def test_vgg_parameter_count_by_hand():
     convolutions = 9 * (1 * 24 + 24 * 48 + 48 * 96 + 96 * 96)
     norms = 2 * (24 + 48 + 96 + 96 + 128)
     dense = (3 * 3 * 96 * 128 + 128) + (128 * 10 + 10)
-    assert parameters("mnist100:tower") == convolutions + norms + dense
+    assert parameters("drawn") == convolutions + norms + dense
+
+
+def test_tower_is_one_resnet_for_both_halves():
+    assert parameters("mnist100:tower") == parameters("resnet")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -138,10 +150,13 @@ def test_unknown_names_are_named():
         models.build("cnn", {"digit": 10}, featurs=(1,))
 
 
-def test_tower_refuses_other_images():
-    model = models.build("tower", {"upper": 10, "lower": 10})
-    with pytest.raises(UserError, match="one square digit"):
-        model.init(jax.random.key(0), jnp.zeros((1, 42, 28)), train=False, dropout_rate=0.0)
+@pytest.mark.parametrize(
+    ("heads", "shape"), [({"upper": 10, "lower": 10}, (28, 56)), ({"number": 100}, (42, 28))]
+)
+def test_tower_refuses_other_images(heads, shape):
+    model = models.build("tower", heads)
+    with pytest.raises(UserError, match="two square digits"):
+        model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False, dropout_rate=0.0)
 
 
 def test_an_unusable_value_is_named():

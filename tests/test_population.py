@@ -34,7 +34,7 @@ def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
     if name == "mnist100":
         config.model.update(features=(2, 3), hidden=(8,))
     else:
-        config.model.update(features=(2, 3), depths=(1, 1), hidden=8)
+        config.model.update(stem=2, features=(3,))
     config.batch_size = 2
     data = batches.load(config.data)
     together, totals = trained(config, data, range(2), 20)

@@ -22,7 +22,8 @@ def tiny(name="cnn"):
     fields = {
         "cnn": {"features": (3,), "hidden": (5,)},
         "mlp": {"hidden": (5,)},
-        "tower": {"features": (3, 4), "depths": (1, 1), "hidden": 5},
+        "tower": {"stem": 3, "features": (4,)},
+        "vgg": {"features": (3, 4), "depths": (1, 1), "hidden": (5,)},
     }[name]
     return models.build(name, {"number": 100} if name == "tower" else {"a": 3, "b": 4}, **fields)
 
@@ -73,7 +74,7 @@ class Variants(chex.TestCase):
         assert int(after.step) == 1
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp", "tower"])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "tower", "vgg"])
 def test_a_few_steps_learn_a_batch(getkey, name):
     model = tiny(name)
     state, step = a_step(model, optax.scale_by_adam())
@@ -83,6 +84,30 @@ def test_a_few_steps_learn_a_batch(getkey, name):
         state, metrics = step(state, batch, getkey(), a_hyper(rate=0.02))
         losses.append(float(metrics.loss))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "tower"])
+def test_bfloat16_in_the_network_alone(getkey, name):
+    """The same step to bfloat16's 8 bits; what is kept stays float32."""
+    model = tiny(name)
+    state, step = a_step(model)
+    short = functools.partial(step, bfloat16=True)
+    args = (state, a_batch(getkey(), model), jax.random.key(0), a_hyper(rate=1.0))
+    (one, metrics), (two, expected) = jax.jit(short)(*args), jax.jit(step)(*args)
+    chex.assert_trees_all_equal_dtypes((one, metrics), (two, expected))
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=0.02)
+
+    def moved(after):
+        pairs = zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
+        return np.concatenate([np.ravel(a - b) for a, b in pairs])
+
+    difference = np.linalg.norm(moved(one) - moved(two))
+    assert 0 < difference < 0.1 * np.linalg.norm(moved(two))
+    products = [
+        line for line in jax.jit(short).lower(*args).as_text().splitlines() if "dot_general" in line
+    ]
+    assert products
+    assert all("bf16" in line for line in products)
 
 
 def test_one_compilation_per_shape(getkey):

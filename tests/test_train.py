@@ -140,7 +140,7 @@ def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
 
     def tower():
         config = shrink(config_of("mnist100:tower"), cache)
-        config.model.update(features=(2, 3), depths=(1, 1), hidden=8)
+        config.model.update(stem=2, features=(3,))
         config.epochs = 3
         return config
 

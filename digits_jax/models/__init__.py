@@ -14,6 +14,7 @@ from digits_jax.models.lenet5 import LeNet5
 from digits_jax.models.mlp import MLP
 from digits_jax.models.resnet import ResNet
 from digits_jax.models.tower import Tower
+from digits_jax.models.vgg import VGG
 from digits_jax.types import PyTree
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -23,6 +24,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "resnet": ResNet,
     "tower": Tower,
+    "vgg": VGG,
 }
 
 

@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from digits_jax.errors import UserError
+from digits_jax.layers import float_dtype
 from digits_jax.models.resnet import ResNet
 from digits_jax.types import Array
 
@@ -39,9 +40,11 @@ class Tower(nn.Module):
         tower = ResNet(
             {"digit": 10}, self.stem, self.features, self.blocks, self.squeeze, name="tower"
         )
-        logits = tower(
-            digits.reshape(-1, height, height), train=train, dropout_rate=dropout_rate
-        )["digit"]
-        left, right = jax.nn.log_softmax(logits).reshape(batch, 2, 10).swapaxes(0, 1)
+        logits = tower(digits.reshape(-1, height, height), train=train, dropout_rate=dropout_rate)[
+            "digit"
+        ]
+        left, right = (
+            jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10).swapaxes(0, 1)
+        )
         both = (left[:, :, None] + right[:, None, :]).reshape(batch, 100)
         return dict.fromkeys(self.heads, both)

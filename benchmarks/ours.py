@@ -1,0 +1,58 @@
+"""The package, as the benchmarks drive it."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from digits_jax import train as loop
+from digits_jax.population import hyper_of, seeds_of
+
+Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
+EXAMPLES = 6_000
+
+
+def config_of(name: str, examples: int = EXAMPLES) -> Any:
+    """The config NAME[:variant] on drawn digits, without augmentation, averages and smoothing."""
+    module, _, variant = name.partition(":")
+    config = importlib.import_module(f"configs.{module}").get_config(variant)
+    for field in config.augment:
+        config.augment[field] = False if field == "per_digit" else 0.0
+    config.data.update(source="drawn", drawn_train=examples, drawn_test=300, train=examples)
+    config.data.update(validation=0.0, test=300)
+    config.optimizer.update(ema=0.0, weight_decay=0.0)
+    config.label_smoothing = 0.0
+    return config
+
+
+def train(run: loop.Run) -> Step:
+    """The steps of the run's first slice, one after the other, as `train` takes them."""
+    config, data, members = run.config, run.data, run.members[0]
+    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
+    n = len(data.train.rows)
+    order = run.order(seeds, 1, n=n)
+    state, totals, count = run.states[0], run.programs.zeros(len(members)), 0
+
+    def step() -> Any:
+        nonlocal state, totals, count, order
+        at = count % run.steps_per_epoch
+        if count and at == 0:
+            order = run.order(seeds, 1 + count // run.steps_per_epoch, n=n)
+        state, totals = run.train(
+            state, totals, order, at, data.train, data.normalizer, seeds, hyper, steps=1
+        )
+        run.states[0] = state
+        count += 1
+        return totals
+
+    return step
+
+
+def infer(run: loop.Run, images: np.ndarray) -> Step:
+    """images: [B, H, W] uint8, always the same."""
+    weights = run.programs.chosen(run.states[0])
+    normalizer = run.data.normalizer
+    predict = jax.jit(run.programs.predict).lower(weights, images, normalizer).compile()
+    return lambda: predict(weights, images, normalizer)
