@@ -82,9 +82,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
                 for r in rows
                 if r["task"] == task and (task == "train" or r["batch"] == batch)
             }
-            for n, network in enumerate(networks):
-                ratio = some[network]
-                y = n + 0.25 * (t - 1)
+            for network, ratio in some.items():
+                y = networks.index(network) + 0.25 * (t - 1)
                 ax.plot([ratio["from"], ratio["to"]], [y, y], color=colour, alpha=0.35, lw=4)
                 ax.plot(ratio["median"], y, "o", color=colour)
             label = task if task == "train" else f"{task}, {batch} at once"

@@ -1,0 +1,80 @@
+"""What the benchmarks write, and that their peers are the same networks."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from benchmarks import ours, tables
+from digits_jax.data.pairs import RECIPES
+from digits_jax.train import build
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+
+
+def test_tables_by_hand(tmp_path):
+    def row(network, task, batch, *ratios):
+        low, median, high = ratios
+        ratio = {"median": median, "from": low, "to": high}
+        rates = {"ours": 2000.4, "torch_eager": None}
+        both = {"ours/torch_eager": ratio, "ours/flax": ratio}
+        return {"network": network, "task": task, "batch": batch} | rates | both
+
+    result = {
+        "device": "cpu",
+        "machine": {"processor": "An Abacus", "cores": 2},
+        "versions": {"jax": "0.1"},
+        "date": "2026-11-21",
+        "rows": [
+            row("a", "train", 64, 1.5, 2.0, 2.5),
+            row("b", "train", 32, 7.0, 8.0, 9.0),
+            row("a", "infer", 1, 0.9, 1.0, 1.1),
+        ],
+        "start": [{"cache": "cold", "seconds": 4.5}],
+    }
+    readme, picture = tmp_path / "README.md", tmp_path / "cpu.png"
+    readme.write_text("before\n<!-- table -->\nstale\n<!-- /table -->\nafter\n")
+    tables.write(result, readme, picture)
+    tables.write(result, readme, picture)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale" not in text
+    assert "cpu: An Abacus, 2 cores; jax 0.1; 2026-11-21." in text
+    assert "| a | train | 64 | 2,000 | - | 2.00 (1.50 to 2.50) | 2.00 (1.50 to 2.50) |" in text
+    assert "train, ours/torch_eager: 4.00; " in text  # the root of 2 x 8
+    assert "infer in batches of 1, ours/torch_eager: 1.00; " in text
+    assert "| cold | 4.5 |" in text
+    assert imread(picture).shape[1] == 1280
+
+
+def test_steps_go_on_into_the_next_epoch(cache):
+    """Three batches an epoch: the fourth step begins the second epoch's order."""
+    config = ours.config_of("mnist:mlp10", 96)
+    config.batch_size, config.data.cache_dir = 32, str(cache)
+    run = build(config)
+    step = ours.train(run)
+    for count in range(1, 5):
+        totals = step()
+        assert int(run.states[0].step[0]) == count
+        np.testing.assert_array_equal(np.asarray(totals.examples), [32.0 * count])
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["mnist100", "compact", "lenet5", "resnet", "two_head:mlp"])
+def test_pytorchs_networks_are_ours(name):
+    """As many parameters, which `torch_network` checks, and logits of the same shape."""
+    import torch
+
+    from benchmarks import peers
+
+    config = ours.config_of(name)
+    recipe = RECIPES[config.data.dataset]
+    network = peers.torch_network(config, recipe.heads, recipe.shape)
+    logits = network(torch.zeros(2, 1, *recipe.shape))
+    assert {head: tuple(x.shape) for head, x in logits.items()} == {
+        head: (2, classes) for head, classes in recipe.heads.items()
+    }
