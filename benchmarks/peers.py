@@ -18,6 +18,7 @@ from digits_jax import layers, models
 from digits_jax.optim import transformation
 
 Labels = dict[str, np.ndarray]
+_LazyConv2d: Any = torch.nn.LazyConv2d  # its annotations leave out padding by name
 
 
 class _Average(torch.nn.Module):
@@ -59,7 +60,7 @@ class _Network(torch.nn.Module):
 
 
 def _conv_norm(features: int, size: int) -> list[torch.nn.Module]:
-    convolution = torch.nn.LazyConv2d(features, size, padding="same", bias=False)
+    convolution = _LazyConv2d(features, size, padding="same", bias=False)
     return [convolution, torch.nn.LazyBatchNorm2d()]
 
 
@@ -80,7 +81,9 @@ def _compact(model: Any, activation: type[torch.nn.Module]) -> Callable[[str], l
         if kind == "fc":
             return [torch.nn.Flatten(), torch.nn.LazyLinear(int(number))]
         padding = model.padding.lower()
-        made = [torch.nn.LazyConv2d(int(number), int(kind[-1]), padding=padding, bias=model.bias)]
+        made: list[torch.nn.Module] = [
+            _LazyConv2d(int(number), int(kind[-1]), padding=padding, bias=model.bias)
+        ]
         if kind.startswith("conv"):
             norm, act = torch.nn.LazyBatchNorm2d(), activation()
             made += {"before": [norm, act], "after": [act, norm], "none": [act]}[model.norm]
@@ -101,13 +104,13 @@ def torch_network(config: Any, heads: dict[str, int], shape: tuple[int, int]) ->
         case "cnn":
             body = []
             for n in model.features:
-                convolution = torch.nn.LazyConv2d(n, 3, padding=model.padding.lower())
+                convolution = _LazyConv2d(n, 3, padding=model.padding.lower())
                 body += [convolution, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
             body += _dense(model.hidden, torch.nn.ReLU, rate)
         case "lenet5":
             body = []
             for n, padding in ((6, 2), (16, 0)):
-                convolution = torch.nn.LazyConv2d(n, 5, padding=padding)
+                convolution = _LazyConv2d(n, 5, padding=padding)
                 body += [convolution, activation(), torch.nn.MaxPool2d(2)]
             body += _dense((120, 84), activation, rate)
         case "resnet":

@@ -4,6 +4,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
@@ -39,6 +40,15 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def matmul_precision() -> str:
+    """What JAX_DEFAULT_MATMUL_PRECISION asks of products of float32, 'highest' say.
+
+    'default' is float32 on CPU, TensorFloat-32 on recent NVIDIA GPUs and bfloat16 on TPUs.
+    """
+    config: Any = jax.config
+    return config.jax_default_matmul_precision or "default"
 
 
 def jit_once(function: Callable) -> Callable:

@@ -377,7 +377,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
         "device": jax.default_backend(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": devices.matmul_precision(),
         "data": {
             "dataset": config.data.dataset,
             "source": data.source,
