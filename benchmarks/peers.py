@@ -171,8 +171,8 @@ def torch_train(
         optimizer = torch.optim.Adam(network.parameters(), o.learning_rate)
     network.train()
     forward = torch.compile(network) if compiled else network
-    pixels = torch.tensor(images)
-    targets = {head: torch.from_numpy(y).long() for head, y in labels.items()}
+    pixels = torch.tensor(images.copy())
+    targets = {head: torch.tensor(y).long() for head, y in labels.items()}
     order = torch.randperm(len(images)).split(config.batch_size)[:-1]
     count = 0
 
@@ -195,7 +195,7 @@ def torch_infer(network: torch.nn.Module, images: np.ndarray, compiled: bool) ->
     """images: [B, H, W] uint8, always the same."""
     network.eval()
     forward = torch.compile(network) if compiled else network
-    pixels = torch.tensor(images)
+    pixels = torch.tensor(images.copy())
 
     @torch.inference_mode()
     def infer() -> Any:

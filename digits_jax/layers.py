@@ -5,6 +5,7 @@ default float (float32, or float64 where x64 is enabled).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,8 @@ def _cpu_convolution(convolve: Callable, pads: tuple, x: Array, kernel: Array) -
         for i in range(rows)
         for j in range(columns)
     ]
-    return functools.reduce(jnp.add, taps)
+    # Else XLA would compute it anew for each window of a pool that follows.
+    return jax.lax.optimization_barrier(functools.reduce(jnp.add, taps))
 
 
 def _forward(
@@ -234,15 +236,20 @@ class SqueezeExcite(nn.Module):
         return x * nn.sigmoid(dense(channels, kernel_init=GLOROT)(gate))
 
 
-def dropout(x: Array, rate: Array, key: Array, *, spatial: bool = False) -> Array:
+def dropout(x: Array, rate: Array | float, key: Array, *, spatial: bool = False) -> Array:
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al. 2014).
 
     `spatial` drops whole channels of an example (Tompson et al. 2015, arXiv:1411.4280). `rate` []
     may be traced, which `nn.Dropout` does not allow, so that members of a population can differ
-    in it.
+    in it; a plain 0 costs nothing. Chances are multiples of 1 / 65536: two to a random word.
     """
+    if isinstance(rate, float) and rate == 0:
+        return x
     shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if spatial else x.shape
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:size].reshape(shape)
+    keep = halves >= jnp.rint(65536 * rate).astype(jnp.uint32)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 

@@ -78,6 +78,7 @@ class Population:
             decoupled=config.optimizer.decoupled,
             ema=ema,
             bfloat16=config.bfloat16,
+            drops=config.model.dropout > 0,
         )
 
     def init(self, seeds: Array) -> TrainState:

@@ -58,6 +58,7 @@ def train_step(
     decoupled: bool = False,
     ema: float = 0.0,
     bfloat16: bool = False,
+    drops: bool = True,
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
 
@@ -65,6 +66,7 @@ def train_step(
     of the averaged weights, shortened at the start to (1 + t) / (10 + t). With `bfloat16` the
     network computes in it; weights, BatchNorm's statistics, the loss and the update do not
     (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
+    Without `drops` there is no dropout, whatever `hyper` says, and no bits are drawn for it.
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
@@ -78,7 +80,7 @@ def train_step(
             {"params": _cast(params, short), "batch_stats": state.model_state},
             batch.images.astype(short),
             train=True,
-            dropout_rate=hyper.dropout,
+            dropout_rate=hyper.dropout if drops else 0.0,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )

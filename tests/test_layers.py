@@ -123,6 +123,14 @@ def test_dropout_keeps_the_mean_and_zeroes_the_rate(getkey):
     chex.assert_trees_all_equal(dropout(x, jnp.asarray(0.0), getkey()), x)
 
 
+def test_without_dropout_no_bits_are_drawn(getkey):
+    draws = [
+        str(jax.make_jaxpr(lambda x, key, rate=rate: dropout(x, rate, key))(jnp.ones(3), getkey()))
+        for rate in (0.0, 0.5)
+    ]
+    assert ["random_bits" in program for program in draws] == [False, True]
+
+
 def test_spatial_dropout_takes_whole_channels_of_an_example(getkey):
     y = dropout(jnp.ones((50, 4, 3, 40)), jnp.asarray(0.25), getkey(), spatial=True)
     channels = y.reshape(50, 12, 40)

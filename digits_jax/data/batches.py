@@ -189,6 +189,11 @@ def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
     return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(1 / deviation, jnp.float32))
 
 
+def _unit(images: Array) -> Array:
+    """uint8 to float in [0, 1]."""
+    return images.astype(jnp.result_type(float)) / 255
+
+
 def normalize(images: Array, normalizer: Normalizer) -> Array:
     """images: [B, H, W] float in [0, 1] -> what a network reads."""
     return (images - normalizer.mean[None]) * normalizer.scale[None]
@@ -219,10 +224,10 @@ def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: Any
 
     With `augment.per_digit` each digit is distorted before the image is composed.
     """
-    digits = split.images[rows].astype(jnp.result_type(float)) / 255
+    digits = split.images[rows]
     if not config.augment.per_digit:
-        return augment(key, recipe.compose(digits), config.augment)
-    flat = augment(key, digits.reshape(-1, 28, 28), config.augment)
+        return augment(key, _unit(recipe.compose(digits)), config.augment)
+    flat = augment(key, _unit(digits.reshape(-1, 28, 28)), config.augment)
     return recipe.compose(flat.reshape(digits.shape))
 
 
@@ -239,7 +244,7 @@ def eval_batch(
     split: Split, rows: Array, mask: Array, recipe: Recipe, normalizer: Normalizer
 ) -> Batch:
     """As `train_batch`, without augmentation; `mask` [B] marks the rows that count."""
-    images = recipe.compose(split.images[rows]).astype(jnp.result_type(float)) / 255
+    images = _unit(recipe.compose(split.images[rows]))
     return Batch(
         normalize(images, normalizer),
         recipe.label(split.labels[rows]),
