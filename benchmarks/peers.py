@@ -272,13 +272,14 @@ def flax_infer(config: Any, heads: dict[str, int], images: np.ndarray) -> Step:
 
 @contextmanager
 def _plain_flax() -> Iterator[None]:
-    """Within, the package's networks are made of Flax's own convolutions and pools."""
+    """Within, the package's networks are made of Flax's own layers."""
 
     def max_pool(self: Any, x: Any) -> Any:
         return nn.max_pool(x, (2, 2), strides=(2, 2))
 
     with (
         mock.patch.object(layers.MaxPool, "__call__", max_pool),
+        mock.patch.object(layers.BatchNorm, "__call__", nn.BatchNorm.__call__),
         mock.patch.object(layers, "convolution", jax.lax.conv_general_dilated),
     ):
         yield

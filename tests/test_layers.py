@@ -115,6 +115,28 @@ def test_batch_norm_by_hand():
     np.testing.assert_allclose(updates["batch_stats"]["var"], [0.9 * 1 + 0.1 * 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (6, 2)], ids=["images", "vectors"])
+def test_batch_norm_is_flaxs(getkey, train, shape):
+    """What it gives, its gradients and its statistics."""
+    x, weights = 3 + 2 * jax.random.normal(getkey(), (2, *shape))
+    ours = batch_norm(train, 0.8)
+    flaxs = nn.BatchNorm(use_running_average=not train, momentum=0.8)
+    scale, bias, mean, var = jax.random.uniform(getkey(), (4, 2), minval=0.5)
+    params, statistics = {"scale": scale, "bias": bias}, {"mean": mean, "var": var}
+    results = []
+    for module in (ours, flaxs):
+
+        def loss(params, x, module=module):
+            variables = {"params": params, "batch_stats": statistics}
+            y, updates = module.apply(variables, x, mutable=["batch_stats"])
+            return (jnp.tanh(y) * weights).mean(), (y, updates)
+
+        results.append(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x))
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal_shapes(*(m.init(getkey(), x) for m in (ours, flaxs)))
+
+
 def test_dropout_keeps_the_mean_and_zeroes_the_rate(getkey):
     x = jnp.ones((100, 200))
     y = dropout(x, jnp.asarray(0.25), getkey())
