@@ -1,87 +1,129 @@
-"""Images per second of each network, the engines taking turns."""
+"""Images per second of each network, the engines taking turns.
 
-import gc
+Each engine runs in a process of its own, as its users have it, with its own memory and threads;
+while one works the others wait for a line.
+"""
+
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import torch
 
-from benchmarks import ours, peers
+from benchmarks import ours
 from digits_jax import train as loop
 from digits_jax.data import batches
 
 INFER = (1, 256)
+ENGINES = ("ours", "flax", "torch_eager", "torch_compile")
+ROOT = Path(__file__).parent.parent
 
 
-def engines(config: Any, task: str, batch: int, compiled: bool) -> dict[str, ours.Step]:
-    """{engine: one more step, or one more batch}."""
-    run = loop.build(config)
-    recipe = run.data.recipe
-    images, labels = batches.examples(run.data.train, recipe)
-    made: dict[str, ours.Step] = {}
-    if task == "infer":
-        images = images[:batch]
-        made["ours"] = ours.infer(run, images)
-        made["flax"] = peers.flax_infer(config, recipe.heads, images)
-    else:
-        made["ours"] = ours.train(run)
-        made["flax"] = peers.flax_train(config, recipe.heads, images, labels)
-    for name in ("torch_eager", "torch_compile")[: 1 + compiled]:
-        network = peers.torch_network(config, recipe.heads, recipe.shape)
-        graph = name == "torch_compile"
-        if task == "infer":
-            made[name] = peers.torch_infer(network, images, graph)
-        else:
-            made[name] = peers.torch_train(network, config, images, labels, graph)
-    return made
+class Engine:
+    """A process that makes steps of one network when it is asked to."""
 
+    def __init__(self, name: str, network: str):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.throughput", name, network],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-def measure(
-    made: dict[str, ours.Step], batch: int, rounds: int, seconds: float
-) -> dict[str, np.ndarray]:
-    """{engine: images per second by round}; a turn takes about `seconds`."""
-    repeats = {}
-    for name, step in made.items():
-        for _ in range(3):
-            jax.block_until_ready(step())
-        start = time.perf_counter()
-        jax.block_until_ready(step())
-        repeats[name] = max(int(seconds / (time.perf_counter() - start)), 1)
-    rates: dict[str, list[float]] = {name: [] for name in made}
-    gc.collect()
-    for _ in range(rounds):
-        for name, step in made.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                result = step()
-            jax.block_until_ready(result)  # of PyTorch's there is nothing to wait for on CPU
-            rates[name].append(repeats[name] * batch / (time.perf_counter() - start))
-    return {name: np.asarray(values) for name, values in rates.items()}
+    def ask(self, *request: Any) -> float:
+        """('train' or 'infer', batch) prepares that task; (steps,) makes steps. -> seconds."""
+        process: Any = self._process
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def rows(
     networks: list[str], rounds: int, seconds: float, compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each network and task: medians, and the ratio to PyTorch eager by round."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    for name in networks:
-        batch_size = ours.config_of(name).batch_size
+    """A row for each network and task: medians, and the ratios by round."""
+    for network in networks:
+        running = {name: Engine(name, network) for name in ENGINES[: 3 + compiled]}
+        batch_size = ours.config_of(network).batch_size
         for task, batch in (("train", batch_size), *(("infer", n) for n in INFER)):
-            made = engines(ours.config_of(name), task, batch, compiled)
-            rates = measure(made, batch, rounds, seconds)
-            row: dict[str, Any] = {"network": name, "task": task, "batch": batch}
-            for engine in ("ours", "torch_eager", "torch_compile", "flax", "numpy"):
-                known = engine in rates
-                row[engine] = round(float(np.median(rates[engine])), 1) if known else None
+            steps = {
+                name: max(int(seconds / engine.ask(task, batch)), 1)
+                for name, engine in running.items()
+            }
+            rates: dict[str, Any] = {name: [] for name in running}
+            for _ in range(rounds):
+                for name, engine in running.items():
+                    rates[name].append(steps[name] * batch / engine.ask(steps[name]))
+            row: dict[str, Any] = {"network": network, "task": task, "batch": batch}
+            for name in ("ours", "torch_eager", "torch_compile", "flax", "numpy"):
+                known = name in rates
+                row[name] = round(float(np.median(rates[name])), 1) if known else None
             for peer in ("torch_eager", "flax"):
-                ratios = rates["ours"] / rates[peer]
+                ratios = np.divide(rates["ours"], rates[peer])
                 row[f"ours/{peer}"] = {
                     "median": round(float(np.median(ratios)), 3),
                     "from": round(float(ratios.min()), 3),
                     "to": round(float(ratios.max()), 3),
                 }
             yield row
+        for engine in running.values():
+            engine.close()
+
+
+def make(name: str, network: str, task: str, batch: int) -> ours.Step:
+    """One more step, or one more batch, of that engine."""
+    config = ours.config_of(network)
+    if name == "ours":
+        run = loop.build(config)
+        if task == "train":
+            return ours.train(run)
+        return ours.infer(run, batches.examples(run.data.train, run.data.recipe)[0][:batch])
+    from benchmarks import peers
+
+    data = batches.load(config.data)
+    heads, shape = data.recipe.heads, data.recipe.shape
+    images, labels = batches.examples(data.train, data.recipe)
+    if name == "flax":
+        if task == "train":
+            return peers.flax_train(config, heads, images, labels)
+        return peers.flax_infer(config, heads, images[:batch])
+    compiled, model = name == "torch_compile", peers.torch_network(config, heads, shape)
+    if task == "train":
+        return peers.torch_train(model, config, images, labels, compiled)
+    return peers.torch_infer(model, images[:batch], compiled)
+
+
+def serve(name: str, network: str) -> None:
+    """Answers the requests of `Engine.ask`, a line each."""
+    if name.startswith("torch"):
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    step: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if len(request) == 2:
+            step = make(name, network, *request)
+            for _ in range(4):
+                start = time.perf_counter()
+                jax.block_until_ready(step())  # of PyTorch's there is nothing to wait for on CPU
+        else:
+            start = time.perf_counter()
+            for _ in range(request[0]):
+                result = step()
+            jax.block_until_ready(result)
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -4,7 +4,8 @@ python launch.py --config=configs/drawn.py
 
 Accuracy on MNIST's test images: 98.40 %, 247,794 parameters, seed 0, one look (2026-11-20, two CPU
 cores). Epochs are chosen on drawn digits. The skeletons were tuned with MNIST's training images and
-labels in view, never its test images.
+labels in view, never its test images. Tried since, and no better on MNIST's training images: the
+network of configs/resnet.py in one epoch on 900,000 drawn digits, 98.38 %.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +17,14 @@ VARIANTS = ("vgg",)
 
 def get_config(variant: str = "") -> ConfigDict:
     config = get_base("drawn", variant, VARIANTS)
-    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=1_000_000)
-    config.model.update(name="vgg", features=(24, 48, 96), depths=(1, 1, 2), hidden=(128,))
+    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=300_000)
+    config.model.update(name="vgg", features=(24, 48, 96), depths=(1, 1, 2))
+    config.model.hidden = (128,)
     config.model.dropout = 0.3
     config.label_smoothing = 0.05
-    config.epochs = 1
-    config.batch_size = 128
+    config.epochs = 4
+    config.batch_size = 256
     config.optimizer.update(
-        learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.999
+        learning_rate=3e-3, weight_decay=1e-2, decoupled=True, schedule="one_cycle", ema=0.998
     )
     return config
