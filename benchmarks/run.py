@@ -58,8 +58,8 @@ def main(_: list[str]) -> None:
             kept = [r for r in result.get("rows", []) if r["network"] not in _NETWORKS.value]
             made = sorted(kept + made, key=lambda row: _position(row["network"]))
         result[name] = made
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
     tables.write(result, FOLDER / "README.md", path.with_suffix(".png"))
     console.print(f"written to {path}, with a picture beside it, and to benchmarks/README.md")
 

@@ -43,9 +43,9 @@ def write(result: dict[str, Any], readme: Path, picture: Path) -> None:
         if result.get(section):
             parts += [f"**{title}**", _table(result[section])]
     body = "\n\n".join(parts)
-    marks = re.compile(r"(<!-- table -->\n).*(\n<!-- /table -->)", re.DOTALL)
+    marks = re.compile(r"(<!-- table -->).*(<!-- /table -->)", re.DOTALL)
     text = readme.read_text()
-    readme.write_text(marks.sub(lambda match: f"{match[1]}{body}{match[2]}", text))
+    readme.write_text(marks.sub(lambda match: f"{match[1]}\n{body}\n{match[2]}", text))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -97,4 +97,4 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         ax.invert_yaxis()
         ax.grid(axis="x")
         ax.set_title("Images per second, ours / PyTorch eager: median and range of the rounds")
-        ax.legend(loc="lower right", ncols=3)
+        ax.legend(loc="upper right", ncols=3)
