@@ -59,12 +59,13 @@ def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _cpu_convolution(convolve: Callable, pads: tuple, x: Array, kernel: Array) -> Array:
-    """convolve(x, kernel): of one channel as a sum of shifted images.
+    """convolve(x, kernel): of one channel to a few as a sum of shifted images.
 
     XLA hands a convolution of few channels to a general one, which for [64, 28, 28, 1] -> 16 takes
-    2.0 ms on a core; the sum, one loop over the pixels, takes 0.2.
+    2.0 ms on a core; the sum, one loop over the pixels, takes 0.2. From 32 channels on it has a
+    fast one, and mnist:cnn would read 29,000 images/s instead of 36,400.
     """
-    if x.shape[-1] > 1:
+    if x.shape[-1] > 1 or kernel.shape[-1] >= _MANY:
         return convolve(x, kernel)
     rows, columns = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -104,6 +105,7 @@ def _backward(
 
 
 _cpu_convolution.defvjp(_forward, _backward)
+_MANY = 32  # channels
 _SLICE, _MOST_SLICES = 16, 16  # examples; more slices would only take longer to compile
 
 
