@@ -199,7 +199,8 @@ def torch_infer(network: torch.nn.Module, images: np.ndarray, compiled: bool) ->
 
     @torch.inference_mode()
     def infer() -> Any:
-        return forward(pixels.unsqueeze(1).float() / 255)
+        logits = forward(pixels.unsqueeze(1).float() / 255)
+        return {head: functional.log_softmax(x, dim=1) for head, x in logits.items()}
 
     return infer
 
@@ -264,7 +265,8 @@ def flax_infer(config: Any, heads: dict[str, int], images: np.ndarray) -> Step:
 
         def apply(variables: Any, images: Any) -> Any:
             pixels = images.astype(jnp.float32) / 255
-            return model.apply(variables, pixels, train=False, dropout_rate=0.0)
+            logits = model.apply(variables, pixels, train=False, dropout_rate=0.0)
+            return jax.tree.map(jax.nn.log_softmax, logits)
 
         program = jax.jit(apply).lower(variables, images).compile()
     return lambda: program(variables, images)
@@ -281,5 +283,6 @@ def _plain_flax() -> Iterator[None]:
         mock.patch.object(layers.MaxPool, "__call__", max_pool),
         mock.patch.object(layers.BatchNorm, "__call__", nn.BatchNorm.__call__),
         mock.patch.object(layers, "convolution", jax.lax.conv_general_dilated),
+        mock.patch.object(layers, "_product", jnp.dot),
     ):
         yield

@@ -147,7 +147,33 @@ def dense(
     kernel_init: nn.initializers.Initializer = HE,
 ) -> nn.Dense:
     """A fully connected layer, [..., C] to [..., features]."""
-    return nn.Dense(features, kernel_init=kernel_init, param_dtype=float_dtype(), name=name)
+    return nn.Dense(
+        features,
+        kernel_init=kernel_init,
+        param_dtype=float_dtype(),
+        dot_general=lambda x, kernel, *_, **__: _product(x, kernel),
+        name=name,
+    )
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    """[..., C] @ [C, features], whose kernel's gradient comes out in the kernel's own layout.
+
+    JAX's own comes out transposed, and under `vmap` XLA on CPU leaves it so, for the optimiser to
+    read against the grain: a step of the MNIST-100 MLP would take 7.5 ms instead of 6.9.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return dx, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
 
 
 class BatchNorm(nn.BatchNorm):

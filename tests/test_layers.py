@@ -105,6 +105,25 @@ def test_numeric_gradients_of_pool_and_dropout(getkey, x64):
     check_grads(lambda x: dropout(x, jnp.asarray(0.3), key), (x,), order=1, modes=["rev"])
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4, 5)], ids=["vectors", "images"])
+def test_dense_is_flaxs(getkey, shape):
+    """What it gives and its gradients, alone and for two members at once."""
+    ours, flaxs = dense(3), nn.Dense(3)
+    x, weights = jax.random.normal(getkey(), (2, *shape)), jax.random.normal(getkey(), (3,))
+    params = jax.vmap(flaxs.init, in_axes=(0, None))(jax.random.split(getkey()), x[0])
+    for members in (slice(0, 1), slice(0, 2)):
+        results = []
+        for module in (ours, flaxs):
+
+            def loss(params, x, module=module):
+                y = module.apply(params, x)
+                return jnp.tanh(y @ weights).sum(), y
+
+            gradient = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+            results.append(gradient(*jax.tree.map(lambda a, m=members: a[m], (params, x))))
+        chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+
+
 def test_batch_norm_by_hand():
     x = jnp.asarray([[1.0], [3.0]])
     module = batch_norm(train=True)

@@ -189,6 +189,14 @@ def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
     return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(1 / deviation, jnp.float32))
 
 
+def _gather(images: Array, rows: Array) -> Array:
+    """[D, H, W], [B, k] -> [B, k, H, W]; copied whole, where XLA on CPU would else look up each
+    pixel by itself: a step of the two-head MLP takes 0.8 of the time.
+    """
+    flat = jax.lax.optimization_barrier(images.reshape(len(images), -1)[rows])
+    return flat.reshape(*rows.shape, *images.shape[1:])
+
+
 def _unit(images: Array) -> Array:
     """uint8 to float in [0, 1]."""
     return images.astype(jnp.result_type(float)) / 255
@@ -224,7 +232,7 @@ def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: Any
 
     With `augment.per_digit` each digit is distorted before the image is composed.
     """
-    digits = split.images[rows]
+    digits = _gather(split.images, rows)
     if not config.augment.per_digit:
         return augment(key, _unit(recipe.compose(digits)), config.augment)
     flat = augment(key, _unit(digits.reshape(-1, 28, 28)), config.augment)
@@ -244,7 +252,7 @@ def eval_batch(
     split: Split, rows: Array, mask: Array, recipe: Recipe, normalizer: Normalizer
 ) -> Batch:
     """As `train_batch`, without augmentation; `mask` [B] marks the rows that count."""
-    images = _unit(recipe.compose(split.images[rows]))
+    images = _unit(recipe.compose(_gather(split.images, rows)))
     return Batch(
         normalize(images, normalizer),
         recipe.label(split.labels[rows]),

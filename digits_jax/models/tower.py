@@ -37,14 +37,11 @@ class Tower(nn.Module):
                 f"classes; here are {height}x{width} and {dict(self.heads)}"
             )
         digits = images.reshape(batch, height, 2, height).swapaxes(1, 2)
-        tower = ResNet(
-            {"digit": 10}, self.stem, self.features, self.blocks, self.squeeze, name="tower"
-        )
-        logits = tower(digits.reshape(-1, height, height), train=train, dropout_rate=dropout_rate)[
-            "digit"
-        ]
-        left, right = (
-            jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10).swapaxes(0, 1)
-        )
+        fields = (self.stem, self.features, self.blocks, self.squeeze)
+        tower = ResNet({"digit": 10}, *fields, name="tower")
+        squares = digits.reshape(-1, height, height)
+        logits = tower(squares, train=train, dropout_rate=dropout_rate)["digit"]
+        log_p = jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10)
+        left, right = log_p[:, 0], log_p[:, 1]
         both = (left[:, :, None] + right[:, None, :]).reshape(batch, 100)
         return dict.fromkeys(self.heads, both)

@@ -16,15 +16,13 @@ class VGG(nn.Module):
 
     heads: classes by head; features: channels by stage; depths: 3x3 convolutions by stage, each
     with BatchNorm and ReLU, the last one pooled before those: on a quarter of the pixels they cost
-    a quarter; hidden: units by layer, each with BatchNorm, ReLU and dropout; padding: 'SAME' or
-    'VALID'.
+    a quarter; hidden: units by layer, each with BatchNorm, ReLU and dropout.
     """
 
     heads: Mapping[str, int]
     features: tuple[int, ...] = (24, 48, 96)
     depths: tuple[int, ...] = (1, 1, 2)
     hidden: tuple[int, ...] = (128,)
-    padding: str = "SAME"
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
@@ -36,7 +34,7 @@ class VGG(nn.Module):
         x = images[..., None]
         for channels, depth in zip(self.features, self.depths, strict=True):
             for layer in range(depth):
-                x = conv(channels, padding=self.padding, bias=False)(x)
+                x = conv(channels, bias=False)(x)
                 if layer == depth - 1:
                     x = MaxPool()(x)
                 x = nn.relu(batch_norm(train, _MOMENTUM)(x))
