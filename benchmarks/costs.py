@@ -20,7 +20,6 @@ from digits_jax import describe
 from digits_jax import train as loop
 from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
-from digits_jax.population import hyper_of, seeds_of
 
 ROOT = Path(__file__).parent.parent
 Table = list[dict[str, Any]]
@@ -128,13 +127,11 @@ def roofline(networks: list[str]) -> Table:
 def _bytes(run: loop.Run) -> float:
     """What one compiled training step reads and writes."""
     data, members = run.data, run.members[0]
-    config = run.config
-    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    order = run.order(seeds, 1, n=len(data.train.rows))
+    order = run.order(members, 1, n=data.train.size)
     program = run.train.lower(
         run.states[0],
-        run.programs.zeros(len(members)),
-        *(order, 0, data.train, data.normalizer, seeds, hyper),
+        run.programs.zeros(len(run.ids[0])),
+        *(order, 0, data.train, data.normalizer, members),
         steps=1,
     ).compile()
     cost: Any = program.cost_analysis()

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from digits_jax import train as loop
-from digits_jax.population import hyper_of, seeds_of
 
 Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
 EXAMPLES = 6_000
@@ -29,19 +28,17 @@ def config_of(name: str, examples: int = EXAMPLES) -> Any:
 
 def train(run: loop.Run) -> Step:
     """The steps of the run's first slice, one after the other, as `train` takes them."""
-    config, data, members = run.config, run.data, run.members[0]
-    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    n = len(data.train.rows)
-    order = run.order(seeds, 1, n=n)
-    state, totals, count = run.states[0], run.programs.zeros(len(members)), 0
+    data, members, n = run.data, run.members[0], run.data.train.size
+    order = run.order(members, 1, n=n)
+    state, totals, count = run.states[0], run.programs.zeros(len(run.ids[0])), 0
 
     def step() -> Any:
         nonlocal state, totals, count, order
         at = count % run.steps_per_epoch
         if count and at == 0:
-            order = run.order(seeds, 1 + count // run.steps_per_epoch, n=n)
+            order = run.order(members, 1 + count // run.steps_per_epoch, n=n)
         state, totals = run.train(
-            state, totals, order, at, data.train, data.normalizer, seeds, hyper, steps=1
+            state, totals, order, at, data.train, data.normalizer, members, steps=1
         )
         run.states[0] = state
         count += 1

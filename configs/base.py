@@ -35,6 +35,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     data.cache_dir = ""  # prepared data and compiled programs; default: the user's cache
     data.seed = 0  # of the split, the pairs and the drawn digits
     data.validation = 0.1  # fraction of the digits; 0: train on all of them, take the last epoch
+    data.folds = 0  # cross-validation: member i leaves out fold i % folds instead
     data.normalize = "unit"  # unit, global, feature
     data.fresh_pairs = False  # of two digits: new training pairs in every batch
     data.train = 0  # examples; 0: as many as the recipe has
@@ -75,6 +76,10 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.brightness = 0.0
 
     config.population = ConfigDict({"size": 1, "slice": 0})  # slice 0: the backend's rule
+    config.distill = distill = ConfigDict()
+    distill.teacher = ""  # the folder of a trained run, whose members teach together
+    distill.weight = 0.9  # of the teacher's part of the loss
+    distill.temperature = 4.0
     config.lock()  # a misspelt field in a config is an error, too
     config.model.unlock()  # its fields are the model's own
     return config

@@ -466,3 +466,28 @@ def attribution(
                 ax.text(x, y + 0.12, name, va="center")
                 _place(ax, image * 0.3, x, y + 0.25, wide, **ink)
                 _place(ax, depth, x, y + 0.25, wide, cmap=heat, alpha=depth, vmin=0, vmax=1)
+
+
+def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -> None:
+    """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
+
+    Of `stats.Reliability`. Where predictions are worth what they say, points lie on the diagonal;
+    their area grows with the examples in the bin.
+    """
+    with page(path, 3.2 * len(diagrams), 3.2) as figure:
+        panels = figure.subplots(1, len(diagrams), squeeze=False)[0]
+        for ax, (who, pair) in zip(panels, diagrams.items(), strict=True):
+            ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
+            for bins, label, colour in zip(
+                pair, ("as predicted", "with temperature"), (ORANGE, BLUE), strict=True
+            ):
+                some = bins.examples > 0
+                area = 6 + 60 * np.sqrt(bins.examples[some] / bins.examples.sum())
+                text = f"{label}, ECE {100 * bins.error:.2f} %"
+                ax.plot(bins.confidence[some], bins.accuracy[some], color=colour, lw=1, label=text)
+                ax.scatter(bins.confidence[some], bins.accuracy[some], area, color=colour)
+            ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+            ax.set_xlabel("confidence")
+            ax.set_title(f"{who}: accuracy")
+            ax.grid(axis="y")
+            ax.legend(loc="upper left", borderpad=0)

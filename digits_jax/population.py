@@ -1,12 +1,12 @@
 """A run as a population: the pure functions of a step, vmapped over a slice of members.
 
-Member i has the seed `seed + i`; its weights, its order of batches, its augmentation and its
-dropout are streams of that seed, each folded with the step, so nothing random lives in the state
-and a resumed run is the same run.
+A member's weights, its order of batches, its augmentation and its dropout are streams of its seed,
+each folded with the step, so nothing random lives in the state and a resumed run is the same run.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from digits_jax.data.batches import (
 )
 from digits_jax.data.pairs import Recipe
 from digits_jax.step import current, eval_step, init_state, track_best, train_step
-from digits_jax.types import Array, Batch, Hyper, Metrics, PyTree, TrainState
+from digits_jax.types import Array, Batch, Hyper, Members, Metrics, PyTree, TrainState
 
 _INIT, _ORDER, _STEP = range(3)
 
@@ -40,32 +40,54 @@ def slices(size: int, width: int) -> list[range]:
     return [range(start, min(start + width, size)) for start in range(0, size, width)]
 
 
-def hyper_of(config: Any, members: int) -> Hyper:
-    """The config's hyperparameters, [members] float each."""
-
-    def column(value: float) -> Array:
-        return jnp.full((members,), value, jnp.result_type(float))
-
+def hyper_of(config: Any) -> Hyper:
+    """The config's hyperparameters, as floats."""
     return Hyper(
-        learning_rate=column(config.optimizer.learning_rate),
-        weight_decay=column(config.optimizer.weight_decay),
-        dropout=column(config.model.dropout),
-        label_smoothing=column(config.label_smoothing),
+        learning_rate=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        dropout=config.model.dropout,
+        label_smoothing=config.label_smoothing,
     )
+
+
+def members_of(config: Any, ids: Sequence[int]) -> Members:
+    """Member i has the seed `seed + i` and leaves out fold i % folds; all share the config's
+    hyperparameters.
+    """
+    shape, dtype = len(ids), jnp.result_type(float)
+    return Members(
+        seed=np.asarray([config.seed + i for i in ids], np.uint32),
+        fold=np.asarray([i % max(config.data.folds, 1) for i in ids], np.int32),
+        hyper=jax.tree.map(lambda value: np.full(shape, value, dtype), hyper_of(config)),
+    )
+
+
+class Teacher(NamedTuple):
+    """A trained run that others learn from: its weights by slice, and what normalises for it."""
+
+    weights: list[tuple[PyTree, PyTree]]
+    normalizer: Normalizer
 
 
 class Population:
     """The programs of one run, vmapped over the members of a slice, neither jitted nor run.
 
-    The leading axis of states, totals, seeds ([S] uint32) and hypers is the member's; `split`,
-    `normalizer` and the evaluation's rows are shared.
+    The leading axis of states, totals and members is the member's; `split`, `normalizer` and the
+    teacher are shared. `teaching`: the programs of the run that teaches, if there is one.
     """
 
-    def __init__(self, config: Any, recipe: Recipe, steps_per_epoch: int):
+    def __init__(
+        self,
+        config: Any,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        teaching: "Population | None" = None,
+    ):
         model = models.from_config(config, recipe.heads)
         tx = optim.transformation(config.optimizer)
         self.schedule = optim.unit_schedule(config.optimizer, config.epochs, steps_per_epoch)
         self._config, self._recipe, self.model = config, recipe, model
+        self._teaching = teaching
         ema = config.optimizer.ema
         self._init = functools.partial(
             init_state, model=model, tx=tx, image_shape=recipe.shape, ema=ema
@@ -79,16 +101,18 @@ class Population:
             ema=ema,
             bfloat16=config.bfloat16,
             drops=config.model.dropout > 0,
+            distill=(config.distill.weight, config.distill.temperature),
         )
 
-    def init(self, seeds: Array) -> TrainState:
-        """[S] seeds to the members' first states."""
-        return jax.vmap(lambda seed: self._init(_key(seed, _INIT)))(seeds)
+    def init(self, members: Members) -> TrainState:
+        """The members' first states."""
+        return jax.vmap(lambda seed: self._init(_key(seed, _INIT)))(members.seed)
 
-    def order(self, seeds: Array, epoch: Array | int, n: int) -> Array:
+    def order(self, members: Members, epoch: Array | int, n: int) -> Array:
         """[S, steps * B]: the examples of an epoch of `n`, in each member's own order."""
         batch_size = self._config.batch_size
-        return jax.vmap(lambda seed: epoch_order(_key(seed, _ORDER), epoch, n, batch_size))(seeds)
+        one = functools.partial(epoch_order, epoch=epoch, n=n, batch_size=batch_size)
+        return jax.vmap(lambda seed: one(_key(seed, _ORDER)))(members.seed)
 
     def zeros(self, members: int) -> Metrics:
         """Empty sums for a slice."""
@@ -102,8 +126,9 @@ class Population:
         start: Array | int,
         split: Split,
         normalizer: Normalizer,
-        seeds: Array,
-        hyper: Hyper,
+        members: Members,
+        teacher: Teacher | None = None,
+        *,
         steps: int,
     ) -> tuple[TrainState, Metrics]:
         """`steps` steps from step `start` of the epoch; adds their metrics to `totals`.
@@ -113,8 +138,8 @@ class Population:
         """
 
         def one(carry: tuple[TrainState, Metrics], i: Any) -> tuple[Any, None]:
-            step = jax.vmap(self._member, in_axes=(0, 0, 0, None, None, None, 0, 0))
-            return step(*carry, order, i, split, normalizer, seeds, hyper), None
+            step = jax.vmap(self._member, in_axes=(0, 0, 0, None, None, None, 0, None))
+            return step(*carry, order, i, split, normalizer, members, teacher), None
 
         if steps == 1:
             return one((state, totals), start)[0]
@@ -128,20 +153,32 @@ class Population:
         i: Array,
         split: Split,
         normalizer: Normalizer,
-        seed: Array,
-        hyper: Hyper,
+        member: Members,
+        teacher: Teacher | None,
     ) -> tuple[TrainState, Metrics]:
-        batch_size = self._config.batch_size
-        key = jax.random.fold_in(_key(seed, _STEP), state.step)
+        batch_size, split = self._config.batch_size, split.of(member.fold)
+        key = jax.random.fold_in(_key(member.seed, _STEP), state.step)
         key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
         if self._config.data.fresh_pairs and self._recipe.digits > 1:
             shape = (batch_size, self._recipe.digits)
-            rows = jax.random.randint(key_pairs, shape, 0, split.labels.shape[0])
+            rows = split.pool[jax.random.randint(key_pairs, shape, 0, len(split.pool))]
         else:
             rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
-        batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config)
-        state, new = self._train(state, batch, key_dropout, hyper)
+        teach = functools.partial(self._targets, teacher) if teacher else None
+        batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config, teach)
+        state, new = self._train(state, batch, key_dropout, member.hyper)
         return state, metrics.add(totals, new)
+
+    def _targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
+        """images: [B, H, W] in [0, 1] -> {head: [B, C]}, the teacher's softened probabilities.
+
+        Averaged over its members; its slices are looped over, as they were when it was trained.
+        """
+        teaching: Any = self._teaching
+        pixels = normalize(images, teacher.normalizer)
+        said = [teaching.log_probabilities(weights, pixels) for weights in teacher.weights]
+        soft = jax.tree.map(lambda x: jax.nn.softmax(x / self._config.distill.temperature), said)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts).mean(axis=0), *soft)
 
     def evaluate(
         self,
@@ -151,18 +188,28 @@ class Population:
         rows: Array,
         mask: Array,
     ) -> tuple[Metrics, dict[str, Array]]:
-        """One batch under the members' (params, model_state), see `step.eval_step`."""
-        batch = eval_batch(split, rows, mask, self._recipe, normalizer)
-        step = functools.partial(eval_step, model=self.model)
-        return jax.vmap(lambda params, model_state: step(params, model_state, batch))(*weights)
+        """One batch under the members' (params, model_state), see `step.eval_step`.
+
+        rows: [B, k], or each member's own, [S, B, k].
+        """
+
+        def one(params: PyTree, model_state: PyTree, rows: Array) -> Any:
+            batch = eval_batch(split, rows, mask, self._recipe, normalizer)
+            return eval_step(params, model_state, batch, model=self.model)
+
+        return jax.vmap(one, in_axes=(0, 0, 0 if rows.ndim == 3 else None))(*weights, rows)
 
     def predict(
         self, weights: tuple[PyTree, PyTree], images: Array, normalizer: Normalizer
     ) -> dict[str, Array]:
         """images: [B, H, W] uint8 -> {head: [S, B, C] log-probabilities}."""
         pixels = normalize(images.astype(jnp.result_type(float)) / 255, normalizer)
-        nobody = {head: jnp.zeros(len(images), jnp.int32) for head in self._recipe.heads}
-        batch = Batch(pixels, nobody, jnp.ones(len(images), pixels.dtype))
+        return self.log_probabilities(weights, pixels)
+
+    def log_probabilities(self, weights: tuple[PyTree, PyTree], pixels: Array) -> dict[str, Array]:
+        """pixels: [B, H, W] float, normalised -> {head: [S, B, C]}."""
+        nobody = {head: jnp.zeros(len(pixels), jnp.int32) for head in self._recipe.heads}
+        batch = Batch(pixels, nobody, jnp.ones(len(pixels), pixels.dtype))
         step = functools.partial(eval_step, model=self.model)
         return jax.vmap(lambda params, model_state: step(params, model_state, batch)[1])(*weights)
 
@@ -180,11 +227,6 @@ class Population:
         if self._config.data.validation:
             return state.best.params, state.best.model_state
         return current(state)
-
-
-def seeds_of(config: Any, members: range) -> np.ndarray:
-    """[S] uint32: member i has the seed `seed + i`."""
-    return np.asarray([config.seed + i for i in members], np.uint32)
 
 
 def _key(seed: Array, stream: int) -> jax.Array:

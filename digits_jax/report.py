@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from digits_jax import figures
+from digits_jax import figures, stats
 from digits_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -179,10 +179,10 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
 
     labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (each figure the mean
     over the members), `members` (a list of {"test", "all_heads", "heads"}), `mean` and `std` (n-1;
-    None of one member) of their accuracies, `ensemble` (only with several members: the accuracy of
-    the averaged probabilities), and `hardest`: the ten classes of lowest accuracy, counts pooled
-    over the members. accuracy is the mean over the heads; all_heads counts an example only where
-    every head is right.
+    None of one member) of their accuracies, `interval` (half of the 95 % interval of the mean),
+    `ensemble` (only with several members: the accuracy of the averaged probabilities), and
+    `hardest`: the ten classes of lowest accuracy, counts pooled over the members. accuracy is the
+    mean over the heads; all_heads counts an example only where every head is right.
     """
     right = {head: log_probabilities[head].argmax(-1) == labels[head] for head in labels}
     heads = {head: hits.mean(1) for head, hits in right.items()}
@@ -207,6 +207,7 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
         ],
         "mean": accuracy.mean(),
         "std": accuracy.std(ddof=1) if len(accuracy) > 1 else None,
+        "interval": stats.half_width(accuracy),
         "hardest": [
             {
                 "class": f"{head} {name}" if len(labels) > 1 else name,
@@ -223,12 +224,83 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
     return _plain(result)
 
 
+def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
+    """[P + 1]: the temperature of each member and, last, of their averaged probabilities.
+
+    Of the validation split; labels: {head: [N]}, or {head: [P, N]} where each member has its own,
+    which has no average: the last is the mean of the others then.
+    """
+    members = len(next(iter(log_probabilities.values())))
+    fitted = []
+    for m in range(members):
+        own = {head: y if y.ndim == 1 else y[m] for head, y in labels.items()}
+        fitted.append(stats.fit_temperature({h: log_probabilities[h][m] for h in own}, own))
+    if next(iter(labels.values())).ndim == 2:
+        return np.asarray([*fitted, np.mean(fitted)])
+    averaged = {head: _log(p) for head, p in mean_probabilities(log_probabilities).items()}
+    return np.asarray([*fitted, stats.fit_temperature(averaged, labels)])
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
+
+
+def _reliability(labels: Heads, p: Heads) -> stats.Reliability:
+    """Over all heads, and members where there are some: p {head: [..., N, C]}."""
+    confidence = [p[head].max(-1).ravel() for head in labels]
+    right = [(p[head].argmax(-1) == labels[head]).ravel() for head in labels]
+    return stats.reliability(np.concatenate(confidence), np.concatenate(right))
+
+
+def calibration(
+    labels: Heads, log_probabilities: Heads, temperatures: np.ndarray
+) -> tuple[dict[str, Any], dict[str, tuple[stats.Reliability, stats.Reliability]]]:
+    """-> (`calibration` of the summary, {who: reliability as predicted and tempered}).
+
+    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}, of the test split; temperatures:
+    [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
+    them.
+    """
+    members = len(temperatures) - 1
+    both: list[list[Heads]] = [[], []]
+    for m, temperature in enumerate(temperatures[:-1]):
+        for part, t in zip(both, (1.0, temperature), strict=True):
+            part.append({h: stats.tempered(log_probabilities[h][m], t) for h in labels})
+    pooled = [{h: np.stack([p[h] for p in part]) for h in labels} for part in both]
+    diagrams = {
+        "members" if members > 1 else "the network": (
+            _reliability(labels, pooled[0]),
+            _reliability(labels, pooled[1]),
+        )
+    }
+    before, after = (np.mean([_reliability(labels, p).error for p in part]) for part in both)
+    figures_of: dict[str, Any] = {
+        "temperature": temperatures[:-1].mean(),
+        "ece": before,
+        "ece_tempered": after,
+    }
+    if members > 1:
+        averaged = {head: _log(p) for head, p in mean_probabilities(log_probabilities).items()}
+        one, other = (
+            _reliability(labels, {head: stats.tempered(x, t) for head, x in averaged.items()})
+            for t in (1.0, temperatures[-1])
+        )
+        diagrams["ensemble"] = (one, other)
+        figures_of["ensemble"] = {
+            "temperature": temperatures[-1],
+            "ece": one.error,
+            "ece_tempered": other.error,
+        }
+    return _plain(figures_of), diagrams
+
+
 def headline(tested: dict[str, Any]) -> str:
-    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members, ensemble 98.40 %'."""
+    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'."""
     members, heads = len(tested["members"]), tested["test"]["heads"]
     text = f"{percent(tested['mean'], tested['std'])} %"
     if members > 1:
-        text += f" over {members} members, ensemble {percent(tested['ensemble'])} %"
+        text += f" over {members} members (95 % interval ± {percent(tested['interval'])}), "
+        text += f"ensemble {percent(tested['ensemble'])} %"
     if len(heads) > 1:
         text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
     return text
@@ -290,13 +362,15 @@ def write(
     labels: Heads | None = None,
     log_probabilities: Heads | None = None,
     images: np.ndarray | None = None,
+    temperatures: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Writes summary.json, curves.png and, of the test split, per_class.csv and two pictures.
+    """Writes summary.json, curves.png and, of the test split, per_class.csv and three pictures.
 
     summary: what training knows, with `members` = [{"seed", "best_epoch", "validation"}, ...];
     rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
     {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
-    pools all members, errors.png shows the mistakes of their averaged probabilities. Returns the
+    pools all members, errors.png shows the mistakes of their averaged probabilities,
+    calibration.png what confidence is worth before and after `temperatures` [P + 1]. Returns the
     summary as written.
     """
     workdir = Path(workdir)
@@ -319,6 +393,9 @@ def write(
             {head: (labels[head], averaged[head]) for head in averaged},
             workdir / "errors.png",
         )
+        if temperatures is not None:
+            summary["calibration"], diagrams = calibration(labels, log_probabilities, temperatures)
+            figures.reliability(diagrams, workdir / "calibration.png")
     summary = _plain(summary)
     write_json(workdir / "summary.json", summary)
     return summary

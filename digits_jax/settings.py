@@ -16,6 +16,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "seed",
     "data.seed",
+    "data.folds",
     "data.train",
     "data.test",
     "population.slice",
@@ -33,7 +34,10 @@ _SEEDS = 2**32
 
 
 def check(config: Any) -> None:
-    """Raises UserError for a value that makes no sense; choices by name are checked where used."""
+    """Raises UserError for a value that makes no sense; choices by name are checked where used.
+
+    With `data.folds` a population of one becomes one member per fold.
+    """
     fields = flatten(config)
     for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
         least = int(name in _AT_LEAST_ONE)
@@ -42,6 +46,8 @@ def check(config: Any) -> None:
     for name in _BELOW_ONE:
         if not 0 <= fields[name] < 1:
             raise UserError(f"config.{name} must lie in [0, 1), not {fields[name]}")
+    if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:
+        raise UserError("config.distill: weight must lie in [0, 1] and temperature above 0")
     if config.seed + config.population.size > _SEEDS:
         raise UserError(f"config.seed must lie below 2**32, with every member's, not {config.seed}")
     if not all(isinstance(epoch, int | float) for epoch in config.optimizer.step_epochs):
@@ -49,6 +55,16 @@ def check(config: Any) -> None:
             "config.optimizer.step_epochs must be numbers, like (10, 15), "
             f"not {tuple(config.optimizer.step_epochs)}"
         )
+    if config.data.folds:
+        if config.data.folds == 1:
+            raise UserError("config.data.folds must be 0 or at least 2, not 1")
+        if config.population.size == 1:
+            config.population.size = config.data.folds
+        if config.population.size % config.data.folds:
+            raise UserError(
+                f"config.population.size={config.population.size} is no multiple of "
+                f"config.data.folds={config.data.folds}: member i leaves out fold i % folds"
+            )
     check_choice("config.engine", config.engine, ["jax"])
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from digits_jax.losses import cross_entropy
+from digits_jax.losses import cross_entropy, distillation
 from digits_jax.metrics import measure
 from digits_jax.optim import apply_gradient
 from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainState
@@ -59,6 +59,7 @@ def train_step(
     ema: float = 0.0,
     bfloat16: bool = False,
     drops: bool = True,
+    distill: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
 
@@ -67,6 +68,8 @@ def train_step(
     network computes in it; weights, BatchNorm's statistics, the loss and the update do not
     (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
     Without `drops` there is no dropout, whatever `hyper` says, and no bits are drawn for it.
+    `distill` is (weight, temperature): with batch.targets the loss is (1 - weight) times that of
+    the labels plus weight times `losses.distillation`.
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
@@ -86,6 +89,10 @@ def train_step(
         )
         logits = _cast(logits, full)
         losses = cross_entropy(logits, batch.labels, hyper.label_smoothing)
+        if batch.targets is not None:
+            weight, temperature = distill
+            soft = distillation(logits, batch.targets, temperature)
+            losses = (1 - weight) * losses + weight * soft
         loss = (losses * batch.mask).sum() / batch.mask.sum()
         return loss, (logits, losses, updates.get("batch_stats", {}))
 

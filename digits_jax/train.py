@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, figures, models, report, settings
+from digits_jax import devices, figures, models, report, settings, trained
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
 from digits_jax.errors import UserError
 from digits_jax.metrics import add, means
-from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
+from digits_jax.population import Population, Teacher, members_of, slice_size, slices
 from digits_jax.step import current
-from digits_jax.types import Metrics, PyTree, TrainState
+from digits_jax.trained import Trained
+from digits_jax.types import Members, Metrics, PyTree, TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
@@ -33,6 +34,7 @@ _CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nea
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
+    *("calibration.png", trained.FILE),
     *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
@@ -44,9 +46,11 @@ class Run:
 
     config: Any
     data: Dataset
-    members: list[range]
+    ids: list[range]
+    members: list[Members]
     states: list[TrainState]
     programs: Population
+    teacher: Teacher | None
     chunk: int
     parameters: int
     compiled: bool = False
@@ -59,16 +63,19 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        return batches.steps_per_epoch(len(self.data.train.rows), self.config.batch_size)
+        return batches.steps_per_epoch(self.data.train.size, self.config.batch_size)
 
     def evaluate(
-        self, weights: tuple[PyTree, PyTree], split: Split
+        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
-        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`."""
-        members = len(jax.tree.leaves(weights)[0])
-        totals, outputs = self.programs.zeros(members), []
-        rows_of = batches.padded_rows(split.rows, self.config.eval_batch_size)
-        digits = split._replace(rows=split.rows[:0])  # one program for whatever is evaluated
+        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
+
+        With cross-validation, each member's own part of it: `folds` [S].
+        """
+        totals, outputs = self.programs.zeros(len(folds)), []
+        rows_of = batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size)
+        # One program for whatever is evaluated.
+        digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
         for rows, mask in rows_of:
             new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
             totals = add(totals, new)
@@ -76,12 +83,15 @@ class Run:
         joined = jax.tree.map(
             lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
         )
-        n, heads = len(split.rows), self.data.recipe.heads
+        n, heads = split.size, self.data.recipe.heads
         return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
 
     def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
         """`evaluate` for every slice, under the weights that the run is judged by."""
-        return [self.evaluate(self.programs.chosen(state), split) for state in self.states]
+        return [
+            self.evaluate(self.programs.chosen(state), split, members.fold)
+            for state, members in zip(self.states, self.members, strict=True)
+        ]
 
     def saved(self) -> PyTree:
         """What a checkpoint holds: the states, and the normaliser that belongs to them."""
@@ -94,23 +104,54 @@ class Run:
         self.data = self.data._replace(normalizer=normalizer)
 
 
-def build(config: Any) -> Run:
+def build(config: Any, members: Members | None = None) -> Run:
     """Data on the device, the network, and fresh states, as a checked `config` says.
 
-    Writes the source of the data and the slice's size into `config`, where it left them open.
+    members: those to train instead of the config's own. Writes the source of the data and the
+    slice's size into `config`, where it left them open.
     """
     backend = devices.start(batches.cache_dir(config.data))
     data = batches.load(config.data)
     config.data.source = data.source
-    config.population.slice = config.population.slice or slice_size(config.population.size, backend)
-    steps = batches.steps_per_epoch(len(data.train.rows), config.batch_size)
-    programs = Population(config, data.recipe, steps)
-    members = slices(config.population.size, config.population.slice)
+    members = members or members_of(config, range(config.population.size))
+    size = len(members.seed)
+    config.population.slice = config.population.slice or slice_size(size, backend)
+    steps = batches.steps_per_epoch(data.train.size, config.batch_size)
+    master = _teacher(config) if config.distill.teacher else None
+    programs = Population(config, data.recipe, steps, master.population if master else None)
+    ids = slices(size, config.population.slice)
+    parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = devices.jit_once(programs.init)
-    states = [init(seeds_of(config, ids)) for ids in members]
-    parameters = models.count_parameters(states[0].params) // len(members[0])
-    chunk = 1 if backend == "cpu" else min(steps, _CHUNK)
-    return Run(config, data, members, states, programs, chunk, parameters)
+    states = [init(part) for part in parts]
+    return Run(
+        config,
+        data,
+        ids,
+        parts,
+        states,
+        programs,
+        master.teacher() if master else None,
+        chunk=1 if backend == "cpu" else min(steps, _CHUNK),
+        parameters=models.count_parameters(states[0].params) // len(ids[0]),
+    )
+
+
+def _teacher(config: Any) -> Trained:
+    """The run to learn from; UserError where it cannot teach this one."""
+    teacher = Trained(Path(config.distill.teacher))
+    where = f"config.distill.teacher={config.distill.teacher}"
+    if teacher.config.data.dataset != config.data.dataset:
+        raise UserError(f"{where} knows {teacher.config.data.dataset}, not {config.data.dataset}")
+    if not config.data.validation:
+        return teacher
+    same = ("source", "seed", "validation", "folds")
+    other = [f for f in same if teacher.config.data[f] != config.data[f]]
+    if other or teacher.config.data.folds:
+        raise UserError(
+            f"{where} was trained on digits that this run validates on (data.{other[0]} differs); "
+            "train both alike, or this one with --config.data.validation=0"
+        )
+    return teacher
 
 
 class _Clock:
@@ -168,7 +209,8 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: _Clock) -> 
         run.take(saved)
         clock.add(meta["seconds"])
         console.print(f"Resumed after epoch {done}.")
-    (workdir / "summary.json").unlink(missing_ok=True)  # it would say that the run is finished
+    for name in ("summary.json", trained.FILE):  # they would say that the run is finished
+        (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
     with report.EventWriter(workdir, kept) as events:
         for epoch in range(done + 1, config.epochs + 1):
@@ -225,12 +267,13 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     config, data = run.config, run.data
     if asked == "auto" and data.source == "drawn":
         warn("\n".join(filter(None, (DRAWN_NOTICE, data.reason))))
-    validation = len(data.validation.rows) if data.validation else 0
+    validation = data.validation.size if data.validation else 0
     size = config.population.size
     console.print(
         f"[bold]{config.name}[/bold]: {config.model.name}, {run.parameters:,} parameters"
         + (f", {size} members" if size > 1 else "")
-        + f"; {data.source} digits, {len(data.train.rows):,} training and {validation:,} "
+        + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
+        + f"; {data.source} digits, {data.train.size:,} training and {validation:,} "
         f"validation examples; {jax.default_backend()}; into {workdir}"
     )
 
@@ -239,7 +282,7 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl."""
     config = run.config
     running = [i for i, state in enumerate(run.states) if not np.all(state.best.stopped)]
-    images = run.steps_per_epoch * config.batch_size * sum(len(run.members[i]) for i in running)
+    images = run.steps_per_epoch * config.batch_size * sum(len(run.ids[i]) for i in running)
     rows = []
     with EpochBar(f"epoch {epoch:>2}/{config.epochs}", images) as bar:
         for i in running:
@@ -250,7 +293,7 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
             scores = _evaluate_slice(run, i, epoch)
             rows += [
                 {
-                    **_row(run, epoch, member),
+                    **_row(run, epoch, i, m),
                     **means(trained, m),
                     **{
                         f"{split}_{name}": value
@@ -259,7 +302,7 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
                     },
                     "seconds": round(seconds / (~stopped).sum(), 3),
                 }
-                for m, member in enumerate(run.members[i])
+                for m in range(len(run.ids[i]))
                 if not stopped[m]
             ]
     for row in rows:
@@ -272,31 +315,33 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(run: Run, epoch: int, member: int) -> dict[str, Any]:
-    step = epoch * run.steps_per_epoch
+def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
+    """What a row says of member `m` of slice `i` before any measuring."""
+    step, members = epoch * run.steps_per_epoch, run.members[i]
     factor = float(run.programs.schedule(step - 1))
     return {
         "epoch": epoch,
-        "member": member,
-        "seed": run.config.seed + member,
+        "member": run.ids[i][m],
+        "seed": int(members.seed[m]),
+        **({"fold": int(members.fold[m])} if run.config.data.folds else {}),
         "step": step,
-        "learning_rate": run.config.optimizer.learning_rate * factor,
+        "learning_rate": float(members.hyper.learning_rate[m]) * factor,
     }
 
 
 def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> Metrics:
     """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
-    config, data, members = run.config, run.data, run.members[i]
-    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    order = run.order(seeds, epoch, n=len(data.train.rows))
-    state, totals = run.states[i], run.programs.zeros(len(members))
-    images = config.batch_size * len(members)
+    data, members, size = run.data, run.members[i], len(run.ids[i])
+    order = run.order(members, epoch, n=data.train.size)
+    state, totals = run.states[i], run.programs.zeros(size)
+    images = run.config.batch_size * size
     start = shown = 0
     ahead = bar.advance(0)
     while start < run.steps_per_epoch:
         steps = min(run.chunk, run.steps_per_epoch - start)
         state, totals = run.train(
-            state, totals, order, start, data.train, data.normalizer, seeds, hyper, steps=steps
+            *(state, totals, order, start, data.train, data.normalizer, members, run.teacher),
+            steps=steps,
         )
         start += steps
         if not run.compiled:
@@ -319,14 +364,14 @@ def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
     """
     if run.data.validation is None:
         return {}
-    weights = current(run.states[i])
-    n = len(run.data.validation.rows)
-    some = run.data.train._replace(rows=run.data.train.rows[:n])
+    weights, folds = current(run.states[i]), run.members[i].fold
+    n = run.data.validation.size
+    some = run.data.train._replace(rows=run.data.train.rows[..., :n, :])
     scores = {
-        "train": run.evaluate(weights, some)[0],
-        "validation": run.evaluate(weights, run.data.validation)[0],
+        "train": run.evaluate(weights, some, folds)[0],
+        "validation": run.evaluate(weights, run.data.validation, folds)[0],
     }
-    members = range(len(run.members[i]))
+    members = range(len(folds))
     score = np.asarray([means(scores["validation"], m)["accuracy"] for m in members])
     run.states[i] = run.track(run.states[i], score.astype(jnp.result_type(float)), epoch)
     return scores
@@ -352,25 +397,29 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
     """Evaluates the chosen weights on every split, the test split once, and writes the report."""
     config, data = run.config, run.data
     rows = report.read_rows(workdir / "metrics.jsonl")
-    scores = {}
+    scores, temperatures = {}, None
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
+            outputs = run.evaluate_chosen(split)
             scores[name] = [
-                means(sums, m)
-                for sums, _ in run.evaluate_chosen(split)
-                for m in range(len(sums.examples))
+                means(sums, m) for sums, _ in outputs for m in range(len(sums.examples))
             ]
+            if name == "validation":
+                folds = np.concatenate([members.fold for members in run.members])
+                shared = split.of(folds) if config.data.folds else split
+                temperatures = report.fit_temperatures(
+                    batches.labels(shared, data.recipe), _joined(outputs)
+                )
     tested: tuple[Any, ...] = ()
     if config.report_test:
-        outputs = [log_p for _, log_p in run.evaluate_chosen(data.test)]
         images, labels = batches.examples(data.test, data.recipe)
-        log_p = {head: np.concatenate([part[head] for part in outputs]) for head in labels}
-        tested = (labels, log_p, images)
+        tested = (labels, _joined(run.evaluate_chosen(data.test)), images, temperatures)
     clock.lap()
     epochs = max((row["epoch"] for row in rows), default=0)
-    trained = len(rows) * run.steps_per_epoch * config.batch_size
-    epoch_of = np.concatenate([np.atleast_1d(state.best.epoch) for state in run.states])
+    seen = len(rows) * run.steps_per_epoch * config.batch_size
     last = {row["member"]: row["epoch"] for row in rows}
+    best = np.concatenate([np.asarray(state.best.epoch) for state in run.states]).tolist()
+    epoch_of = best if config.data.validation else [last[i] for i in range(len(best))]
     facts = {
         "config": settings.as_dict(config),
         "command": "python " + shlex.join(sys.argv),
@@ -383,7 +432,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
             "source": data.source,
             "test_source": config.data.test_source or data.source,
             **{
-                name: len(split.rows) if split else 0
+                name: split.size if split else 0
                 for name, split in zip(
                     _SPLITS, (data.train, data.validation, data.test), strict=True
                 )
@@ -393,7 +442,7 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
         "epochs": epochs,
         "steps": epochs * run.steps_per_epoch,
         "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
-        "images_per_second": round(trained / max(clock.seconds["train"], 1e-9), 1),
+        "images_per_second": round(seen / max(clock.seconds["train"], 1e-9), 1),
         **{
             name: {key: float(np.mean([m[key] for m in members])) for key in members[0]}
             for name, members in scores.items()
@@ -401,30 +450,44 @@ def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
         "members": [
             {
                 "seed": config.seed + member,
-                "best_epoch": int(epoch_of[member]) or last[member],
+                "best_epoch": epoch_of[member],
                 "validation": scores["validation"][member]["accuracy"] if data.validation else None,
             }
             for member in range(config.population.size)
         ],
     }
     _show_examples(run, workdir)
+    trained.write(
+        workdir,
+        facts["config"],
+        jax.tree.map(lambda *x: np.concatenate(x), *map(run.programs.chosen, run.states)),
+        data.normalizer,
+        epoch_of,
+        np.ones(len(best) + 1) if temperatures is None else temperatures,
+    )
     summary = report.write(workdir, facts, rows, *tested)
     if tested:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 
+def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """The log-probabilities of all slices, {head: [P, N, C]}."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *(log_p for _, log_p in outputs))
+
+
 def _show_examples(run: Run, workdir: Path) -> None:
     """Pictures of what it trained on: by class, and as the augmentation distorts some of them."""
     data, recipe = run.data, run.data.recipe
+    train = data.train.of(0)
     columns = 10 if recipe.shape[1] > recipe.shape[0] else 20
-    shown = batches.by_class(data.train, recipe, columns)
+    shown = batches.by_class(train, recipe, columns)
     figures.sheet(batches.examples(shown, recipe)[0], workdir / "examples.png", columns)
     if any(value for name, value in run.config.augment.items() if name != "per_digit"):
         picked = np.asarray(shown.rows)[:: max(len(shown.rows) // 10, 1)][:10]
         rows, key = np.repeat(picked, columns, axis=0), jax.random.key(0)
         draw = jax.jit(lambda split: batches.distorted(split, rows, recipe, key, run.config))
-        images = np.rint(255 * np.asarray(draw(data.train))).astype(np.uint8)
+        images = np.rint(255 * np.asarray(draw(train))).astype(np.uint8)
         # The first of its row as it is.
-        images[::columns] = batches.examples(data.train._replace(rows=picked), recipe)[0]
+        images[::columns] = batches.examples(train._replace(rows=picked), recipe)[0]
         figures.sheet(images, workdir / "augmented.png", columns)

@@ -25,12 +25,14 @@ class Batch(NamedTuple):
     """Examples as a step takes them.
 
     images: [B, H, W] float, augmented and normalised; labels: {head: [B] int32}; mask: [B] float,
-    1 for an example that counts and 0 for padding.
+    1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's softened
+    probabilities, None without a teacher.
     """
 
     images: Array
     labels: Mapping[str, Array]
     mask: Array
+    targets: Mapping[str, Array] | None = None
 
 
 class Metrics(NamedTuple):
@@ -54,6 +56,18 @@ class Hyper:
     weight_decay: Array
     dropout: Array
     label_smoothing: Array
+
+
+class Members(NamedTuple):
+    """What tells the members of a population apart, [S] each.
+
+    seed: uint32, of weights, order, augmentation and dropout; fold: int32, which part of the
+    digits is left out for validation; hyper: their hyperparameters.
+    """
+
+    seed: Array
+    fold: Array
+    hyper: Hyper
 
 
 @struct.dataclass

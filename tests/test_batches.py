@@ -29,7 +29,9 @@ def data_config(**fields):
 
 
 def ids(split):
-    images = np.asarray(split.images, int)
+    """The digits it is made of."""
+    assert set(np.unique(split.rows)) <= set(np.asarray(split.pool).tolist())
+    images = np.asarray(split.images, int)[split.pool]
     return set((images[:, 0, 0] * 256 + images[:, 0, 1]).tolist())
 
 
@@ -64,6 +66,39 @@ def test_without_validation_every_digit_trains(numbered):
     data = batches.load(data_config(validation=0.0))
     assert data.validation is None
     assert len(ids(data.train)) == 1000
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "mnist100"])
+def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
+    """1000 digits in 3 folds: one is left over and trains in each."""
+    data = batches.load(data_config(dataset=dataset, folds=3, train=0))
+    assert data.train.rows.shape[:2] == (3, 667 if dataset == "mnist" else 60_000)
+    held_out = []
+    for fold in range(3):
+        train, validation = ids(data.train.of(fold)), ids(data.validation.of(fold))
+        assert len(validation) == 333
+        assert train | validation == set(range(1000))
+        assert not train & validation
+        held_out += validation
+        for split in (data.train, data.validation):
+            images, labels = batches.examples(split.of(fold), data.recipe)
+            tens = images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
+            head = next(iter(labels))
+            np.testing.assert_array_equal(
+                labels[head] // (1 if dataset == "mnist" else 10), tens % 10
+            )
+            np.testing.assert_array_equal(
+                labels[head], batches.labels(split, data.recipe)[head][fold]
+            )
+    assert len(set(held_out)) == len(held_out) == 999
+    assert data.test.rows.ndim == 2
+
+
+def test_folds_refuse_what_would_leak_or_leave_nothing(numbered):
+    with pytest.raises(UserError, match="normalize=unit"):
+        batches.load(data_config(folds=2, normalize="global"))
+    with pytest.raises(UserError, match=r"data\.folds=2000 of 1000 digits"):
+        batches.load(data_config(folds=2000))
 
 
 def test_normalisers_by_a_second_computation(cache):

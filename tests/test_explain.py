@@ -12,9 +12,9 @@ from digits_jax import explain, models
 from digits_jax.data import batches
 from digits_jax.describe import layers as layers_of
 from digits_jax.errors import UserError
-from digits_jax.evaluate import Trained
 from digits_jax.layers import conv, dense
 from digits_jax.train import train
+from digits_jax.trained import Trained
 
 
 class Small(nn.Module):
@@ -227,9 +227,3 @@ def test_an_mlps_filters_are_images_of_what_a_unit_reads(getkey):
     units = jnp.einsum("hw,hwc->c", image[0], kernel) + layer["bias"]
     expected = image.reshape(-1) @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(units, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_members_are_found_in_their_slices():
-    trained = object.__new__(Trained)
-    trained._weights = [({"w": np.arange(2)}, {}), ({"w": np.arange(2, 3)}, {})]
-    assert [trained.member(i) for i in range(3)] == [({"w": i}, {}) for i in range(3)]

@@ -9,20 +9,19 @@ from conftest import CONFIGS, config_of, shrink
 
 from digits_jax.data import batches
 from digits_jax.devices import jit_once
-from digits_jax.population import Population, hyper_of, seeds_of, slice_size, slices
+from digits_jax.population import Population, members_of, slice_size, slices
 
 
 def trained(config, data, members, steps):
     """The states of `members` after `steps` steps, as one slice."""
     population = Population(config, data.recipe, steps_per_epoch=3)
-    seeds, hyper = seeds_of(config, members), hyper_of(config, len(members))
-    state, totals = jit_once(population.init)(seeds), population.zeros(len(members))
+    state, totals = jit_once(population.init)(members), population.zeros(len(members.seed))
     next_order = jax.jit(population.order, static_argnames="n")
     step = jax.jit(population.train, static_argnames="steps")
     for i in range(steps):
-        order = next_order(seeds, 1 + i // 3, n=len(data.train.rows))
+        order = next_order(members, 1 + i // 3, n=data.train.size)
         state, totals = step(
-            state, totals, order, i % 3, data.train, data.normalizer, seeds, hyper, steps=1
+            state, totals, order, i % 3, data.train, data.normalizer, members, steps=1
         )
     return state, totals
 
@@ -37,9 +36,9 @@ def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
         config.model.update(stem=2, features=(3,))
     config.batch_size = 2
     data = batches.load(config.data)
-    together, totals = trained(config, data, range(2), 20)
+    together, totals = trained(config, data, members_of(config, range(2)), 20)
     for i in range(2):
-        alone, total = trained(config, data, range(i, i + 1), 20)
+        alone, total = trained(config, data, members_of(config, [i]), 20)
         member = jax.tree.map(lambda x, i=i: x[i : i + 1], (together, totals))
         chex.assert_trees_all_close(member, (alone, total), rtol=1e-8, atol=1e-8)
     kernels = [x for x in jax.tree.leaves(together.params) if x.ndim > 2]
@@ -51,20 +50,25 @@ def test_scanned_steps_are_single_steps(cache, x64):
     config.model.hidden = (8,)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
-    order = jax.jit(population.order, static_argnames="n")(seeds, 1, n=len(data.train.rows))
-    rest = (data.train, data.normalizer, seeds, hyper)
+    members = members_of(config, range(2))
+    order = jax.jit(population.order, static_argnames="n")(members, 1, n=data.train.size)
+    rest = (data.train, data.normalizer, members)
     scanned = jax.jit(population.train, static_argnames="steps")(
-        jit_once(population.init)(seeds), population.zeros(2), order, jnp.asarray(0), *rest, steps=3
+        jit_once(population.init)(members),
+        population.zeros(2),
+        order,
+        jnp.asarray(0),
+        *rest,
+        steps=3,
     )
-    chex.assert_trees_all_close(scanned, trained(config, data, range(2), 3), rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(scanned, trained(config, data, members, 3), rtol=1e-10, atol=1e-12)
 
 
 def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    weights = population.chosen(jit_once(population.init)(seeds_of(config, range(2))))
+    weights = population.chosen(jit_once(population.init)(members_of(config, range(2))))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
@@ -83,11 +87,11 @@ def test_every_train_step_lowers_for_every_platform(cache, name):
     config = shrink(config_of(name), cache)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    seeds, hyper = seeds_of(config, range(2)), hyper_of(config, 2)
-    state = jax.eval_shape(population.init, seeds)
-    order = jax.eval_shape(lambda s: population.order(s, 1, len(data.train.rows)), seeds)
+    members = members_of(config, range(2))
+    state = jax.eval_shape(population.init, members)
+    order = jax.eval_shape(lambda m: population.order(m, 1, data.train.size), members)
     train = jax.jit(population.train, static_argnames="steps", donate_argnums=(0, 1))
-    arguments = (state, population.zeros(2), order, 0, data.train, data.normalizer, seeds, hyper)
+    arguments = (state, population.zeros(2), order, 0, data.train, data.normalizer, members)
     for steps in (1, 2):
         traced = train.trace(*arguments, steps=steps)
         for platform in ("cpu", "cuda", "tpu"):

@@ -61,7 +61,8 @@ def test_metrics_of_two_heads_and_two_members_by_hand():
 
 def test_headline():
     assert report.headline(report.test_metrics(LABELS, LOG_P)) == (
-        "75.00 ± 11.79 % over 2 members, ensemble 66.67 % (upper 66.67 %, lower 83.33 %)"
+        "75.00 ± 11.79 % over 2 members (95 % interval ± 105.89), ensemble 66.67 % "
+        "(upper 66.67 %, lower 83.33 %)"
     )
     one = report.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
     assert report.headline(one) == "100.00 %"

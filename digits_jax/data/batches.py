@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,14 @@ import numpy as np
 
 from digits_jax.augment import augment
 from digits_jax.data import drawn, mnist
-from digits_jax.data.pairs import RECIPES, Recipe, draw_pairs, generator, split_digits
+from digits_jax.data.pairs import (
+    RECIPES,
+    Recipe,
+    draw_pairs,
+    generator,
+    split_digits,
+    split_folds,
+)
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array, Batch, Digits
 
@@ -24,12 +32,26 @@ _GREY_LEVEL = 1 / 255
 class Split(NamedTuple):
     """Examples as draws from digits in memory.
 
-    images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example.
+    images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example;
+    pool: [P] int32, the digits it is made of. With cross-validation, `rows` and `pool` have a
+    leading axis of folds.
     """
 
     images: Array
     labels: Array
     rows: Array
+    pool: Array
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return self.rows.shape[-2]
+
+    def of(self, fold: Array | int) -> "Split":
+        """As a member sees it that leaves out `fold`."""
+        if self.rows.ndim == 2:
+            return self
+        return self._replace(rows=self.rows[fold], pool=self.pool[fold])
 
 
 class Normalizer(NamedTuple):
@@ -75,38 +97,42 @@ def load(config: Any) -> Dataset:
     source, reason, (train, test) = _digits(config, config.source)
     test = other or test
 
-    kept, held_out = split_digits(
-        generator(config.seed, "split"), len(train.labels), config.validation
-    )
-    if len(kept) == 0 or (config.validation and len(held_out) == 0):
+    if config.folds and config.normalize != "unit":
         raise UserError(
-            f"data.validation={config.validation} of {len(train.labels)} digits leaves none for "
-            "training or for validation"
+            "data.folds goes with data.normalize=unit; a fitted one would see each fold"
         )
-    splits = {}
-    for use, digits, ids, size, whole in (
-        ("train", train, kept, config.train, recipe.train),
-        ("validation", train, held_out, 0, round(config.validation * recipe.train)),
-        ("test", test, np.arange(len(test.labels)), config.test, recipe.test),
-    ):
-        if len(ids) == 0:
-            continue
-        if use == "validation" and config.train:
-            whole = max(round(config.validation * config.train), 1)
-        index = draw_pairs(generator(config.seed, use), size or whole, len(ids), recipe.digits)
-        splits[use] = Split(
-            jnp.asarray(digits.images[ids]),
-            jnp.asarray(digits.labels[ids]),
-            jnp.asarray(index[: size or None]),
+    fraction = 1 / config.folds if config.folds else config.validation
+    rng, n = generator(config.seed, "split"), len(train.labels)
+    parts = split_folds(rng, n, config.folds) or [split_digits(rng, n, fraction)]
+    kept, held_out = ([part[i] for part in parts] for i in range(2))
+    if len(kept[0]) == 0 or (fraction and len(held_out[0]) == 0):
+        asked = "folds" if config.folds else "validation"
+        raise UserError(
+            f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
         )
+
+    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, cut: int = 0) -> Split:
+        index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
+        rows = np.stack([digit_ids[index[: cut or None]] for digit_ids in ids])
+        pool = np.stack(ids)
+        if not (config.folds and use != "test"):
+            rows, pool = rows[0], pool[0]
+        return Split(*digits, jnp.asarray(rows), jnp.asarray(pool))
+
+    train, test = (Digits(jnp.asarray(d.images), jnp.asarray(d.labels)) for d in (train, test))
+    whole, everything = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
+    training = split(train, "train", kept, whole, config.train)
+    validation = None
+    if fraction:
+        validation = split(train, "validation", held_out, max(round(fraction * whole), 1))
     return Dataset(
         recipe,
         source,
         reason,
-        splits["train"],
-        splits.get("validation"),
-        splits["test"],
-        fit_normalizer(config.normalize, splits["train"], recipe),
+        training,
+        validation,
+        split(test, "test", [everything], config.test or recipe.test, config.test),
+        fit_normalizer(config.normalize, training, recipe),
     )
 
 
@@ -240,12 +266,25 @@ def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: Any
 
 
 def train_batch(
-    split: Split, rows: Array, recipe: Recipe, normalizer: Normalizer, key: Array, config: Any
+    split: Split,
+    rows: Array,
+    recipe: Recipe,
+    normalizer: Normalizer,
+    key: Array,
+    config: Any,
+    teacher: Callable[[Array], dict[str, Array]] | None = None,
 ) -> Batch:
-    """The examples whose digits are `rows` [B, k], augmented as `config.augment` says."""
+    """The examples whose digits are `rows` [B, k], augmented as `config.augment` says.
+
+    `teacher` turns the same images, [B, H, W] in [0, 1], into the batch's targets.
+    """
     images = distorted(split, rows, recipe, key, config)
-    mask = jnp.ones(rows.shape[0], images.dtype)
-    return Batch(normalize(images, normalizer), recipe.label(split.labels[rows]), mask)
+    return Batch(
+        normalize(images, normalizer),
+        recipe.label(split.labels[rows]),
+        jnp.ones(rows.shape[0], images.dtype),
+        teacher(images) if teacher else None,
+    )
 
 
 def eval_batch(
@@ -261,21 +300,28 @@ def eval_batch(
 
 
 def padded_rows(index: Array, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cuts [N, k] into (rows [B, k], mask [B]) of one size; the last is padded with zeros."""
+    """Cuts [..., N, k] into (rows [..., B, k], mask [B]); the last is padded with zeros."""
     index = np.asarray(index)
     batches = []
-    for start in range(0, len(index), batch_size):
-        rows = index[start : start + batch_size]
-        mask = np.arange(batch_size) < len(rows)
-        batches.append((np.pad(rows, ((0, batch_size - len(rows)), (0, 0))), mask))
+    for start in range(0, index.shape[-2], batch_size):
+        rows = index[..., start : start + batch_size, :]
+        missing = batch_size - rows.shape[-2]
+        mask = np.arange(batch_size) < batch_size - missing
+        padding = [(0, 0)] * (index.ndim - 2) + [(0, missing), (0, 0)]
+        batches.append((np.pad(rows, padding), mask))
     return batches
 
 
 def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """All of `split` on the host: (images [N, H, W] uint8, labels {head: [N] int32})."""
-    images = np.asarray(recipe.compose(split.images[split.rows]))
-    labels = recipe.label(split.labels[split.rows])
-    return images, {head: np.asarray(values) for head, values in labels.items()}
+    return np.asarray(recipe.compose(split.images[split.rows])), labels(split, recipe)
+
+
+def labels(split: Split, recipe: Recipe) -> dict[str, np.ndarray]:
+    """{head: [N] int32} on the host; [F, N] where the rows have an axis of folds."""
+    shape = split.rows.shape[:-1]
+    flat = recipe.label(split.labels[split.rows].reshape(-1, recipe.digits))
+    return {head: np.asarray(values).reshape(shape) for head, values in flat.items()}
 
 
 def by_class(split: Split, recipe: Recipe, columns: int) -> Split:
@@ -284,7 +330,7 @@ def by_class(split: Split, recipe: Recipe, columns: int) -> Split:
     Ten classes give `columns` examples each, a hundred give one.
     """
     head, classes = next(iter(recipe.heads.items()))
-    labels = np.asarray(recipe.label(split.labels[split.rows])[head])
+    truth = labels(split, recipe)[head]
     each = columns if classes == 10 else 1
-    picked = np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(classes)])
+    picked = np.concatenate([np.flatnonzero(truth == c)[:each] for c in range(classes)])
     return split._replace(rows=split.rows[picked])

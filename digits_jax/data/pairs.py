@@ -98,6 +98,20 @@ def split_digits(
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def split_folds(
+    rng: np.random.Generator, n: int, folds: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(kept, held out) of each of `folds` folds: int32 indices, each sorted; [] without folds.
+
+    Every fold holds out n // folds digits and no two the same; what is left over always trains.
+    """
+    if not folds:
+        return []
+    order, size = rng.permutation(n).astype(np.int32), n // folds
+    parts = [slice(i * size, (i + 1) * size) for i in range(folds)]
+    return [(np.sort(np.delete(order, part)), np.sort(order[part])) for part in parts]
+
+
 def draw_pairs(rng: np.random.Generator, n_examples: int, n_digits: int, k: int) -> np.ndarray:
     """Which digits make each example: [n, k] int32 indices into `n_digits` digits.
 

@@ -1,0 +1,86 @@
+"""What a number is worth: intervals over seeds, tests over examples, calibration of probabilities.
+
+NumPy and SciPy on the host. Log-probabilities are [N, C], labels [N] integers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special, stats
+
+BINS = 15  # of equal width, for calibration
+
+
+def half_width(values: Sequence[float] | np.ndarray) -> float | None:
+    """Half of the 95 % interval of the mean, by Student's t over [n]; None of a single value."""
+    n = len(values)
+    if n < 2:
+        return None
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+class McNemar(NamedTuple):
+    """first, second: examples that only the one or only the other got right; p: two-sided."""
+
+    first: int
+    second: int
+    p: float
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """McNemar's exact test (1947) of two classifiers on the same examples; [N] bool, right or not.
+
+    Where they are equally good, an example that only one of them gets right is a fair coin.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n = only_first + only_second
+    p = float(stats.binomtest(only_first, n).pvalue) if n else 1.0
+    return McNemar(only_first, only_second, p)
+
+
+def tempered(log_p: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log_p / temperature), [..., C] float64."""
+    return special.softmax(np.asarray(log_p, np.float64) / temperature, axis=-1)
+
+
+def fit_temperature(log_p: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> float:
+    """The temperature, 0.05 to 20, that makes the labels likeliest; the heads share it.
+
+    Guo et al. 2017, arXiv:1706.04599. log_p: {head: [N, C]}; labels: {head: [N]}.
+    """
+
+    def loss(log_temperature: float) -> float:
+        total = 0.0
+        for head, truth in labels.items():
+            scaled = np.asarray(log_p[head], np.float64) / np.exp(log_temperature)
+            picked = scaled[np.arange(len(truth)), truth]
+            total += (special.logsumexp(scaled, axis=1) - picked).mean()
+        return total
+
+    found = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+class Reliability(NamedTuple):
+    """By bin of confidence, [BINS] each: how many examples, mean confidence, accuracy (or NaN)."""
+
+    examples: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: |accuracy - confidence|, weighted by the examples."""
+        some = self.examples > 0
+        gaps = np.abs(self.accuracy - self.confidence)[some]
+        return float((self.examples[some] * gaps).sum() / self.examples.sum())
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
+    """[N] the largest probability, [N] was it right? -> by bins (0, 1/15], ... (14/15, 1]."""
+    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(which, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(which, weights=w, minlength=BINS) / count for w in (confidence, right)]
+    return Reliability(count, *means)

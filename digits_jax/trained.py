@@ -1,0 +1,146 @@
+"""A trained run as it predicts: the weights it is judged by, from `model.npz` or a checkpoint.
+
+`model.npz` is the artefact of a finished run, of one network or of an ensemble: NumPy arrays alone,
+no pickle. `config` is the run's config as JSON; `normalizer/...`, `weights/params/...` and
+`weights/model_state/...` are named after their place in the trees; `epoch` [P] says of which epoch
+each member's weights are, `temperature` [P + 1] what calibrates each member and, last, their
+averaged probabilities.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from digits_jax import settings
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.data.batches import Normalizer
+from digits_jax.data.pairs import RECIPES
+from digits_jax.errors import UserError
+from digits_jax.population import Population, Teacher, members_of, slice_size, slices
+from digits_jax.types import PyTree
+
+FILE = "model.npz"
+
+
+class Trained:
+    """A workdir's run: the weights that it is judged by, [P, ...] each.
+
+    A finished run's `model.npz`, else its latest checkpoint. Raises UserError where `workdir` holds
+    neither, or nothing that can be read.
+    """
+
+    def __init__(self, workdir: Path):
+        recorded = settings.read(workdir)
+        if recorded is None:
+            raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
+        self.config = config = ConfigDict(recorded)
+        self.recipe = RECIPES[config.data.dataset]
+        self.population = Population(config, self.recipe, steps_per_epoch=1)
+        size = config.population.size
+        self.temperature = np.ones(size + 1)
+        if (workdir / FILE).exists():
+            self._read(workdir / FILE)
+        else:
+            self._restore(workdir)
+        width = slice_size(size, jax.default_backend())
+        self._slices = [
+            jax.tree.map(lambda x, ids=ids: x[ids.start : ids.stop], self.weights)
+            for ids in slices(size, width)
+        ]
+
+    def _read(self, path: Path) -> None:
+        members = members_of(self.config, range(self.config.population.size))
+        like = self.population.chosen(jax.eval_shape(self.population.init, members))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            flat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("weights/")}
+            tree = traverse_util.unflatten_dict(flat, sep="/")["weights"]
+            self.weights: Any = (tree["params"], tree.get("model_state", {}))
+            jax.tree.map(_check_shape, like, self.weights)
+            self.normalizer = Normalizer(arrays["normalizer/mean"], arrays["normalizer/scale"])
+            self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
+        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+            raise UserError(
+                f"{path} is not the model of this run ({error}); "
+                "--config.resume=False trains it again"
+            ) from None
+
+    def _restore(self, workdir: Path) -> None:
+        config = self.config
+        ids = slices(config.population.size, config.population.slice)
+        shape: Any = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
+        like = {
+            "slices": [
+                jax.eval_shape(self.population.init, members_of(config, part)) for part in ids
+            ],
+            "normalizer": Normalizer(mean=shape, scale=shape)._asdict(),
+        }
+        with Checkpoints(workdir) as checkpoints:
+            restored = checkpoints.restore(like)
+        if restored is None:
+            raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
+        epoch, saved, _ = restored
+        self.normalizer = Normalizer(**saved["normalizer"])
+        parts = [self.population.chosen(state) for state in saved["slices"]]
+        self.weights = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        best = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
+        self.epochs = best if config.data.validation else [epoch] * len(best)
+
+    def member(self, i: int) -> tuple[PyTree, PyTree]:
+        """(params, model_state) of member `i`."""
+        return jax.tree.map(lambda x: x[i], self.weights)
+
+    def teacher(self) -> Teacher:
+        """Its weights, for another run to learn from."""
+        return Teacher(self._slices, self.normalizer)
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
+        program = jax.jit(self.population.predict)
+        size = self.config.eval_batch_size
+        batches_of = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
+            slices_of = [program(w, padded, self.normalizer) for w in self._slices]
+            batches_of.append(jax.tree.map(lambda *x: np.concatenate(x), *slices_of))
+        return {
+            head: np.concatenate([log_p[head] for log_p in batches_of], axis=1)[:, : len(images)]
+            for head in self.recipe.heads
+        }
+
+
+def _check_shape(like: Any, array: np.ndarray) -> None:
+    if like.shape != array.shape or array.dtype.kind != "f":
+        raise ValueError(f"an array of shape {array.shape} where {like.shape} belongs")
+
+
+def write(
+    workdir: Path,
+    config: dict[str, Any],
+    weights: tuple[PyTree, PyTree],
+    normalizer: Normalizer,
+    epochs: list[int],
+    temperature: np.ndarray,
+) -> None:
+    """Writes `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
+    tree = {"weights": {"params": weights[0], "model_state": weights[1]}}
+    flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+    part = workdir / f"{FILE}.part"
+    with part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            config=np.asarray(json.dumps(config)),
+            epoch=np.asarray(epochs),
+            temperature=np.asarray(temperature),
+            **{f"normalizer/{name}": np.asarray(x) for name, x in normalizer._asdict().items()},
+            **flat,
+        )
+    part.replace(workdir / FILE)
