@@ -53,12 +53,10 @@ def get_config(variant: str = "") -> ConfigDict:
     match variant or VARIANTS[0]:
         case "p16966":
             config.model.update(norm="before", padding="SAME", bias=True, spatial=False)
-            config.model.update(dropout=0.4, dropout_start=0.25)
-            config.epochs = 30
             config.batch_size = 64
-            optimizer.update(name="sgd", learning_rate=0.015, weight_decay=1e-4)
-            optimizer.schedule = "cosine"
-            config.augment.update(rotate=7.0, shift_x=1.0, shift_y=1.0, scale=0.1)
+            optimizer.update(name="adam", learning_rate=1e-2, schedule="one_cycle", ema=0.999)
+            optimizer.update(weight_decay=5e-3, decoupled=True)
+            config.augment.update(rotate=10.0, shift_x=1.5, shift_y=1.5, shear=8.0, scale=0.1)
             return config
         case "phase1":
             config.model.update(layers=PHASES_1_2)

@@ -490,4 +490,4 @@ def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -
             ax.set_xlabel("confidence")
             ax.set_title(f"{who}: accuracy")
             ax.grid(axis="y")
-            ax.legend(loc="upper left", borderpad=0)
+            ax.legend(loc="lower right")

@@ -325,7 +325,7 @@ def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
         "seed": int(members.seed[m]),
         **({"fold": int(members.fold[m])} if run.config.data.folds else {}),
         "step": step,
-        "learning_rate": float(members.hyper.learning_rate[m]) * factor,
+        "learning_rate": float(str(members.hyper.learning_rate[m])) * factor,  # 0.002, not 0.00200…
     }
 
 
