@@ -14,9 +14,12 @@ from ml_collections import config_flags
 from digits_jax.errors import UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval", "describe", "explain", "compare")
+MODES = ("train", "eval", "describe", "explain", "compare", "search")
 
-_ONLY = (("data", "eval"), ("ink", "eval"), ("example", "explain"), ("variants", "compare"))
+_ONLY = (
+    *(("data", "eval"), ("ink", "eval"), ("example", "explain")),
+    *(("variants", "compare"), ("runs", "compare")),
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: configs/NAME.py[:variant].", lock_config=True
@@ -32,6 +35,9 @@ _EXAMPLE = flags.DEFINE_integer("example", 0, "mode=explain: which of the test i
 _VARIANTS = flags.DEFINE_list(
     "variants", [], "mode=compare: which variants of the config, in this order."
 )
+_RUNS = flags.DEFINE_list(
+    "runs", [], "mode=compare: two finished runs to test against each other; no --config then."
+)
 _INK = flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
 
 
@@ -43,6 +49,13 @@ def main(argv: list[str]) -> None:
     for flag, mode in _ONLY:
         if flags.FLAGS[flag].present and _MODE.value != mode:
             raise UserError(f"--{flag} is for --mode={mode}")
+    if _RUNS.value:
+        if len(_RUNS.value) != 2:
+            raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
+        from digits_jax.compare import compare_runs
+
+        compare_runs(*map(Path, _RUNS.value))
+        return
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value
@@ -69,6 +82,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.compare import compare
 
             compare(variants, Path(_WORKDIR.value or "runs"), Path(_config_path()).stem)
+        case "search":
+            from digits_jax.search import search
+
+            search(config, Path(_WORKDIR.value or Path("runs") / f"{config.name}-search"))
 
 
 def _config_path() -> str:

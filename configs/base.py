@@ -76,10 +76,23 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.brightness = 0.0
 
     config.population = ConfigDict({"size": 1, "slice": 0})  # slice 0: the backend's rule
+    config.search = search = ConfigDict()
+    # Mirrors the config, with ("log", low, high), ("uniform", low, high) or ("choice", one, other,
+    # ...) where that has a value.
+    search.space = ConfigDict()
+    search.trials = 32  # the first is the config as it stands
+    search.round = 8  # how many are trained at once
+    search.epochs = 0  # of a trial; 0: epochs
+    search.halving = 0  # 3: only the best third goes on, after 1, 3, 9, ... epochs
+    search.sampler = "tpe"  # tpe, random, grid
+    search.storage = ""  # an Optuna RDB URL; default: study.db in the workdir
+    search.retrain = 0  # fresh seeds that the best trial and the default are trained on afterwards
+
     config.distill = distill = ConfigDict()
     distill.teacher = ""  # the folder of a trained run, whose members teach together
     distill.weight = 0.9  # of the teacher's part of the loss
     distill.temperature = 4.0
     config.lock()  # a misspelt field in a config is an error, too
     config.model.unlock()  # its fields are the model's own
+    config.search.space.unlock()
     return config

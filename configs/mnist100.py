@@ -44,6 +44,14 @@ def get_config(variant: str = "") -> ConfigDict:
             optimizer.update(weight_decay=1e-4, ema=0.999)
             config.early_stopping.update(patience=5, min_delta=1e-3)
             config.augment.update(shift_x=2.0, brightness=0.1, contrast=0.1)
+            config.search.space = {
+                "optimizer": {
+                    "learning_rate": ("log", 3e-4, 1e-2),
+                    "weight_decay": ("log", 1e-6, 1e-2),
+                },
+                "model": {"dropout": ("uniform", 0.0, 0.7)},
+                "label_smoothing": ("uniform", 0.0, 0.1),
+            }
         case "mlp":
             config.model.update(name="mlp", hidden=(512, 256), activation="relu")
         case "tower":

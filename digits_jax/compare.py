@@ -1,17 +1,21 @@
-"""Several configs side by side: each is trained as a run of its own, then all are read together."""
+"""Runs side by side: configs trained one after the other, or two workdirs put to the test."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from digits_jax import figures, models, report, settings
+import numpy as np
+
+from digits_jax import figures, models, report, settings, stats
 from digits_jax.console import console
+from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
 from digits_jax.describe import layers
 from digits_jax.errors import UserError, check_choice
 from digits_jax.train import train
+from digits_jax.trained import FILE, Trained
 
 _SIGMAS = 2  # standard errors
 
@@ -134,3 +138,88 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             f"| {row['changed']} | {row['reading']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def compare_runs(first: Path, second: Path, workdir: Path | None = None) -> str:
+    """Is `second` better than `first`? Two finished runs of the same data; -> a few lines of text.
+
+    Over the seeds that both have: the mean of the paired differences with its 95 % interval, on
+    validation and, where both have read it, on the test split. Over the examples, where both
+    workdirs hold their model: McNemar's test of their (averaged) predictions. Written to
+    `workdir/comparison.md`, if given. Raises UserError where there is nothing to compare.
+    """
+    runs = [_finished(path) for path in (first, second)]
+    data = [run["config"]["data"] for run in runs]
+    for field in ("dataset", "source", "seed", "validation", "folds", "train", "test"):
+        values = [d.get(field, 0) for d in data]
+        if values[0] != values[1]:
+            raise UserError(
+                f"{first} and {second} differ in data.{field} ({values[0]}, {values[1]}); what "
+                "they read of other examples cannot be compared"
+            )
+    seeds = [{member["seed"]: member for member in run["members"]} for run in runs]
+    shared = sorted(seeds[0].keys() & seeds[1].keys())
+    lines = [f"# {second} against {first}", ""]
+    for split in ("validation", "test"):
+        pairs = [[members[seed].get(split) for members in seeds] for seed in shared]
+        if pairs and all(x is not None for pair in pairs for x in pair):
+            lines.append(f"- {split}: {_paired(pairs)}")
+    if all((path / FILE).exists() for path in (first, second)) and not data[0].get("folds"):
+        lines += _over_examples(first, second, runs)
+    else:
+        lines.append("- over examples: not tested, as that takes both models (single splits)")
+    if len(lines) == 2:
+        raise UserError(
+            f"{first} and {second} share no seed and hold no models: nothing to compare"
+        )
+    text = "\n".join(lines) + "\n"
+    if workdir:
+        report.write_text(workdir / "comparison.md", text)
+    console.print(text)
+    return text
+
+
+def _finished(workdir: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        summary["members"], summary["config"]["data"]["dataset"]
+        return summary
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None
+
+
+def _paired(pairs: Sequence[Sequence[float]]) -> str:
+    """'98.20 -> 98.50, +0.30 ± 0.12 over 5 seeds': the 95 % interval of the mean difference."""
+    before, after = np.mean(pairs, axis=0)
+    differences = [two - one for one, two in pairs]
+    change, half = float(np.mean(differences)), stats.half_width(differences)
+    text = f"{report.percent(before)} → {report.percent(after)} %, {100 * change:+.2f}"
+    if half is None:
+        return f"{text} of the one seed that both have, so no interval"
+    verdict = "within the noise"
+    if abs(change) > half:
+        verdict = "better" if change > 0 else "worse"
+    return f"{text} ± {100 * half:.2f} points (95 % interval, {len(pairs)} paired seeds): {verdict}"
+
+
+def _over_examples(first: Path, second: Path, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """McNemar's test on every split that may be read, head by head."""
+    models_of = [Trained(path) for path in (first, second)]
+    data = batches.load(models_of[0].config.data)
+    splits = {"validation": data.validation}
+    if all("test" in run for run in runs):
+        splits["test"] = data.test
+    lines = []
+    for name, split in splits.items():
+        if split is None:
+            continue
+        images, labels = batches.examples(split, data.recipe)
+        said = [report.mean_probabilities(model.predict(images)) for model in models_of]
+        for head, truth in labels.items():
+            one, two = (p[head].argmax(-1) == truth for p in said)
+            test = stats.mcnemar(one, two)
+            lines.append(
+                f"- {name}, {head}, over {len(truth):,} examples: only the first is right on "
+                f"{test.first}, only the second on {test.second}; McNemar's p = {test.p:.3g}"
+            )
+    return lines

@@ -5,7 +5,7 @@ is drawn, through its object interface: no pyplot, no display, no global state.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from textwrap import fill
@@ -491,3 +491,51 @@ def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -
             ax.set_title(f"{who}: accuracy")
             ax.grid(axis="y")
             ax.legend(loc="lower right")
+
+
+def search(
+    points: Rows,
+    fields: Sequence[str],
+    logs: Collection[str],
+    importances: dict[str, float],
+    path: str | os.PathLike,
+) -> None:
+    """The trials of a search: in order, over each field, and what mattered.
+
+    points: {"trial", "value", "pruned"} and a value by field, each; logs: fields of a logarithmic
+    range; importances: shares by field, empty where they are not known yet. The accuracy axes are
+    logarithmic in the error, as in `curves`.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    panels_of = ["trial", *fields] + (["importance"] if importances else [])
+    columns = min(len(panels_of), 3)
+    lines = -(-len(panels_of) // columns)
+    values = np.asarray([100 * (p["value"] or 0) for p in points])
+    pruned = np.asarray([p["pruned"] for p in points], bool)
+    with page(path, 2.7 * columns, 2.4 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in panels[len(panels_of) :]:
+            ax.axis("off")
+        for ax, field in zip(panels, panels_of, strict=False):
+            ax.set_title(field)
+            if field == "importance":
+                names = sorted(importances, key=lambda name: importances[name])
+                ax.barh(names, [importances[name] for name in names], color=TEAL)
+                continue
+            x: Any = [p[field] for p in points]
+            if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in x):
+                x = [str(v) for v in x]
+            error = np.maximum(100 - values, LEAST_ERROR)
+            for mask, colour in ((pruned, FAINT), (~pruned, BLUE)):
+                chosen = [v for v, keep in zip(x, mask, strict=True) if keep]
+                ax.scatter(chosen, error[mask], 14, color=colour)
+            if field == "trial":
+                ax.plot(x, np.minimum.accumulate(error), color=ORANGE, drawstyle="steps-post")
+            if field in logs and min(x) > 0:
+                ax.set_xscale("log")
+                ax.xaxis.set_minor_formatter(NullFormatter())
+            _log_axis(ax, [np.stack([np.arange(len(error)), error], 1)], lambda y: f"{100 - y:g}")
+            ax.invert_yaxis()
+            ax.grid(axis="y")
+        panels[0].set_ylabel("validation accuracy, %")

@@ -7,7 +7,7 @@ from typing import Any
 from digits_jax.errors import UserError, check_choice
 
 # Fields that say where things are or what happens around a run, not what is trained.
-_OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size")
+_OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size", "search.")
 
 _AT_LEAST_ONE = (
     *("epochs", "batch_size", "eval_batch_size", "population.size"),
@@ -107,7 +107,7 @@ def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [
         (name, before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
-        if name not in _OUTSIDE and before.get(name) != now.get(name)
+        if not name.startswith(_OUTSIDE) and before.get(name) != now.get(name)
     ]
 
 

@@ -93,6 +93,18 @@ class Run:
             for state, members in zip(self.states, self.members, strict=True)
         ]
 
+    def scores(self) -> np.ndarray:
+        """[P] float: the best validation accuracy of each member so far, -inf before the first."""
+        return np.concatenate([np.asarray(state.best.score) for state in self.states])
+
+    def stop(self, member: int) -> None:
+        """That member trains no further, as if stopped early."""
+        i, m = divmod(member, len(self.ids[0]))
+        best = self.states[i].best
+        stopped = jnp.asarray(best.stopped).at[m].set(True)
+        best = dataclasses.replace(best, stopped=stopped)
+        self.states[i] = dataclasses.replace(self.states[i], best=best)
+
     def saved(self) -> PyTree:
         """What a checkpoint holds: the states, and the normaliser that belongs to them."""
         return {"slices": self.states, "normalizer": self.data.normalizer._asdict()}
@@ -154,7 +166,7 @@ def _teacher(config: Any) -> Trained:
     return teacher
 
 
-class _Clock:
+class Clock:
     """Seconds by what they were spent on, carried over a resume; compiling is timed apart."""
 
     def __init__(self) -> None:
@@ -180,7 +192,7 @@ def train(config: Any, workdir: Path) -> None:
 
     Raises UserError if the workdir holds a run of another config or cannot be written.
     """
-    clock = _Clock()
+    clock = Clock()
     settings.check(config)
     asked = config.data.source
     if _prepare(config, workdir):
@@ -200,7 +212,7 @@ def train(config: Any, workdir: Path) -> None:
     _finish(run, workdir, clock)
 
 
-def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: _Clock) -> None:
+def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> None:
     """The epochs that are left."""
     config, done = run.config, 0
     restored = checkpoints.restore(run.saved())
@@ -213,15 +225,16 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: _Clock) -> 
         (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
     with report.EventWriter(workdir, kept) as events:
-        for epoch in range(done + 1, config.epochs + 1):
+        for number in range(done + 1, config.epochs + 1):
             if all(np.all(state.best.stopped) for state in run.states):
                 break
-            rows = _epoch(run, epoch, clock)
+            rows = epoch(run, number, clock)
+            _check(rows)
             report.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
             clock.lap()
-            checkpoints.save(epoch, run.saved(), {"seconds": dict(clock.seconds)})
-            _epoch_line(run, epoch, rows)
+            checkpoints.save(number, run.saved(), {"seconds": dict(clock.seconds)})
+            _epoch_line(run, number, rows)
 
 
 def _prepare(config: Any, workdir: Path) -> bool:
@@ -278,22 +291,22 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     )
 
 
-def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
+def epoch(run: Run, number: int, clock: Clock) -> list[dict[str, Any]]:
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl."""
     config = run.config
     running = [i for i, state in enumerate(run.states) if not np.all(state.best.stopped)]
     images = run.steps_per_epoch * config.batch_size * sum(len(run.ids[i]) for i in running)
     rows = []
-    with EpochBar(f"epoch {epoch:>2}/{config.epochs}", images) as bar:
+    with EpochBar(f"epoch {number:>2}/{config.epochs}", images) as bar:
         for i in running:
             stopped = np.asarray(run.states[i].best.stopped)
             clock.lap()
-            trained = _train_slice(run, i, epoch, clock, bar)
+            trained = _train_slice(run, i, number, clock, bar)
             seconds = clock.lap("train")
-            scores = _evaluate_slice(run, i, epoch)
+            scores = _evaluate_slice(run, i, number)
             rows += [
                 {
-                    **_row(run, epoch, i, m),
+                    **_row(run, number, i, m),
                     **means(trained, m),
                     **{
                         f"{split}_{name}": value
@@ -305,14 +318,18 @@ def _epoch(run: Run, epoch: int, clock: _Clock) -> list[dict[str, Any]]:
                 for m in range(len(run.ids[i]))
                 if not stopped[m]
             ]
+    return rows
+
+
+def _check(rows: list[dict[str, Any]]) -> None:
+    """UserError for a loss that is no number."""
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise UserError(
-                f"the loss of member {row['member']} became {row['loss']} in epoch {epoch} at the "
-                f"learning rate {row['learning_rate']:.3g}; a lower "
+                f"the loss of member {row['member']} became {row['loss']} in epoch {row['epoch']} "
+                f"at the learning rate {row['learning_rate']:.3g}; a lower "
                 "--config.optimizer.learning_rate may help"
             )
-    return rows
 
 
 def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
@@ -329,7 +346,7 @@ def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
     }
 
 
-def _train_slice(run: Run, i: int, epoch: int, clock: _Clock, bar: EpochBar) -> Metrics:
+def _train_slice(run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar) -> Metrics:
     """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
     data, members, size = run.data, run.members[i], len(run.ids[i])
     order = run.order(members, epoch, n=data.train.size)
@@ -384,7 +401,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
     parts = [f"epoch {epoch:>3}/{run.config.epochs}", f"loss {mean('loss'):.4f}"]
     parts.append(f"accuracy {percent(mean('accuracy'))}")
     if "validation_accuracy" in rows[0]:
-        best = np.concatenate([np.asarray(state.best.score) for state in run.states]).mean()
+        best = run.scores().mean()
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
     seconds = sum(row["seconds"] for row in rows)
     images = len(rows) * run.steps_per_epoch * run.config.batch_size
@@ -393,7 +410,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
     console.print("  ".join(parts))
 
 
-def _finish(run: Run, workdir: Path, clock: _Clock) -> None:
+def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     """Evaluates the chosen weights on every split, the test split once, and writes the report."""
     config, data = run.config, run.data
     rows = report.read_rows(workdir / "metrics.jsonl")
