@@ -8,6 +8,8 @@ averaged probabilities.
 """
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from digits_jax.population import Population, Teacher, members_of, slice_size, s
 from digits_jax.types import PyTree
 
 FILE = "model.npz"
+_BROKEN = (zipfile.BadZipFile, zlib.error)
 
 
 class Trained:
@@ -57,15 +60,15 @@ class Trained:
         members = members_of(self.config, range(self.config.population.size))
         like = self.population.chosen(jax.eval_shape(self.population.init, members))
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
             flat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("weights/")}
             tree = traverse_util.unflatten_dict(flat, sep="/")["weights"]
             self.weights: Any = (tree["params"], tree.get("model_state", {}))
             jax.tree.map(_check_shape, like, self.weights)
             self.normalizer = Normalizer(arrays["normalizer/mean"], arrays["normalizer/scale"])
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
-        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        except (OSError, ValueError, KeyError, EOFError, TypeError, *_BROKEN) as error:
             raise UserError(
                 f"{path} is not the model of this run ({error}); "
                 "--config.resume=False trains it again"

@@ -1,0 +1,180 @@
+"""The artefact of a finished run, cross-validation and distillation, end to end."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+from jax.test_util import check_grads
+
+from digits_jax.data import batches
+from digits_jax.errors import UserError
+from digits_jax.losses import distillation
+from digits_jax.population import Population, Teacher, members_of
+from digits_jax.train import train
+from digits_jax.trained import FILE, Trained
+
+
+def tiny(cache, **fields):
+    config = shrink(config_of("two_head:mlp"), cache)
+    config.model.hidden = (8,)
+    config.update(epochs=1, **fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pair(cache, tmp_path_factory):
+    """A population of two."""
+    workdir = tmp_path_factory.mktemp("pair")
+    config = tiny(cache)
+    config.population.size = 2
+    train(config, workdir)
+    return workdir
+
+
+def test_the_artefact_is_the_checkpoint(pair, tmp_path):
+    one = Trained(pair)
+    (tmp_path / "checkpoints").symlink_to(pair / "checkpoints")
+    (tmp_path / "config.json").write_bytes((pair / "config.json").read_bytes())
+    other = Trained(tmp_path)
+    chex.assert_trees_all_equal(one.weights, other.weights)
+    chex.assert_trees_all_equal(one.normalizer, other.normalizer)
+    assert one.epochs == other.epochs
+    images = np.random.default_rng(0).integers(0, 256, (3, 42, 28), np.uint8)
+    for head, log_p in one.predict(images).items():
+        assert log_p.shape == (2, 3, 10)
+        np.testing.assert_array_equal(log_p, other.predict(images)[head])
+
+
+def test_temperatures_belong_to_the_artefact(pair):
+    """One of each member and one of the ensemble, and what they do stands in the summary."""
+    summary = json.loads((pair / "summary.json").read_text())["calibration"]
+    temperature = Trained(pair).temperature
+    assert temperature.shape == (3,)
+    assert summary["temperature"] == pytest.approx(temperature[:2].mean())
+    assert summary["ensemble"]["temperature"] == pytest.approx(temperature[2])
+    assert (pair / "calibration.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "pickle", "missing"])
+def test_a_damaged_artefact(pair, tmp_path, damage):
+    (tmp_path / "config.json").write_bytes((pair / "config.json").read_bytes())
+    with np.load(pair / FILE) as file:
+        arrays = dict(file)
+    name = "weights/params/Dense_0/kernel"
+    match damage:
+        case "shape":
+            arrays[name] = arrays[name][:, 1:]
+        case "pickle":
+            arrays[name] = np.asarray([{"an": "object"}], object)
+        case "missing":
+            del arrays[name]
+    np.savez(tmp_path / FILE, **arrays)
+    if damage == "cut":
+        (tmp_path / FILE).write_bytes((pair / FILE).read_bytes()[:500])
+    with pytest.raises(UserError, match="is not the model of this run"):
+        Trained(tmp_path)
+
+
+def test_cross_validation(cache, tmp_path):
+    """Two folds are two members, each validated on what it left out, and equal to solo runs."""
+    config = tiny(cache)
+    config.data.folds = 2
+    train(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert config.population.size == 2
+    assert [member["seed"] for member in summary["members"]] == [0, 1]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["fold"] for row in rows] == [0, 1]
+    trained, data = Trained(tmp_path), batches.load(config.data)
+    for fold, member in enumerate(summary["members"]):
+        images, labels = batches.examples(data.validation.of(fold), data.recipe)
+        log_p = trained.predict(images)
+        right = [(log_p[h][fold].argmax(-1) == labels[h]).mean() for h in labels]
+        assert member["validation"] == pytest.approx(np.mean(right))
+
+
+def test_folds_and_members_that_do_not_fit(cache, tmp_path):
+    config = tiny(cache)
+    config.data.folds, config.population.size = 2, 3
+    with pytest.raises(UserError, match=r"size=3 is no multiple of config\.data\.folds=2"):
+        train(config, tmp_path)
+    config.data.folds = 1
+    with pytest.raises(UserError, match="at least 2"):
+        train(config, tmp_path)
+
+
+def test_distillation_by_hand(getkey, x64):
+    """T = 2, logits 2 log(1/4, 3/4), targets (1/2, 1/2): 4 KL((1/2, 1/2) || (1/4, 3/4))."""
+    logits = {"digit": 2 * jnp.log(jnp.array([[0.25, 0.75]]))}
+    targets = {"digit": jnp.array([[0.5, 0.5]])}
+    expected = 4 * (0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    np.testing.assert_allclose(distillation(logits, targets, 2.0), [expected])
+    sure = {"digit": jnp.array([[0.0, 1.0]])}
+    np.testing.assert_allclose(distillation(logits, sure, 2.0), [4 * np.log(4 / 3)])
+    same = {"digit": jax.nn.softmax(logits["digit"] / 3)}
+    np.testing.assert_allclose(distillation(logits, same, 3.0), [0], atol=1e-15)
+    random = {"digit": jax.random.normal(getkey(), (3, 5))}
+    soft = {"digit": jax.nn.softmax(jax.random.normal(getkey(), (3, 5)))}
+    check_grads(lambda x: distillation(x, soft, 2.0), (random,), order=1, modes=["rev"])
+
+
+def test_a_teachers_targets(cache, pair):
+    """The mean over its members of their softened probabilities, with its own normaliser."""
+    teacher = Trained(pair)
+    config = tiny(cache)
+    config.distill.temperature = 3.0
+    student = Population(config, teacher.recipe, 1, teacher.population)
+    images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
+    targets = student._targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
+    for head, log_p in teacher.predict(images).items():
+        soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(targets[head], soft.mean(axis=0), rtol=1e-5)
+    doubled = Teacher(
+        [jax.tree.map(lambda x: x[i : i + 1], teacher.weights) for i in range(2)],
+        teacher.normalizer,
+    )
+    slices = student._targets(doubled, jnp.asarray(images / 255, jnp.float32))
+    chex.assert_trees_all_close(slices, targets, rtol=1e-5)
+
+
+def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
+    """With weight 1 the labels do not count; the first step's loss is that of the targets."""
+    config = tiny(cache)
+    config.distill.update(teacher=str(pair), weight=1.0, temperature=2.0)
+    teacher, data = Trained(pair), batches.load(config.data)
+    student = Population(config, data.recipe, 1, teacher.population)
+    members = members_of(config, [0])
+    state, order = student.init(members), student.order(members, 1, n=data.train.size)
+    lies = data.train._replace(labels=9 - data.train.labels)
+    losses = []
+    for split in (data.train, lies):
+        _, totals = student.train(
+            *(state, student.zeros(1), order, 0, split, data.normalizer, members),
+            teacher.teacher(),
+            steps=1,
+        )
+        losses.append(float(totals.loss[0]))
+    assert losses[0] == losses[1]
+    train(config, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["config"]["distill"]["weight"] == 1
+
+
+def test_a_teacher_that_knows_what_the_student_is_validated_on(cache, pair, tmp_path):
+    config = tiny(cache)
+    config.distill.teacher = str(pair)
+    config.data.seed = 1
+    with pytest.raises(UserError, match=r"validates on \(data\.seed differs\)"):
+        train(config, tmp_path)
+    config.data.validation = 0.0
+    train(config, tmp_path)
+    other = shrink(config_of("mnist:mlp10"), cache)
+    other.distill.teacher = str(pair)
+    with pytest.raises(UserError, match="knows two_digit, not mnist"):
+        train(other, tmp_path / "other")
+    other.distill.teacher = str(tmp_path / "nobody")
+    with pytest.raises(UserError, match="holds no run"):
+        train(other, tmp_path / "other")
