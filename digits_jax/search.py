@@ -32,6 +32,7 @@ from digits_jax.population import hyper_of, members_of
 try:
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise UserError(
         f"--mode=search needs {error.name}: pip install -r requirements-search.txt"
@@ -64,8 +65,9 @@ def search(config: Any, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    with _storage_errors(_url(config, workdir)):
-        study = _study(config, workdir, space)
+    url = config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
+    with _storage(url) as storage:
+        study = _study(config, storage, space)
         while trials := _ask(study, config, space):
             _train(study, trials, config, space)
             _report(study, config, workdir, space)
@@ -169,14 +171,16 @@ def _changed(config: Any, values: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _url(config: Any, workdir: Path) -> str:
-    return config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
-
-
 @contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
+def _storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """The storage, closed afterwards; whatever goes wrong with it is a UserError."""
+    sqlite = {"connect_args": {"timeout": _PATIENCE}, "poolclass": NullPool}
+    storage = None
     try:
-        yield
+        storage = optuna.storages.RDBStorage(
+            url, engine_kwargs=sqlite if url.startswith("sqlite") else {}
+        )
+        yield storage
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
@@ -184,13 +188,14 @@ def _storage_errors(url: str) -> Iterator[None]:
             f"the study in {url} cannot be used: {reason}; what it holds is untouched, and the "
             "same command goes on once it can be"
         ) from None
+    finally:
+        if storage:
+            storage.remove_session()
+            storage.engine.dispose()
 
 
-def _study(config: Any, workdir: Path, space: Space) -> optuna.Study:
+def _study(config: Any, storage: optuna.storages.RDBStorage, space: Space) -> optuna.Study:
     """The study, made by whoever comes first, who also says which trials are fixed beforehand."""
-    url = _url(config, workdir)
-    options = {"connect_args": {"timeout": _PATIENCE}} if url.startswith("sqlite") else {}
-    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
     if not config.resume:
         config.resume = True
         if config.name in optuna.get_all_study_names(storage):
@@ -217,7 +222,7 @@ def _study(config: Any, workdir: Path, space: Space) -> optuna.Study:
     differences = settings.differences(study.user_attrs.get("config", {}), asked)
     if differences:
         raise UserError(
-            f"the study '{config.name}' in {url} searches another config "
+            f"the study '{config.name}' in {storage.url} searches another config "
             f"({'; '.join(differences)}); choose another --workdir, or --config.resume=False to "
             "delete that study and start this one"
         )

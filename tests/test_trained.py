@@ -133,10 +133,8 @@ def test_a_teachers_targets(cache, pair):
     for head, log_p in teacher.predict(images).items():
         soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(targets[head], soft.mean(axis=0), rtol=1e-5)
-    doubled = Teacher(
-        [jax.tree.map(lambda x: x[i : i + 1], teacher.weights) for i in range(2)],
-        teacher.normalizer,
-    )
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], teacher.weights) for i in range(2)]
+    doubled = Teacher(parts, teacher.normalizer)
     slices = student._targets(doubled, jnp.asarray(images / 255, jnp.float32))
     chex.assert_trees_all_close(slices, targets, rtol=1e-5)
 

@@ -1,0 +1,284 @@
+"""Searches: what they ask for, what survives, what several processes share."""
+
+import csv
+import gc
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+from ml_collections import ConfigDict
+
+from digits_jax import search as module
+from digits_jax.errors import UserError
+from digits_jax.search import rungs, search, space_of
+
+ROOT = Path(__file__).parent.parent
+RATE = {"optimizer": {"learning_rate": ("log", 1e-4, 1e-1)}}
+
+
+def small(cache, space, **fields):
+    config = shrink(config_of("mnist:mlp10"), cache)
+    config.search.space = ConfigDict(space)
+    config.search.update(**fields)
+    config.epochs = 1
+    return config
+
+
+def table(workdir):
+    with (workdir / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def guessed(monkeypatch):
+    """Instead of training, trials are told a score that is best at a rate of 0.01."""
+    groups = []
+
+    def told(study, group, halving):
+        groups.append([trial.number for trial, _ in group])
+        for trial, config in group:
+            distance = np.log10(config.optimizer.learning_rate) + 2
+            study.tell(trial, 1 - 0.1 * distance**2)
+
+    monkeypatch.setattr(module, "_train_group", told)
+    return groups
+
+
+def test_a_search_end_to_end(cache, tmp_path):
+    """Real training: groups by batch size, members that differ in rate and dropout; retraining."""
+    space = RATE | {"model": {"dropout": ("uniform", 0.0, 0.5)}, "batch_size": ("choice", 32, 48)}
+    config = small(cache, space, trials=5, round=4, retrain=2)
+    search(config, tmp_path)
+    rows = table(tmp_path)
+    assert [row["trial"] for row in rows] == list("01234")
+    default = rows[0]
+    assert float(default["optimizer.learning_rate"]) == config.optimizer.learning_rate
+    assert (default["batch_size"], float(default["model.dropout"])) == ("32", 0.0)
+    assert {row["batch_size"] for row in rows} == {"32", "48"}
+    best = max(rows, key=lambda row: float(row["validation"]))
+    retrained = json.loads((tmp_path / "best" / "summary.json").read_text())
+    assert retrained["config"]["batch_size"] == int(best["batch_size"])
+    assert retrained["config"]["optimizer"]["learning_rate"] == float(
+        best["optimizer.learning_rate"]
+    )
+    assert [member["seed"] for member in retrained["members"]] == [1, 2]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "2 paired seeds" in text
+    assert "McNemar" in text
+    assert (tmp_path / "search.png").exists()
+
+
+def test_a_trial_is_the_run_it_stands_for(cache, tmp_path):
+    """The same rate trained alone reads the same on validation, whatever its neighbours."""
+    from digits_jax.train import train
+
+    config = small(cache, RATE, trials=3, round=3)
+    search(config, tmp_path / "search")
+    row = table(tmp_path / "search")[2]
+    alone = small(cache, RATE)
+    alone.optimizer.learning_rate = float(row["optimizer.learning_rate"])
+    train(alone, tmp_path / "alone")
+    member = json.loads((tmp_path / "alone" / "summary.json").read_text())["members"][0]
+    assert float(row["validation"]) == pytest.approx(member["validation"], abs=1e-6)
+
+
+def test_divergence_is_a_bad_trial_and_halving_drops_the_worse(cache, tmp_path, monkeypatch):
+    """Rates so large that the loss is no number; the others go on."""
+    space = {"optimizer": {"learning_rate": ("choice", 1e30, 1e-3, 1e-2, 1e-4)}}
+    config = small(cache, space, trials=4, round=4, sampler="grid", halving=2)
+    config.epochs = 2
+    search(config, tmp_path)
+    rows = {float(row["optimizer.learning_rate"]): row for row in table(tmp_path)}
+    assert len(rows) == 4
+    assert float(rows[1e30]["validation"]) < 0.5
+    (pruned,) = (row for row in rows.values() if row["state"] == "pruned")
+    assert pruned["epochs"] == "1"
+    assert pruned["optimizer.learning_rate"] == "0.0001"
+
+
+def test_rungs():
+    assert rungs(9, 3) == {1, 3}
+    assert rungs(10, 2) == {1, 2, 5}
+    assert rungs(9, 0) == rungs(1, 3) == set()
+
+
+def test_rounds_and_the_default_first(cache, tmp_path, guessed):
+    search(small(cache, RATE, trials=7, round=3), tmp_path)
+    assert guessed == [[0, 1, 2], [3, 4, 5], [6]]
+    rows = table(tmp_path)
+    assert (
+        float(rows[0]["optimizer.learning_rate"])
+        == config_of("mnist:mlp10").optimizer.learning_rate
+    )
+    assert len({row["optimizer.learning_rate"] for row in rows}) == 7
+
+
+def test_a_search_goes_on_and_can_be_repeated(cache, tmp_path, guessed):
+    """In two parts it is the search in one, and a finished one asks for nothing."""
+    search(small(cache, RATE, trials=6, round=3), tmp_path / "whole")
+    for trials in (3, 6, 6):
+        search(small(cache, RATE, trials=trials, round=3), tmp_path / "parts")
+    assert table(tmp_path / "whole") == table(tmp_path / "parts")
+    assert len(guessed) == 4
+    again = small(cache, RATE, trials=3, round=3)
+    again.resume = False
+    search(again, tmp_path / "parts")
+    assert len(table(tmp_path / "parts")) == 3
+
+
+def test_another_search_in_the_same_study(cache, tmp_path, guessed):
+    search(small(cache, RATE, trials=2), tmp_path)
+    other = small(cache, {"label_smoothing": ("uniform", 0.0, 0.1)}, trials=2)
+    with pytest.raises(UserError, match=r"searches another config .*label_smoothing"):
+        search(other, tmp_path)
+    longer = small(cache, RATE, trials=2)
+    longer.epochs = 3
+    with pytest.raises(UserError, match="epochs: 1 there, 3 now"):
+        search(longer, tmp_path)
+
+
+def test_a_grid_is_every_point(cache, tmp_path, guessed):
+    space = RATE | {"batch_size": ("choice", 32, 64)}
+    search(small(cache, space, trials=8, round=8, sampler="grid"), tmp_path)
+    points = {
+        (row["batch_size"], round(float(row["optimizer.learning_rate"]), 8))
+        for row in table(tmp_path)
+    }
+    rates = (1e-4, 1e-3, 1e-2, 1e-1)
+    assert points == {(size, rate) for size in ("32", "64") for rate in rates}
+
+
+def test_a_default_outside_the_space_is_still_the_first_trial(cache, tmp_path, guessed):
+    space = {"optimizer": {"weight_decay": ("log", 1e-6, 1e-2)}}
+    search(small(cache, space, trials=3), tmp_path)
+    decays = [float(row["optimizer.weight_decay"]) for row in table(tmp_path)]
+    assert decays[0] == config_of("mnist:mlp10").optimizer.weight_decay == 0
+    assert all(1e-6 <= decay <= 1e-2 for decay in decays[1:])
+
+
+SCRIPT = """
+import os, signal, sys, time
+import numpy as np
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from conftest import config_of, shrink
+from ml_collections import ConfigDict
+from digits_jax import search as module
+
+def told(study, group, halving):
+    for trial, config in group:
+        if trial.number == {kill}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        study.tell(trial, 0.5)
+
+module._train_group = told
+config = shrink(config_of("mnist:mlp10"), {cache!r})
+config.search.space = ConfigDict({space!r})
+config.search.update(trials=12, round=2)
+module.search(config, module.Path({workdir!r}))
+"""
+
+
+def start(cache, workdir, kill=-1):
+    code = SCRIPT.format(
+        root=str(ROOT), cache=str(cache), space=RATE, workdir=str(workdir), kill=kill
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
+
+
+def test_two_processes_share_a_study(cache, tmp_path):
+    """Together they make exactly the trials that were asked for, none twice."""
+    processes = [start(cache, tmp_path) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    with module._storage(f"sqlite:///{tmp_path / 'study.db'}") as storage:
+        study = module.optuna.load_study(study_name="mnist-mlp10", storage=storage)
+        trials = study.trials
+    done = [t for t in trials if t.state == module.State.COMPLETE]
+    assert len(done) == 12
+    assert len({t.params["optimizer.learning_rate"] for t in done}) == 12
+    assert sum("default" in t.user_attrs for t in done) == 1
+    assert {t.state for t in trials} <= {module.State.COMPLETE, module.State.FAIL}
+    owners = {tuple(t.user_attrs["owner"]) for t in done}
+    assert len(owners) == 2
+
+
+def test_a_killed_search_goes_on(cache, tmp_path, guessed):
+    """The trials that were under way, the default among them, are asked for again."""
+    assert start(cache, tmp_path, kill=0).wait(timeout=300) < 0
+    config = shrink(config_of("mnist:mlp10"), str(cache))
+    config.search.space = ConfigDict(RATE)
+    config.search.update(trials=12, round=2)
+    search(config, tmp_path)
+    rows = table(tmp_path)
+    assert len(rows) == 12
+    default = config.optimizer.learning_rate
+    assert sum(float(row["optimizer.learning_rate"]) == default for row in rows) == 1
+    assert len({row["optimizer.learning_rate"] for row in rows}) == 12
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "space is empty"),
+        (
+            {"optimizer": {"learning_rat": ("log", 1e-4, 1e-2)}},
+            "did you mean 'optimizer.learning_rate'",
+        ),
+        ({"data": {"seed": ("choice", 0, 1)}}, r"space\.data\.seed: no field that can be searched"),
+        ({"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}}, "lower end 0.01 lies above"),
+        ({"optimizer": {"learning_rate": ("log", 0, 1e-4)}}, "must begin above 0"),
+        ({"optimizer": {"learning_rate": ("logarithmic", 1, 2)}}, "must be like"),
+        ({"optimizer": {"learning_rate": 1e-3}}, "must be like"),
+        ({"optimizer": {"learning_rate": ("log", 1)}}, "takes two numbers"),
+        ({"model": {"dropout": ("uniform", 0.0, 1.5)}}, r"config\.model\.dropout must lie in"),
+        ({"batch_size": ("choice", "many", "few")}, r"config\.search\.space"),
+    ],
+)
+def test_spaces_that_make_no_sense(cache, space, message):
+    with pytest.raises(UserError, match=message):
+        space_of(small(cache, space))
+
+
+def test_an_unknown_sampler(cache, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        search(small(cache, RATE, sampler="randon"), tmp_path)
+
+
+@pytest.fixture
+def unclosed():
+    """SQLAlchemy leaves the connection of an engine that could not be made to the collector."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.mark.usefixtures("unclosed")
+def test_a_damaged_storage(cache, tmp_path):
+    (tmp_path / "study.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(UserError, match=r"study\.db cannot be used: file is not a database"):
+        search(small(cache, RATE), tmp_path)
+    assert (tmp_path / "study.db").read_bytes().startswith(b"no database")
+
+
+@pytest.mark.usefixtures("unclosed")
+def test_a_locked_storage(cache, tmp_path, guessed, monkeypatch):
+    search(small(cache, RATE, trials=2), tmp_path)
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match="database is locked"):
+            search(small(cache, RATE, trials=4), tmp_path)
+    finally:
+        lock.close()
+    search(small(cache, RATE, trials=4), tmp_path)
+    assert len(table(tmp_path)) == 4
