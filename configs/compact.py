@@ -24,7 +24,10 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("p16966", "phase1", "phase2", "phase3", "phase4", "phase5", "phase5-tuned")
+VARIANTS = (
+    *("p16966", "phase1", "phase2", "phase3", "phase4", "phase5", "phase5-tuned"),
+    "p16966-distilled",
+)
 
 P16966 = (
     *("conv3 12", "pool", "conv3 24", "pool", "conv3 24", "conv1 12"),
@@ -51,12 +54,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.update(padding="VALID", bias=False, spatial=True, dropout_start=1.0)
     config.model.update(squeeze=0, residual=False)
     match variant or VARIANTS[0]:
-        case "p16966":
+        case "p16966" | "p16966-distilled":
             config.model.update(norm="before", padding="SAME", bias=True, spatial=False)
             config.batch_size = 64
             optimizer.update(name="adam", learning_rate=1e-2, schedule="one_cycle", ema=0.999)
             optimizer.update(weight_decay=5e-3, decoupled=True)
             config.augment.update(rotate=10.0, shift_x=1.5, shift_y=1.5, shear=8.0, scale=0.1)
+            if variant == "p16966-distilled":
+                config.distill.update(teacher="results/compact", weight=0.9, temperature=4.0)
             return config
         case "phase1":
             config.model.update(layers=PHASES_1_2)

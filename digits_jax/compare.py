@@ -166,8 +166,6 @@ def compare_runs(first: Path, second: Path, workdir: Path | None = None) -> str:
             lines.append(f"- {split}: {_paired(pairs)}")
     if all((path / FILE).exists() for path in (first, second)) and not data[0].get("folds"):
         lines += _over_examples(first, second, runs)
-    else:
-        lines.append("- over examples: not tested, as that takes both models (single splits)")
     if len(lines) == 2:
         raise UserError(
             f"{first} and {second} share no seed and hold no models: nothing to compare"

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax.compare import ablation, compare, reading
+from digits_jax.compare import ablation, compare, compare_runs, reading
 from digits_jax.errors import UserError
 
 
@@ -91,3 +91,38 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(cache, tmp_p
         with pytest.raises(UserError, match=said):
             compare([first, config], tmp_path, "mnist")
     assert not list(tmp_path.iterdir())
+
+
+def finished(folder, members, **data):
+    """The summary of a run whose {seed: (validation, test)} are `members`."""
+    whole = dict.fromkeys(("dataset", "source", "seed", "validation", "folds", "train", "test"), 0)
+    summary = {
+        "config": {"data": whole | data},
+        "members": [{"seed": s, "validation": v, "test": t} for s, (v, t) in members.items()],
+    }
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_paired_seeds_by_hand(tmp_path):
+    """Seeds 1 to 3 are shared: differences 0.01, 0.02, 0.03; 4.3027 * 0.01 / sqrt(3) = 0.0248."""
+    one = finished(tmp_path / "a", dict.fromkeys((0, 1, 2, 3), (0.9, 0.91)))
+    two = finished(tmp_path / "b", {s: (0.90 + s / 100, 0.93) for s in (1, 2, 3, 4)})
+    text = compare_runs(one, two, tmp_path)
+    assert "validation: 90.00 → 92.00 %, +2.00 ± 2.48 points (95 % interval, 3 paired" in text
+    assert "within the noise" in text.splitlines()[2]
+    assert "test: 91.00 → 93.00 %, +2.00 ± 0.00 points (95 % interval, 3 paired seeds): bet" in text
+    assert (tmp_path / "comparison.md").read_text() == text
+    alone = finished(tmp_path / "c", {1: (0.8, None)})
+    assert "one seed that both have" in compare_runs(one, alone)
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    one = finished(tmp_path / "a", {0: (0.9, None)})
+    with pytest.raises(UserError, match=r"differ in data\.seed \(0, 1\)"):
+        compare_runs(one, finished(tmp_path / "b", {0: (0.9, None)}, seed=1))
+    with pytest.raises(UserError, match="holds no finished run"):
+        compare_runs(one, tmp_path)
+    with pytest.raises(UserError, match="share no seed"):
+        compare_runs(one, finished(tmp_path / "c", {5: (0.9, None)}))

@@ -26,14 +26,22 @@ def trained(config, data, members, steps):
     return state, totals
 
 
-@pytest.mark.parametrize("name", ["mnist100", "mnist100:tower"])
+SMALL = {  # every network, as small as it can be made
+    "mnist100": {"features": (2, 3), "hidden": (8,)},
+    "mnist100:tower": {"stem": 2, "features": (3,)},
+    "two_head:mlp": {"hidden": (8,)},
+    "lenet5": {},
+    "compact:phase4": {},
+    "resnet": {"stem": 2, "features": (3,)},
+    "drawn": {"features": (2, 3), "depths": (1, 1), "hidden": (4,)},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
     """float64, 20 steps, augmentation, dropout, BatchNorm and EMA included: equal to 1e-8."""
     config = shrink(config_of(name), cache)
-    if name == "mnist100":
-        config.model.update(features=(2, 3), hidden=(8,))
-    else:
-        config.model.update(stem=2, features=(3,))
+    config.model.update(SMALL[name])
     config.batch_size = 2
     data = batches.load(config.data)
     together, totals = trained(config, data, members_of(config, range(2)), 20)
@@ -43,6 +51,29 @@ def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
         chex.assert_trees_all_close(member, (alone, total), rtol=1e-8, atol=1e-8)
     kernels = [x for x in jax.tree.leaves(together.params) if x.ndim > 2]
     assert not np.allclose(kernels[0][0], kernels[0][1])  # the members do differ
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_members_after_a_step_of_sgd(cache, name):
+    """float32: logits of two members together and alone, equal to 1e-5."""
+    config = shrink(config_of(name), cache)
+    config.model.update(SMALL[name])
+    config.update(batch_size=4, label_smoothing=0.0)
+    config.optimizer.update(name="sgd", learning_rate=1e-2, momentum=0.0, nesterov=False)
+    data = batches.load(config.data)
+    images, _ = batches.examples(data.test, data.recipe)
+    population = Population(config, data.recipe, steps_per_epoch=3)
+    predict = jax.jit(population.predict)
+
+    def log_p(members):
+        state, _ = trained(config, data, members, 1)
+        return predict((state.params, state.model_state), images[:8], data.normalizer)
+
+    together = log_p(members_of(config, range(2)))
+    for i in range(2):
+        alone = log_p(members_of(config, [i]))
+        member = jax.tree.map(lambda x, i=i: x[i : i + 1], together)
+        chex.assert_trees_all_close(member, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_scanned_steps_are_single_steps(cache, x64):
