@@ -28,11 +28,11 @@ from digits_jax.types import Array, Batch, Hyper, Members, Metrics, PyTree, Trai
 _INIT, _ORDER, _STEP = range(3)
 
 
-def slice_size(size: int, backend: str) -> int:
-    """Members per program: one on CPU, where a loop beats vmap (three members by vmap took twice
-    the time of three solo runs), all of them on GPU and TPU.
+def slice_size(size: int, backend: str, devices: int = 1) -> int:
+    """Members per program: one a device on CPU, where a loop beats vmap (three members by vmap took
+    twice the time of three solo runs), on GPU and TPU all that divide evenly over the devices.
     """
-    return 1 if backend == "cpu" else size
+    return min(size, devices) if backend == "cpu" else size - size % devices or size
 
 
 def slices(size: int, width: int) -> list[range]:

@@ -30,6 +30,7 @@ from digits_jax.types import Members, Metrics, PyTree, TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
+_FULL = 0.9  # of a device's memory
 _CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
@@ -56,7 +57,9 @@ class Run:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        self.train = jax.jit(self.programs.train, static_argnames="steps", donate_argnums=(0, 1))
+        self.train = devices.jit_over_members(
+            self.programs.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
+        )
         self.order = jax.jit(self.programs.order, static_argnames="n")
         self.track = jax.jit(self.programs.track, donate_argnums=0)
         self._evaluate = jax.jit(self.programs.evaluate)
@@ -93,6 +96,20 @@ class Run:
             for state, members in zip(self.states, self.members, strict=True)
         ]
 
+    def bytes_needed(self) -> int:
+        """Of a device's memory: what the first slice's program takes, and the other states."""
+        data, members = self.data, self.members[0]
+        order = jax.eval_shape(lambda m: self.programs.order(m, 1, data.train.size), members)
+        totals = self.programs.zeros(len(self.ids[0]))
+        program = self.train.lower(
+            *(self.states[0], totals, order, 0, data.train, data.normalizer, members, self.teacher),
+            steps=self.chunk,
+        ).compile()
+        used = program.memory_analysis()
+        own = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+        others = sum(x.nbytes for x in jax.tree.leaves(self.states[1:]))
+        return own - used.alias_size_in_bytes + others
+
     def scores(self) -> np.ndarray:
         """[P] float: the best validation accuracy of each member so far, -inf before the first."""
         return np.concatenate([np.asarray(state.best.score) for state in self.states])
@@ -111,8 +128,8 @@ class Run:
 
     def take(self, saved: PyTree) -> None:
         """Goes on from what a checkpoint held."""
-        self.states = saved["slices"]
-        normalizer = batches.Normalizer(**saved["normalizer"])
+        self.states = jax.device_get(saved["slices"]) if len(jax.devices()) > 1 else saved["slices"]
+        normalizer = devices.replicate(batches.Normalizer(**saved["normalizer"]))
         self.data = self.data._replace(normalizer=normalizer)
 
 
@@ -120,32 +137,45 @@ def build(config: Any, members: Members | None = None) -> Run:
     """Data on the device, the network, and fresh states, as a checked `config` says.
 
     members: those to train instead of the config's own. Writes the source of the data and the
-    slice's size into `config`, where it left them open.
+    slice's size into `config`, where it left them open: as `slice_size` has it, or as much of that
+    as the device's memory holds.
     """
     backend = devices.start(batches.cache_dir(config.data))
     data = batches.load(config.data)
+    arrays = devices.replicate((data.train, data.validation, data.test, data.normalizer))
+    names = ("train", "validation", "test", "normalizer")
+    data = data._replace(**dict(zip(names, arrays, strict=True)))
     config.data.source = data.source
     members = members or members_of(config, range(config.population.size))
-    size = len(members.seed)
-    config.population.slice = config.population.slice or slice_size(size, backend)
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     master = _teacher(config) if config.distill.teacher else None
     programs = Population(config, data.recipe, steps, master.population if master else None)
-    ids = slices(size, config.population.slice)
-    parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = devices.jit_once(programs.init)
-    states = [init(part) for part in parts]
-    return Run(
-        config,
-        data,
-        ids,
-        parts,
-        states,
-        programs,
-        master.teacher() if master else None,
-        chunk=1 if backend == "cpu" else min(steps, _CHUNK),
-        parameters=models.count_parameters(states[0].params) // len(ids[0]),
-    )
+
+    def sliced(width: int) -> Run:
+        ids = slices(len(members.seed), width)
+        parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
+        states = [init(part) for part in parts]
+        return Run(
+            config,
+            data,
+            ids,
+            parts,
+            states,
+            programs,
+            master.teacher() if master else None,
+            chunk=1 if backend == "cpu" else min(steps, _CHUNK),
+            parameters=models.count_parameters(states[0].params) // len(ids[0]),
+        )
+
+    asked = config.population.slice
+    width = asked or slice_size(len(members.seed), backend, len(jax.devices()))
+    run, room = sliced(width), devices.memory()
+    while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
+        width = -(-width // 2)
+        run = sliced(width)
+    config.population.slice = width
+    return run
 
 
 def _teacher(config: Any) -> Trained:
