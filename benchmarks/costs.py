@@ -90,6 +90,41 @@ def scaling() -> Table:
     return made
 
 
+def population(networks: list[str], rounds: int = 5, images: int = 1_280) -> Table:
+    """Epochs of P members in one run against those of P solo runs, in turn; without evaluation."""
+    made: Table = []
+    for network in networks:
+        for size in (1, 4, 16) if jax.default_backend() == "cpu" else (1, 4, 16, 100):
+            config = ours.config_of(network, images)
+            config.population.size = size
+            together, alone = loop.build(config), []
+            for seed in range(size):
+                config = ours.config_of(network, images)
+                config.seed = seed
+                alone.append(loop.build(config))
+            ratios, clock = [], loop.Clock()
+            for number in range(1, rounds + 2):
+                begun = time.perf_counter()
+                loop.epoch(together, number, clock)
+                middle = time.perf_counter()
+                for run in alone:
+                    loop.epoch(run, number, clock)
+                if number > 1:  # the first compiles
+                    seconds = middle - begun
+                    ratios.append(seconds / (time.perf_counter() - middle))
+            ratio = {"median": np.median(ratios), "from": min(ratios), "to": max(ratios)}
+            made.append(
+                {
+                    "network": network,
+                    "members": size,
+                    "slice": len(together.ids[0]),
+                    "together / alone": {k: round(float(x), 3) for k, x in ratio.items()},
+                    "ms an epoch": round(1e3 * seconds, 1),
+                }
+            )
+    return made
+
+
 def roofline(networks: list[str]) -> Table:
     """A training step against the machine's measured matrix products and copies.
 

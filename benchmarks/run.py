@@ -1,6 +1,6 @@
 """How fast it is, and what it costs, beside PyTorch and plain Flax.
 
-python -m benchmarks.run [--sections=throughput,start,memory,accuracy,scaling,roofline]
+python -m benchmarks.run [--sections=throughput,start,memory,accuracy,scaling,population,roofline]
     [--networks=mnist100,compact] [--rounds=9] [--seconds=0.4] [--compile]
 
 Writes benchmarks/results/<device>.json, a picture beside it and the tables of benchmarks/README.md;
@@ -27,7 +27,8 @@ NETWORKS = (
     *("mnist100:mlp", "mnist100", "compact", "compact:phase2", "compact:phase3", "compact:phase5"),
     *("mnist:mlp10", "mnist:mlp128-tuned", "mnist", "two_head:mlp", "two_head", "lenet5", "resnet"),
 )
-SECTIONS = ("throughput", "start", "memory", "accuracy", "scaling", "roofline")
+SECTIONS = ("throughput", "start", "memory", "accuracy", "scaling", "population", "roofline")
+MODELS = ("mnist:mlp128", "mnist100", "lenet5", "compact", "resnet", "drawn", "mnist100:tower")
 FOLDER = Path(__file__).parent
 
 _SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "What to measure.")
@@ -69,6 +70,8 @@ def _measured(section: str) -> Any:
         return throughput.rows(
             _NETWORKS.value, _ROUNDS.value, _SECONDS.value, compiled=_COMPILE.value
         )
+    if section == "population":
+        return costs.population(list(MODELS))
     if section == "roofline":
         return costs.roofline(_NETWORKS.value)
     return getattr(costs, section)()

@@ -14,6 +14,7 @@ TITLES = {
     "accuracy": "`configs/fast.py`: seconds from before the first jitted call to the last update, "
     "with no compiled programs kept; percent of test images",
     "scaling": "How a training step's cost grows (fastest of a second's)",
+    "population": "An epoch of P members in one run / of P solo runs, side by side",
     "roofline": "Training steps against the machine's measured matrix products and copies",
 }
 _RATIOS = ("ours/torch_eager", "ours/flax")

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+)
 from conftest import config_of, shrink
 import jax
 jax.config.update("jax_enable_x64", True)
