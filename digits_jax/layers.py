@@ -94,7 +94,10 @@ def _backward(
     examples 15. Whole steps are 1.10 (p16966) to 1.69 times (mnist100) as fast on two cores.
     """
     x, kernel = saved
-    (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)
+    if kernel.shape[2] < _MANY and _SOME <= kernel.shape[3] < _MANY:
+        dx = _fold(dy, kernel, pads, x.shape)
+    else:
+        (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)
     size = max(_SLICE, -(-len(x) // _MOST_SLICES))
     gradients = []
     for start in range(0, len(x), size):
@@ -104,8 +107,32 @@ def _backward(
     return dx, sum(gradients)
 
 
+def _fold(dy: Array, kernel: Array, pads: tuple, shape: tuple[int, ...]) -> Array:
+    """The input's gradient between few channels: one product, then sums along columns and rows.
+
+    XLA's general convolution takes 3.1 ms for [64, 10, 10, 16] -> [64, 14, 14, 6] by 5x5, this 0.6:
+    LeNet-5's step takes 0.72 to 0.84 of the time, those of the compact nets 0.88 to 1.0.
+    """
+    batch, height, width, features = dy.shape
+    rows, columns, channels, _ = kernel.shape
+    taps = kernel.transpose(3, 1, 0, 2).reshape(features, -1)
+    parts = jax.lax.optimization_barrier(jnp.dot(dy.reshape(-1, features), taps))
+    parts = parts.reshape(batch, height, width, columns, rows * channels)
+    wide = [
+        jnp.pad(parts[:, :, :, j], ((0, 0), (0, 0), (j, columns - 1 - j), (0, 0)))
+        for j in range(columns)
+    ]
+    parts = jax.lax.optimization_barrier(functools.reduce(jnp.add, wide))
+    parts = parts.reshape(*parts.shape[:3], rows, channels)
+    tall = [
+        jnp.pad(parts[:, :, :, i], ((0, 0), (i, rows - 1 - i), (0, 0), (0, 0))) for i in range(rows)
+    ]
+    (top, _), (left, _) = pads
+    return functools.reduce(jnp.add, tall)[:, top : top + shape[1], left : left + shape[2]]
+
+
 _cpu_convolution.defvjp(_forward, _backward)
-_MANY = 32  # channels
+_MANY, _SOME = 32, 12  # channels
 _SLICE, _MOST_SLICES = 16, 16  # examples; more slices would only take longer to compile
 
 
