@@ -12,7 +12,7 @@ ORDER = (
     *("losses", "metrics", "optim", "step", "population", "devices", "checkpoint"),
     *("stats", "figures", "report", "console", "settings", "trained", "train", "user_images"),
     "evaluate",
-    *("describe", "explain", "compare", "search"),
+    *("describe", "explain", "compare", "study", "search"),
 )
 
 
