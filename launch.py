@@ -52,9 +52,12 @@ def main(argv: list[str]) -> None:
     if _RUNS.value:
         if len(_RUNS.value) != 2:
             raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
+        if _CONFIG.value is not None or _VARIANTS.value:
+            raise UserError("--runs goes without --config and --variants: its runs are finished")
         from digits_jax.compare import compare_runs
 
-        compare_runs(*map(Path, _RUNS.value))
+        first, second = map(Path, _RUNS.value)
+        compare_runs(first, second, Path(_WORKDIR.value) if _WORKDIR.value else None)
         return
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")

@@ -150,13 +150,18 @@ def compare_runs(first: Path, second: Path, workdir: Path | None = None) -> str:
     """
     runs = [_finished(path) for path in (first, second)]
     data = [run["config"]["data"] for run in runs]
-    for field in ("dataset", "source", "seed", "validation", "folds", "train", "test"):
-        values = [d.get(field, 0) for d in data]
+    fields = ["dataset", "source", "test_source", "seed", "validation", "folds", "train", "test"]
+    if "drawn" in (data[0].get("source"), data[0].get("test_source")):
+        fields += ["drawn_train", "drawn_test"]
+    for field in fields:
+        values = [d.get(field) or 0 for d in data]
         if values[0] != values[1]:
             raise UserError(
                 f"{first} and {second} differ in data.{field} ({values[0]}, {values[1]}); what "
                 "they read of other examples cannot be compared"
             )
+    if data[0].get("folds"):
+        raise UserError("folds share their digits: a t-interval over them would be too narrow")
     seeds = [{member["seed"]: member for member in run["members"]} for run in runs]
     shared = sorted(seeds[0].keys() & seeds[1].keys())
     lines = [f"# {second} against {first}", ""]
@@ -164,7 +169,7 @@ def compare_runs(first: Path, second: Path, workdir: Path | None = None) -> str:
         pairs = [[members[seed].get(split) for members in seeds] for seed in shared]
         if pairs and all(x is not None for pair in pairs for x in pair):
             lines.append(f"- {split}: {_paired(pairs)}")
-    if all((path / FILE).exists() for path in (first, second)) and not data[0].get("folds"):
+    if all((path / FILE).exists() for path in (first, second)):
         lines += _over_examples(first, second, runs)
     if len(lines) == 2:
         raise UserError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from digits_jax import devices, report, user_images
+from digits_jax import devices, report, stats, user_images
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
@@ -29,7 +29,8 @@ def open_run(config: Any, workdir: Path) -> Trained:
 def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
     """Writes predictions.csv into `workdir`, of the test set or of the user's `data`.
 
-    With several members the predictions are those of their averaged probabilities. `config` counts
+    With several members the predictions are those of their averaged probabilities; what is written
+    is calibrated by the temperature that fitted the validation split. `config` counts
     as it does in `open_run`.
     """
     trained = open_run(config, workdir)
@@ -40,9 +41,12 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
         test = batches.load(trained.config.data).test
         images, labels = batches.examples(test, trained.recipe)
     log_p = trained.predict(images)
-    averaged = {head: np.log(p) for head, p in report.mean_probabilities(log_p).items()}
+    said = {
+        head: np.log(stats.tempered(values, trained.temperature[-1]))
+        for head, values in report.averaged(log_p).items()
+    }
     path = workdir / "predictions.csv"
-    report.write_predictions(path, averaged, labels, names)
+    report.write_predictions(path, said, labels, names)
     if labels is not None:
         console.print(report.headline(report.test_metrics(labels, log_p)))
     epochs = ", ".join(map(str, trained.epochs))

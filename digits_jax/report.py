@@ -174,6 +174,13 @@ def mean_probabilities(log_probabilities: Heads) -> Heads:
     return means
 
 
+def averaged(log_probabilities: Heads) -> Heads:
+    """{head: [N, C] float64}: the logarithms of `mean_probabilities`, none infinite."""
+    tiny = np.finfo(np.float64).tiny
+    means = mean_probabilities(log_probabilities)
+    return {head: np.log(np.maximum(p, tiny)) for head, p in means.items()}
+
+
 def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
     """The part of summary.json that the test split gives.
 
@@ -219,8 +226,8 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
         ],
     }
     if len(accuracy) > 1:
-        averaged = mean_probabilities(log_probabilities)
-        result["ensemble"] = np.mean([averaged[h].argmax(-1) == labels[h] for h in labels])
+        means = mean_probabilities(log_probabilities)
+        result["ensemble"] = np.mean([means[h].argmax(-1) == labels[h] for h in labels])
     return _plain(result)
 
 
@@ -237,12 +244,7 @@ def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
         fitted.append(stats.fit_temperature({h: log_probabilities[h][m] for h in own}, own))
     if next(iter(labels.values())).ndim == 2:
         return np.asarray([*fitted, np.mean(fitted)])
-    averaged = {head: _log(p) for head, p in mean_probabilities(log_probabilities).items()}
-    return np.asarray([*fitted, stats.fit_temperature(averaged, labels)])
-
-
-def _log(p: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
+    return np.asarray([*fitted, stats.fit_temperature(averaged(log_probabilities), labels)])
 
 
 def _reliability(labels: Heads, p: Heads) -> stats.Reliability:
@@ -280,9 +282,9 @@ def calibration(
         "ece_tempered": after,
     }
     if members > 1:
-        averaged = {head: _log(p) for head, p in mean_probabilities(log_probabilities).items()}
+        together = averaged(log_probabilities)
         one, other = (
-            _reliability(labels, {head: stats.tempered(x, t) for head, x in averaged.items()})
+            _reliability(labels, {head: stats.tempered(x, t) for head, x in together.items()})
             for t in (1.0, temperatures[-1])
         )
         diagrams["ensemble"] = (one, other)
@@ -299,8 +301,10 @@ def headline(tested: dict[str, Any]) -> str:
     members, heads = len(tested["members"]), tested["test"]["heads"]
     text = f"{percent(tested['mean'], tested['std'])} %"
     if members > 1:
-        text += f" over {members} members (95 % interval ± {percent(tested['interval'])}), "
-        text += f"ensemble {percent(tested['ensemble'])} %"
+        text += f" over {members} members"
+        if tested["interval"] is not None:
+            text += f" (95 % interval ± {percent(tested['interval'])})"
+        text += f", ensemble {percent(tested['ensemble'])} %"
     if len(heads) > 1:
         text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
     return text
@@ -387,12 +391,14 @@ def write(
             {head: values.shape[-1] for head, values in log_probabilities.items()},
             workdir / "confusion.png",
         )
-        averaged = mean_probabilities(log_probabilities)
+        means = mean_probabilities(log_probabilities)
         figures.errors(
             images,
-            {head: (labels[head], averaged[head]) for head in averaged},
+            {head: (labels[head], means[head]) for head in means},
             workdir / "errors.png",
         )
+        if summary.get("config", {}).get("data", {}).get("folds"):
+            summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
             summary["calibration"], diagrams = calibration(labels, log_probabilities, temperatures)
             figures.reliability(diagrams, workdir / "calibration.png")

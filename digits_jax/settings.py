@@ -7,16 +7,28 @@ from typing import Any
 from digits_jax.errors import UserError, check_choice
 
 # Fields that say where things are or what happens around a run, not what is trained.
+# What runs of earlier versions did, whose config.json does not know these fields.
+_SINCE = {
+    "bfloat16": False,
+    "data.folds": 0,
+    "distill.teacher": "",
+    "distill.weight": 0.9,
+    "distill.temperature": 4.0,
+}
+
 _OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size", "search.")
 
 _AT_LEAST_ONE = (
     *("epochs", "batch_size", "eval_batch_size", "population.size"),
-    *("data.drawn_train", "data.drawn_test"),
+    *("data.drawn_train", "data.drawn_test", "search.trials", "search.round"),
 )
 _AT_LEAST_ZERO = (
     "seed",
     "data.seed",
     "data.folds",
+    "search.epochs",
+    "search.halving",
+    "search.retrain",
     "data.train",
     "data.test",
     "population.slice",
@@ -76,6 +88,12 @@ def read(workdir: Path) -> dict[str, Any] | None:
         if not isinstance(recorded["data"]["source"], str):
             raise TypeError
         int(recorded["population"]["slice"])
+        for field, value in _SINCE.items():
+            *folders, name = field.split(".")
+            node = recorded
+            for folder in folders:
+                node = node.setdefault(folder, {})
+            node.setdefault(name, value)
         return recorded
     except FileNotFoundError:
         return None

@@ -91,7 +91,7 @@ class Study:
         everything = self._study.get_trials(deepcopy=False)
         queued_again = {trial.user_attrs.get("retry_of") for trial in everything}
         for trial in everything:
-            if trial.state != State.RUNNING or not _dead(trial):
+            if trial.state != State.RUNNING or trial.number in self._held or not _dead(trial):
                 continue
             if trial.number not in queued_again:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
@@ -236,7 +236,7 @@ def _dead(trial: Any) -> bool:
     """Has the process that asked for it ended?"""
     node, pid = trial.user_attrs.get("owner", ("", 0))
     if node == platform.node():
-        return pid == os.getpid() or not _lives(pid)  # this process holds none when it asks
+        return pid == os.getpid() or not _lives(pid)  # an earlier process had this number
     silent = time.time() - trial.user_attrs.get("alive", trial.datetime_start.timestamp())
     return silent > (_SILENCE if node else _PATIENCE)
 

@@ -97,18 +97,32 @@ class Run:
         ]
 
     def bytes_needed(self) -> int:
-        """Of a device's memory: what the first slice's program takes, and the other states."""
-        data, members = self.data, self.members[0]
+        """Of a device's memory: the first slice's larger program, and all states but its own twice,
+        as a checkpoint copies them.
+        """
+        data, members, state = self.data, self.members[0], self.states[0]
         order = jax.eval_shape(lambda m: self.programs.order(m, 1, data.train.size), members)
         totals = self.programs.zeros(len(self.ids[0]))
-        program = self.train.lower(
-            *(self.states[0], totals, order, 0, data.train, data.normalizer, members, self.teacher),
-            steps=self.chunk,
-        ).compile()
-        used = program.memory_analysis()
-        own = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
-        others = sum(x.nbytes for x in jax.tree.leaves(self.states[1:]))
-        return own - used.alias_size_in_bytes + others
+        rows, mask = batches.padded_rows(data.test.rows, self.config.eval_batch_size)[0]
+        programs = (
+            self.train.lower(
+                *(state, totals, order, 0, data.train, data.normalizer, members, self.teacher),
+                steps=self.chunk,
+            ),
+            self._evaluate.lower(current(state), data.test, data.normalizer, rows, mask),
+        )
+        used: list[Any] = [program.compile().memory_analysis() for program in programs]
+        most = max(
+            u.argument_size_in_bytes
+            + u.output_size_in_bytes
+            + u.temp_size_in_bytes
+            - u.alias_size_in_bytes
+            for u in used
+        )
+        own, every = (
+            sum(x.nbytes for x in jax.tree.leaves(states)) for states in (state, self.states)
+        )
+        return most + 2 * every - own
 
     def scores(self) -> np.ndarray:
         """[P] float: the best validation accuracy of each member so far, -inf before the first."""
@@ -148,8 +162,8 @@ def build(config: Any, members: Members | None = None) -> Run:
     config.data.source = data.source
     members = members or members_of(config, range(config.population.size))
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
-    master = _teacher(config) if config.distill.teacher else None
-    programs = Population(config, data.recipe, steps, master.population if master else None)
+    source = _learned_from(config) if config.distill.teacher else None
+    programs = Population(config, data.recipe, steps, source.population if source else None)
     init = devices.jit_once(programs.init)
 
     def sliced(width: int) -> Run:
@@ -163,7 +177,7 @@ def build(config: Any, members: Members | None = None) -> Run:
             parts,
             states,
             programs,
-            master.teacher() if master else None,
+            source.teacher() if source else None,
             chunk=1 if backend == "cpu" else min(steps, _CHUNK),
             parameters=models.count_parameters(states[0].params) // len(ids[0]),
         )
@@ -173,25 +187,29 @@ def build(config: Any, members: Members | None = None) -> Run:
     run, room = sliced(width), devices.memory()
     while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
         width = -(-width // 2)
+        width -= width % len(jax.devices()) if width > len(jax.devices()) else 0
         run = sliced(width)
     config.population.slice = width
     return run
 
 
-def _teacher(config: Any) -> Trained:
-    """The run to learn from; UserError where it cannot teach this one."""
+def _learned_from(config: Any) -> Trained:
+    """The run that teaches; UserError where it cannot teach this one."""
     teacher = Trained(Path(config.distill.teacher))
+    theirs, ours = teacher.config.data, config.data
     where = f"config.distill.teacher={config.distill.teacher}"
-    if teacher.config.data.dataset != config.data.dataset:
-        raise UserError(f"{where} knows {teacher.config.data.dataset}, not {config.data.dataset}")
-    if not config.data.validation:
+    if theirs.dataset != ours.dataset:
+        raise UserError(f"{where} knows {theirs.dataset}, not {ours.dataset}")
+    if not (ours.validation or ours.folds):
         return teacher
-    same = ("source", "seed", "validation", "folds")
-    other = [f for f in same if teacher.config.data[f] != config.data[f]]
-    if other or teacher.config.data.folds:
+    same = ["source", "seed", "validation", "folds"]
+    same += ["drawn_train"] if ours.source == "drawn" else []
+    other = [field for field in same if theirs[field] != ours[field]]
+    if other or ours.folds:  # of folds, its other members know what each one leaves out
         raise UserError(
-            f"{where} was trained on digits that this run validates on (data.{other[0]} differs); "
-            "train both alike, or this one with --config.data.validation=0"
+            f"{where} was trained on digits that this run validates on "
+            f"(data.{(other or ['folds'])[0]}); train both alike, without folds, or this one with "
+            "--config.data.validation=0"
         )
     return teacher
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -52,9 +53,10 @@ class Trained:
             self._restore(workdir)
         width = slice_size(size, jax.default_backend())
         self._slices = [
-            jax.tree.map(lambda x, ids=ids: x[ids.start : ids.stop], self.weights)
+            jax.tree.map(lambda x, ids=ids: jnp.asarray(x[ids.start : ids.stop]), self.weights)
             for ids in slices(size, width)
         ]
+        self._predict = jax.jit(self.population.predict)
 
     def _read(self, path: Path) -> None:
         members = members_of(self.config, range(self.config.population.size))
@@ -66,7 +68,8 @@ class Trained:
             tree = traverse_util.unflatten_dict(flat, sep="/")["weights"]
             self.weights: Any = (tree["params"], tree.get("model_state", {}))
             jax.tree.map(_check_shape, like, self.weights)
-            self.normalizer = Normalizer(arrays["normalizer/mean"], arrays["normalizer/scale"])
+            mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
+            self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
         except (OSError, ValueError, KeyError, EOFError, TypeError, *_BROKEN) as error:
             raise UserError(
@@ -105,13 +108,12 @@ class Trained:
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
-        program = jax.jit(self.population.predict)
         size = self.config.eval_batch_size
         batches_of = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
-            slices_of = [program(w, padded, self.normalizer) for w in self._slices]
+            slices_of = [self._predict(w, padded, self.normalizer) for w in self._slices]
             batches_of.append(jax.tree.map(lambda *x: np.concatenate(x), *slices_of))
         return {
             head: np.concatenate([log_p[head] for log_p in batches_of], axis=1)[:, : len(images)]

@@ -288,3 +288,108 @@ def test_a_locked_storage(cache, tmp_path, guessed, monkeypatch):
         lock.close()
     search(small(cache, RATE, trials=4), tmp_path)
     assert len(table(tmp_path)) == 4
+
+
+def study_of(config, workdir, limit=4, name="study"):
+    space = space_of(config)
+    points = [(module._default(config, space), {"default": True})]
+    how = {"limit": limit, "sampler": "random", "seed": 0, "afresh": False}
+    return studies.opened(studies.database(workdir), name, {}, space, points, **how)
+
+
+def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monkeypatch):
+    """The default comes back as it was, and no trial is queued again twice."""
+    config = small(cache, RATE)
+    with study_of(config, tmp_path) as study:
+        monkeypatch.setattr(study, "_suggest", lambda trial: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            study.ask(1)
+    with study_of(config, tmp_path) as study:
+        (trial,) = study.ask(1)
+        assert study.is_default(trial)
+        assert trial.params == {"optimizer.learning_rate": config.optimizer.learning_rate}
+        assert len(study.ask(9)) == 3  # and no more: the lost one does not count
+        study._held.clear()  # as if another process had them, and died
+        for _ in range(3):
+            study._bury()
+        waiting = study.trials(module.State.WAITING)
+        retried = [t.user_attrs["retry_of"] for t in waiting]
+        assert len(retried) == len(set(retried)) == 4
+
+
+def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
+    """Of another process on this machine, and of a machine that was heard of lately."""
+    with study_of(small(cache, RATE), tmp_path) as study:
+        one, two, three = study.ask(3)
+        one.set_user_attr("owner", [studies.platform.node(), os.getppid()])
+        for trial, age in ((two, 10), (three, 10_000)):
+            trial.set_user_attr("owner", ["elsewhere", 1])
+            trial.set_user_attr("alive", studies.time.time() - age)
+        study._held.clear()
+        study._bury()
+        states = {trial.number: trial.state for trial in study._study.trials}
+        assert states[one.number] == states[two.number] == module.State.RUNNING
+        assert states[three.number] == module.State.FAIL
+        study.report(three, 0.5, 1)  # what its owner says now does no harm
+        study.tell(three, 0.5)
+
+
+def test_signs_of_life(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_BEAT", 0.01)
+    with study_of(small(cache, RATE), tmp_path) as study:
+        (trial,) = study.ask(1)
+        trial.set_user_attr("alive", 0)
+        with study.signs_of_life():
+            for _ in range(500):
+                if study._study.trials[0].user_attrs["alive"] > 0:
+                    break
+                studies.time.sleep(0.01)
+        assert study._study.trials[0].user_attrs["alive"] > 0
+
+
+def test_nothing_left_to_do(cache, tmp_path, guessed, monkeypatch):
+    """All trials are another process's: nothing to report, nothing to retrain."""
+    config = small(cache, RATE, trials=2, round=2, retrain=2)
+    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("there is nothing to train"))
+    monkeypatch.setattr(studies, "_dead", lambda _: False)
+    space = space_of(config)
+    config.data.source = "drawn"
+    points = [(module._default(config, space), {"default": True})]
+    how = {"limit": 2, "sampler": "tpe", "seed": 0, "afresh": False}
+    arguments = (studies.database(tmp_path), config.name, module._asked(config), space, points)
+    with studies.opened(*arguments, **how) as study:
+        assert len(study.ask(2)) == 2
+        search(config, tmp_path)
+    assert not (tmp_path / "trials.csv").exists()
+
+
+def test_what_cannot_be_trained_counts_and_has_no_value(cache, tmp_path, monkeypatch):
+    def impossible(study, group, halving):
+        raise UserError("no memory")
+
+    monkeypatch.setattr(module, "_train_group", impossible)
+    search(small(cache, RATE, trials=3, round=2), tmp_path)
+    assert not (tmp_path / "trials.csv").exists()
+
+
+def test_half_made_studies_are_made_again(cache, tmp_path, guessed):
+    storage = module.optuna.storages.RDBStorage(
+        studies.database(tmp_path), engine_kwargs={"poolclass": NullPool}
+    )
+    module.optuna.create_study(storage=storage, study_name="mnist-mlp10", direction="maximize")
+    search(small(cache, RATE, trials=3), tmp_path)
+    assert len(table(tmp_path)) == 3
+
+
+def test_grids_and_searches_that_do_not_fit(cache, tmp_path):
+    space = RATE | {"batch_size": ("choice", 32, 64, 128)}
+    with pytest.raises(UserError, match="the smallest grid has 6 points"):
+        search(small(cache, space, trials=5, sampler="grid"), tmp_path)
+    folds = small(cache, RATE)
+    folds.data.folds = 2
+    with pytest.raises(UserError, match=r"no data\.folds"):
+        search(folds, tmp_path)
+    with pytest.raises(UserError, match="did you mean 'relu'"):
+        space_of(small(cache, {"model": {"activation": ("choice", "tanh", "rleu", "relu")}}))
+    with pytest.raises(UserError, match=r"search\.round must be at least 1"):
+        search(small(cache, RATE, round=0), tmp_path)

@@ -165,7 +165,7 @@ def test_a_teacher_that_knows_what_the_student_is_validated_on(cache, pair, tmp_
     config = tiny(cache)
     config.distill.teacher = str(pair)
     config.data.seed = 1
-    with pytest.raises(UserError, match=r"validates on \(data\.seed differs\)"):
+    with pytest.raises(UserError, match=r"validates on \(data\.seed\)"):
         train(config, tmp_path)
     config.data.validation = 0.0
     train(config, tmp_path)
