@@ -521,7 +521,8 @@ def search(
             ax.set_title(field)
             if field == "importance":
                 names = sorted(importances, key=lambda name: importances[name])
-                ax.barh(names, [importances[name] for name in names], color=TEAL)
+                short = [name.rpartition(".")[2] for name in names]
+                ax.barh(short, [importances[name] for name in names], color=TEAL)
                 continue
             x: Any = [p[field] for p in points]
             if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in x):
