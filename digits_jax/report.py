@@ -28,7 +28,8 @@ Heads = dict[str, np.ndarray]
 INTRO = """# Results
 
 Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
-examples; gap is train minus validation accuracy. This table is written from the `summary.json`
+examples; ensemble is that of the members' averaged probabilities, and its gain over their mean; gap
+is train minus validation accuracy. This table is written from the `summary.json`
 files by `python -m digits_jax.report results/`.
 
 """
@@ -421,6 +422,14 @@ def _origin(data: dict[str, Any]) -> str:
     return f" ({source}, tested on {test})"
 
 
+def _ensemble(summary: dict[str, Any]) -> str:
+    """'99.70 (+0.21)': and by how much that is better than the mean."""
+    if summary.get("ensemble") is None:
+        return ""
+    gain = 100 * (summary["ensemble"] - summary["mean"])
+    return f"{percent(summary['ensemble'])} ({gain:+.2f})"
+
+
 def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]:
     data, test = summary["data"], summary.get("test") or {}
     train, validation = summary.get("train"), summary.get("validation")
@@ -433,6 +442,7 @@ def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]
         f"{summary['model']['parameters']:,}",
         percent(summary.get("mean"), summary.get("std")),
         str(seeds),
+        _ensemble(summary),
         ", ".join(f"{head} {percent(x)}" for head, x in heads.items()) if len(heads) > 1 else "",
         percent(gap),
         str(summary["epochs"]),
@@ -443,9 +453,9 @@ def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]
 
 def table(summaries: dict[str, dict[str, Any]], folder: str = "") -> str:
     """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
-    header = ["run", "data", "parameters", "test accuracy", "seeds", "heads", "gap", "epochs"]
-    lines = [[*header, "minutes", "device"]]
-    lines.append(["---", "---", "---:", "---:", "---:", "---", "---:", "---:", "---:", "---"])
+    header = ["run", "data", "parameters", "test accuracy", "seeds", "ensemble", "heads", "gap"]
+    lines = [[*header, "epochs", "minutes", "device"]]
+    lines.append([*("---", "---", "---:", "---:", "---:", "---:", "---"), *["---:"] * 3, "---"])
     lines += [_table_row(run, summary, folder) for run, summary in summaries.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -241,7 +241,7 @@ def test_table_and_readme(tmp_path):
     report.write_readme(tmp_path)
     text = (tmp_path / "README.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[2] == "| [a](a/) | mnist (drawn) | 390,164 | – | 1 |  | – | 2 | 1.5 | cpu |"
+    assert lines[2] == "| [a](a/) | mnist (drawn) | 390,164 | – | 1 |  |  | – | 2 | 1.5 | cpu |"
     assert lines[3] == (
         "| [b/two](b/two/) | two_digit | 390,164 | 75.00 ± 11.79 | 2 | upper 66.67, lower 83.33 "
         "| 1.35 | 2 | 1.5 | cpu |"
