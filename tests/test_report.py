@@ -225,12 +225,37 @@ def test_write_without_the_test_split(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "curves.png"}
 
 
+def test_calibration_by_hand():
+    """Members 0.9 and 0.6 sure, both right on one of two: ECE 0.4 and 0.1; sharper by T = 0.5."""
+    labels = {"digit": np.array([0, 1])}
+    log_p = {"digit": log_of([[0.9, 0.1]] * 2, [[0.6, 0.4]] * 2)}
+    figures, diagrams = report.calibration(labels, log_p, np.array([1.0, 0.5, 1.0]))
+    assert figures["ece"] == pytest.approx((0.4 + 0.1) / 2)
+    sharper = 0.36 / (0.36 + 0.16)
+    assert figures["ece_tempered"] == pytest.approx((0.4 + sharper - 0.5) / 2)
+    assert figures["ensemble"]["ece"] == pytest.approx(0.25)
+    assert figures["temperature"] == 0.75
+    assert list(diagrams) == ["members", "ensemble"]
+    assert diagrams["members"][0].examples.sum() == 4
+
+
+def test_temperatures_of_members_and_ensemble():
+    """Where each member has its own labels there is no ensemble to fit: the mean stands for it."""
+    rng = np.random.default_rng(0)
+    log_p = {"digit": np.log(rng.dirichlet(np.ones(3), (2, 50)))}
+    shared = {"digit": rng.integers(0, 3, 50)}
+    one, two, together = report.fit_temperatures(shared, log_p)
+    own = report.fit_temperatures({"digit": np.stack([shared["digit"]] * 2)}, log_p)
+    np.testing.assert_allclose(own, [one, two, (one + two) / 2])
+    assert together != pytest.approx((one + two) / 2)
+
+
 def test_table_and_readme(tmp_path):
     tmp_path /= "results"
     tmp_path.mkdir()
     tested = report.test_metrics(LABELS, LOG_P)
     summaries = {
-        "b/two": summary_of(test=tested["test"], mean=0.75, std=0.117851),
+        "b/two": summary_of(test=tested["test"], mean=0.75, std=0.117851, ensemble=0.7625),
         "a": summary_of(
             members=[{}], validation=None, data={"dataset": "mnist", "source": "drawn"}
         ),
@@ -243,8 +268,8 @@ def test_table_and_readme(tmp_path):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == "| [a](a/) | mnist (drawn) | 390,164 | – | 1 |  |  | – | 2 | 1.5 | cpu |"
     assert lines[3] == (
-        "| [b/two](b/two/) | two_digit | 390,164 | 75.00 ± 11.79 | 2 | upper 66.67, lower 83.33 "
-        "| 1.35 | 2 | 1.5 | cpu |"
+        "| [b/two](b/two/) | two_digit | 390,164 | 75.00 ± 11.79 | 2 | 76.25 (+1.25) "
+        "| upper 66.67, lower 83.33 | 1.35 | 2 | 1.5 | cpu |"
     )
     (tmp_path.parent / "README.md").write_text(f"{report.BEGIN}\n{report.END}\nkept\n")
     (tmp_path / "README.md").write_text(text.replace("# Results", "# Ours") + "after\n")
