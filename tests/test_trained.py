@@ -80,7 +80,7 @@ def test_a_damaged_artefact(pair, tmp_path, damage):
 
 
 def test_cross_validation(cache, tmp_path):
-    """Two folds are two members, each validated on what it left out, and equal to solo runs."""
+    """Two folds are two members, each validated on what it left out."""
     config = tiny(cache)
     config.data.folds = 2
     train(config, tmp_path)
