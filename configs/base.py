@@ -83,7 +83,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     search.trials = 32  # the first is the config as it stands
     search.round = 8  # how many are trained at once
     search.epochs = 0  # of a trial; 0: epochs
-    search.halving = 0  # 3: only the best third goes on, after 1, 3, 9, ... epochs
+    search.halving = 0  # 3: after 1, 3, 9, ... epochs the best third of a program's trials goes on
     search.sampler = "tpe"  # tpe, random, grid
     search.storage = ""  # an Optuna RDB URL; default: study.db in the workdir
     search.retrain = 0  # fresh seeds that the best trial and the default are trained on afterwards

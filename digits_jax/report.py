@@ -248,11 +248,11 @@ def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
     return np.asarray([*fitted, stats.fit_temperature(averaged(log_probabilities), labels)])
 
 
-def _reliability(labels: Heads, p: Heads) -> stats.Reliability:
-    """Over all heads, and members where there are some: p {head: [..., N, C]}."""
-    confidence = [p[head].max(-1).ravel() for head in labels]
-    right = [(p[head].argmax(-1) == labels[head]).ravel() for head in labels]
-    return stats.reliability(np.concatenate(confidence), np.concatenate(right))
+def _sure(labels: Heads, log_p: Heads, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """({head: [N, C]}) -> the largest probabilities of all heads, and whether they were right."""
+    p = {head: stats.tempered(log_p[head], temperature) for head in labels}
+    confidence = np.concatenate([p[head].max(-1) for head in labels])
+    return confidence, np.concatenate([p[head].argmax(-1) == labels[head] for head in labels])
 
 
 def calibration(
@@ -264,36 +264,23 @@ def calibration(
     [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
     them.
     """
-    members = len(temperatures) - 1
-    both: list[list[Heads]] = [[], []]
-    for m, temperature in enumerate(temperatures[:-1]):
-        for part, t in zip(both, (1.0, temperature), strict=True):
-            part.append({h: stats.tempered(log_probabilities[h][m], t) for h in labels})
-    pooled = [{h: np.stack([p[h] for p in part]) for h in labels} for part in both]
-    diagrams = {
-        "members" if members > 1 else "the network": (
-            _reliability(labels, pooled[0]),
-            _reliability(labels, pooled[1]),
-        )
-    }
-    before, after = (np.mean([_reliability(labels, p).error for p in part]) for part in both)
-    figures_of: dict[str, Any] = {
-        "temperature": temperatures[:-1].mean(),
-        "ece": before,
-        "ece_tempered": after,
-    }
+    members, diagrams = len(temperatures) - 1, {}
+    figures_of: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
+    pooled = []
+    for name, scales in (("ece", np.ones(members)), ("ece_tempered", temperatures[:-1])):
+        sure = [
+            _sure(labels, {head: log_probabilities[head][m] for head in labels}, scale)
+            for m, scale in enumerate(scales)
+        ]
+        figures_of[name] = np.mean([stats.reliability(*one).error for one in sure])
+        pooled.append(stats.reliability(*map(np.concatenate, zip(*sure, strict=True))))
+    diagrams["members" if members > 1 else "the network"] = (pooled[0], pooled[1])
     if members > 1:
-        together = averaged(log_probabilities)
-        one, other = (
-            _reliability(labels, {head: stats.tempered(x, t) for head, x in together.items()})
-            for t in (1.0, temperatures[-1])
-        )
+        together, scale = averaged(log_probabilities), temperatures[-1]
+        one, other = (stats.reliability(*_sure(labels, together, t)) for t in (1.0, scale))
         diagrams["ensemble"] = (one, other)
-        figures_of["ensemble"] = {
-            "temperature": temperatures[-1],
-            "ece": one.error,
-            "ece_tempered": other.error,
-        }
+        errors = {"ece": one.error, "ece_tempered": other.error}
+        figures_of["ensemble"] = {"temperature": scale} | errors
     return _plain(figures_of), diagrams
 
 
