@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from digits_jax import figures, models, report, settings, stats
+from digits_jax import devices, figures, models, report, settings, stats
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
@@ -207,6 +208,7 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
 
 def _over_examples(first: Path, second: Path, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """McNemar's test on every split that may be read, head by head."""
+    devices.start(batches.cache_dir(ConfigDict(runs[0]["config"]["data"])))
     models_of = [Trained(path) for path in (first, second)]
     data = batches.load(models_of[0].config.data)
     splits = {"validation": data.validation}

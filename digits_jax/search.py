@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from digits_jax import figures, models, settings
+from digits_jax import devices, figures, models, settings
 from digits_jax import train as loop
 from digits_jax.compare import compare_runs
 from digits_jax.console import DRAWN_NOTICE, console, percent, warn
@@ -58,6 +58,7 @@ def search(config: Any, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    devices.start(batches.cache_dir(config.data))
     auto = config.data.source == "auto"
     config.data.source = batches.load(config.data).source  # the same for every process
     if auto and config.data.source == "drawn":
