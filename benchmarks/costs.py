@@ -90,7 +90,7 @@ def scaling() -> Table:
     return made
 
 
-def population(networks: list[str], rounds: int = 5, images: int = 512) -> Table:
+def population(networks: list[str], rounds: int = 3, images: int = 512) -> Table:
     """Epochs of P members in one run against P epochs of a solo run, in turn; no evaluation."""
     made: Table = []
     for network in networks:
