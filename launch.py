@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from digits_jax.errors import UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval", "describe", "explain", "compare", "search")
+MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search")
 
 _ONLY = (
     *(("data", "eval"), ("ink", "eval"), ("example", "explain")),
@@ -72,6 +72,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.evaluate import evaluate
 
             evaluate(config, workdir, _DATA.value, _INK.value)
+        case "epochs":
+            from digits_jax.evaluate import best_test_epoch
+
+            best_test_epoch(config, workdir)
         case "describe":
             from digits_jax.describe import describe
 

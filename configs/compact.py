@@ -32,6 +32,14 @@ VARIANTS = (
     *("p16966", "phase1", "phase2", "phase3", "phase4", "phase5", "phase5-tuned"),
     "p16966-distilled",
 )
+QUOTED = {
+    "p16966": 99.42,
+    "phase1": 99.07,
+    "phase2": 99.02,
+    "phase3": 99.39,
+    "phase4": 99.37,
+    "phase5": 99.47,
+}
 
 P16966 = (
     *("conv3 12", "pool", "conv3 24", "pool", "conv3 24", "conv1 12"),
@@ -57,7 +65,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.update(name="compact", layers=P16966, activation="relu", norm="after")
     config.model.update(padding="VALID", bias=False, spatial=True, dropout_start=1.0)
     config.model.update(squeeze=0, residual=False)
-    match variant or VARIANTS[0]:
+    variant = variant or VARIANTS[0]
+    if variant in QUOTED:
+        config.quoted = (QUOTED[variant],)
+    match variant:
         case "p16966" | "p16966-distilled":
             config.model.update(norm="before", padding="SAME", bias=True, spatial=False)
             config.batch_size = 64

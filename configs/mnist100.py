@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     optimizer = config.optimizer
     match variant or VARIANTS[0]:
         case "cnn":
+            config.quoted = (97.88,)
             config.model.update(name="cnn", features=(16, 32), hidden=(256,), padding="SAME")
             config.model.dropout = 0.4
             config.epochs = 15
@@ -53,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "label_smoothing": ("uniform", 0.0, 0.1),
             }
         case "mlp":
+            config.quoted = (87.0,)
             config.model.update(name="mlp", hidden=(512, 256), activation="relu")
         case "tower":
             config.model.update(name="tower", stem=16, features=(32, 64), blocks=1)

@@ -1,5 +1,6 @@
-"""What a finished or half-finished run says of its test set, or of a user's own images."""
+"""What a run says of its test set, or of a user's own images; afterwards, what each epoch said."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from digits_jax import devices, report, stats, user_images
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.trained import Trained
+from digits_jax.trained import Trained, epoch_file
 
 
 def open_run(config: Any, workdir: Path) -> Trained:
@@ -51,3 +52,42 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
         console.print(report.headline(report.test_metrics(labels, log_p)))
     epochs = ", ".join(map(str, trained.epochs))
     console.print(f"{len(images):,} images under the weights of epoch {epochs}; {path}")
+
+
+def best_test_epoch(config: Any, workdir: Path) -> None:
+    """Adds `best_test_epoch` to summary.json: what the best epoch on the test split would have had.
+
+    That is how the field often quotes a run; nothing is chosen by it. Reads the epochs that a
+    finished run kept with `config.keep_epochs`; an early one wins a tie. Raises UserError where
+    there are none, or where the run has not reported its test accuracy yet.
+    """
+    trained = open_run(config, workdir)
+    path = workdir / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        honest = summary["mean"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"{workdir}: no test accuracy is reported there yet; its epochs are compared afterwards"
+        ) from None
+    rows = report.read_rows(workdir / "metrics.jsonl")
+    test = batches.load(trained.config.data).test
+    images, labels = batches.examples(test, trained.recipe)
+    best: list[dict[str, Any]] = [{"test": -1.0} for _ in summary["members"]]
+    for epoch in sorted({row["epoch"] for row in rows}):
+        kept = epoch_file(workdir, epoch)
+        if not kept.exists():
+            raise UserError(f"{kept} is missing: train with --config.keep_epochs=True to have it")
+        trained.read(kept)
+        figures = report.test_metrics(labels, trained.predict(images))["members"]
+        for member in (row["member"] for row in rows if row["epoch"] == epoch):
+            if figures[member]["test"] > best[member]["test"]:
+                seed = summary["members"][member]["seed"]
+                best[member] = {"seed": seed, "epoch": epoch, **figures[member]}
+    summary["best_test_epoch"] = flattered = stats.spread([b["test"] for b in best])
+    flattered["members"] = best
+    report.write_json(path, summary)
+    console.print(
+        f"best test epoch {report.percent(flattered['mean'], flattered['std'])} %, honestly "
+        f"{report.percent(honest)} %: flattered by {report.percent(flattered['mean'] - honest)}"
+    )

@@ -213,9 +213,7 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
             {"test": x, "all_heads": every, "heads": dict(zip(heads, each, strict=True))}
             for x, every, *each in zip(accuracy, all_heads, *heads.values(), strict=True)
         ],
-        "mean": accuracy.mean(),
-        "std": accuracy.std(ddof=1) if len(accuracy) > 1 else None,
-        "interval": stats.half_width(accuracy),
+        **stats.spread(accuracy),
         "hardest": [
             {
                 "class": f"{head} {name}" if len(labels) > 1 else name,

@@ -6,17 +6,22 @@ from typing import Any
 
 from digits_jax.errors import UserError, check_choice
 
-# Fields that say where things are or what happens around a run, not what is trained.
 # What runs of earlier versions did, whose config.json does not know these fields.
 _SINCE = {
     "bfloat16": False,
+    "keep_epochs": False,
+    "quoted": [],
     "data.folds": 0,
     "distill.teacher": "",
     "distill.weight": 0.9,
     "distill.temperature": 4.0,
 }
 
-_OUTSIDE = ("resume", "report_test", "data.raw_dir", "data.cache_dir", "eval_batch_size", "search.")
+# Fields that say where things are or what happens around a run, not what is trained.
+_OUTSIDE = (
+    *("resume", "report_test", "keep_epochs", "quoted", "eval_batch_size", "search."),
+    *("data.raw_dir", "data.cache_dir"),
+)
 
 _AT_LEAST_ONE = (
     *("epochs", "batch_size", "eval_batch_size", "population.size"),

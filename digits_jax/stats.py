@@ -4,7 +4,7 @@ NumPy and SciPy on the host. Log-probabilities are [N, C], labels [N] integers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -18,6 +18,15 @@ def half_width(values: Sequence[float] | np.ndarray) -> float | None:
     if n < 2:
         return None
     return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """`mean`, `std` (n-1; None of one) and `interval` (half of the 95 % interval of the mean)."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "interval": half_width(values),
+    }
 
 
 class McNemar(NamedTuple):

@@ -1,6 +1,7 @@
 """The one loop. Only here are programs jitted and files written while a run goes on."""
 
 import dataclasses
+import datetime
 import json
 import math
 import platform
@@ -35,7 +36,7 @@ _CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nea
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
-    *("calibration.png", trained.FILE),
+    *("calibration.png", trained.FILE, trained.EPOCHS),
     *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
@@ -281,8 +282,23 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> N
             report.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
             clock.lap()
+            if config.keep_epochs:
+                _keep(run, workdir, number)
             checkpoints.save(number, run.saved(), {"seconds": dict(clock.seconds)})
             _epoch_line(run, number, rows)
+
+
+def _keep(run: Run, workdir: Path, number: int) -> None:
+    """Writes the weights that this epoch was evaluated with."""
+    size = run.config.population.size
+    trained.write(
+        trained.epoch_file(workdir, number),
+        settings.as_dict(run.config),
+        jax.tree.map(lambda *x: np.concatenate(x), *map(current, run.states)),
+        run.data.normalizer,
+        [number] * size,
+        np.ones(size + 1),
+    )
 
 
 def _prepare(config: Any, workdir: Path) -> bool:
@@ -490,6 +506,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         "command": "python " + shlex.join(sys.argv),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": jax.default_backend(),
         "matmul_precision": devices.matmul_precision(),
         "data": {
@@ -523,7 +540,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     }
     _show_examples(run, workdir)
     trained.write(
-        workdir,
+        workdir / trained.FILE,
         facts["config"],
         jax.tree.map(lambda *x: np.concatenate(x), *map(run.programs.chosen, run.states)),
         data.normalizer,

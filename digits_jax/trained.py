@@ -28,14 +28,15 @@ from digits_jax.population import Population, Teacher, members_of, slice_size, s
 from digits_jax.types import PyTree
 
 FILE = "model.npz"
+EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
 _BROKEN = (zipfile.BadZipFile, zlib.error)
 
 
 class Trained:
     """A workdir's run: the weights that it is judged by, [P, ...] each.
 
-    A finished run's `model.npz`, else its latest checkpoint. Raises UserError where `workdir` holds
-    neither, or nothing that can be read.
+    A finished run's `model.npz`, else its latest checkpoint; `read` takes those of an epoch. Raises
+    UserError where `workdir` holds neither, or nothing that can be read.
     """
 
     def __init__(self, workdir: Path):
@@ -47,18 +48,15 @@ class Trained:
         self.population = Population(config, self.recipe, steps_per_epoch=1)
         size = config.population.size
         self.temperature = np.ones(size + 1)
+        self._predict = jax.jit(self.population.predict)
         if (workdir / FILE).exists():
-            self._read(workdir / FILE)
+            self.read(workdir / FILE)
         else:
             self._restore(workdir)
-        width = slice_size(size, jax.default_backend())
-        self._slices = [
-            jax.tree.map(lambda x, ids=ids: jnp.asarray(x[ids.start : ids.stop]), self.weights)
-            for ids in slices(size, width)
-        ]
-        self._predict = jax.jit(self.population.predict)
+            self._slice()
 
-    def _read(self, path: Path) -> None:
+    def read(self, path: Path) -> None:
+        """Takes the weights of a `model.npz`, or of an `epoch_file`; UserError if it is not one."""
         members = members_of(self.config, range(self.config.population.size))
         like = self.population.chosen(jax.eval_shape(self.population.init, members))
         try:
@@ -76,6 +74,16 @@ class Trained:
                 f"{path} is not the model of this run ({error}); "
                 "--config.resume=False trains it again"
             ) from None
+        self._slice()
+
+    def _slice(self) -> None:
+        """Cuts the weights as they are computed with."""
+        size = self.config.population.size
+        width = slice_size(size, jax.default_backend())
+        self._slices = [
+            jax.tree.map(lambda x, ids=ids: jnp.asarray(x[ids.start : ids.stop]), self.weights)
+            for ids in slices(size, width)
+        ]
 
     def _restore(self, workdir: Path) -> None:
         config = self.config
@@ -126,18 +134,24 @@ def _check_shape(like: Any, array: np.ndarray) -> None:
         raise ValueError(f"an array of shape {array.shape} where {like.shape} belongs")
 
 
+def epoch_file(workdir: Path, epoch: int) -> Path:
+    """Where the weights of an epoch are kept: in the form of `model.npz`."""
+    return workdir / EPOCHS / f"{epoch:04}.npz"
+
+
 def write(
-    workdir: Path,
+    path: Path,
     config: dict[str, Any],
     weights: tuple[PyTree, PyTree],
     normalizer: Normalizer,
     epochs: list[int],
     temperature: np.ndarray,
 ) -> None:
-    """Writes `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
+    """Writes a `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
     tree = {"weights": {"params": weights[0], "model_state": weights[1]}}
     flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
-    part = workdir / f"{FILE}.part"
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         np.savez_compressed(
             file,
@@ -148,4 +162,4 @@ def write(
             **{f"normalizer/{name}": np.asarray(x) for name, x in normalizer._asdict().items()},
             **flat,
         )
-    part.replace(workdir / FILE)
+    part.replace(path)

@@ -12,10 +12,11 @@ from jax.test_util import check_grads
 
 from digits_jax.data import batches
 from digits_jax.errors import UserError
+from digits_jax.evaluate import best_test_epoch
 from digits_jax.losses import distillation
 from digits_jax.population import Population, Teacher, members_of
 from digits_jax.train import train
-from digits_jax.trained import FILE, Trained
+from digits_jax.trained import FILE, Trained, epoch_file
 
 
 def tiny(cache, **fields):
@@ -176,3 +177,44 @@ def test_a_teacher_that_knows_what_the_student_is_validated_on(cache, pair, tmp_
     other.distill.teacher = str(tmp_path / "nobody")
     with pytest.raises(UserError, match="holds no run"):
         train(other, tmp_path / "other")
+
+
+def test_the_best_test_epoch(cache, tmp_path):
+    """Of each member, and the early one of equals; the honest figure stays what it is."""
+    config = tiny(cache)
+    config.update(epochs=3, keep_epochs=True)
+    config.population.size = 2
+    train(config, tmp_path)
+    before = json.loads((tmp_path / "summary.json").read_text())
+    best_test_epoch(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    found = summary.pop("best_test_epoch")
+    assert summary == before
+    run, test = Trained(tmp_path), batches.load(config.data).test
+    chosen = jax.tree.map(np.array, run.weights)
+    images, labels = batches.examples(test, run.recipe)
+    accuracy = []
+    for epoch in (1, 2, 3):
+        run.read(epoch_file(tmp_path, epoch))
+        assert run.epochs == [epoch] * 2
+        for m, member in enumerate(before["members"]):
+            if member["best_epoch"] == epoch:
+                kept = jax.tree.map(lambda x, m=m: x[m], (chosen, run.weights))
+                chex.assert_trees_all_equal(*kept)
+        log_p = run.predict(images)
+        accuracy.append(np.mean([(log_p[h].argmax(-1) == labels[h]).mean(1) for h in labels], 0))
+    best = np.argmax(accuracy, axis=0)
+    assert [m["epoch"] for m in found["members"]] == (best + 1).tolist()
+    assert [m["test"] for m in found["members"]] == pytest.approx(np.max(accuracy, axis=0))
+    assert found["mean"] == pytest.approx(np.max(accuracy, axis=0).mean())
+    epoch_file(tmp_path, 2).unlink()
+    with pytest.raises(UserError, match=r"0002\.npz is missing"):
+        best_test_epoch(config, tmp_path)
+
+
+def test_test_epochs_are_compared_afterwards(cache, tmp_path):
+    config = tiny(cache)
+    config.update(keep_epochs=True, report_test=False)
+    train(config, tmp_path)
+    with pytest.raises(UserError, match="no test accuracy is reported there"):
+        best_test_epoch(config, tmp_path)
