@@ -12,8 +12,9 @@ mlp10-tuned      7,960 parameters   93.34 ± 0.29 %   0.1 min   seeds 0 to 4
 mlp128         101,770 parameters   97.72 ± 0.12 %   0.2 min   seeds 0 to 4
 mlp128-tuned   101,770 parameters   97.67 ± 0.06 %   0.2 min   seeds 0 to 4
 
-The systems' own recipes, 10 epochs of SGD: Nesterov momentum for `cnn`, none for the others;
-`mlp10-tuned` takes batches of 64, `mlp128-tuned` LeakyReLU.
+Ten epochs of SGD as the systems have them: Nesterov momentum for `cnn`, none for the others;
+`mlp10-tuned` takes batches of 64, `mlp128-tuned` LeakyReLU. New in `cnn` and `mlp128-tuned`: a
+cosine schedule and slight distortion (before, 99.23 % of one seed and 97.67 ± 0.06 % of five).
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
         case "cnn":
             config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
             config.model.dropout = 0.5
-            config.optimizer.update(learning_rate=0.01, momentum=0.9)
+            config.optimizer.update(learning_rate=0.01, momentum=0.9, schedule="cosine")
+            config.augment.update(rotate=8.0, shift_x=1.0, shift_y=1.0)
             config.quoted = (99.17,)
         case "mlp10":
             config.quoted = (92.05,)
@@ -48,4 +50,6 @@ def get_config(variant: str = "") -> ConfigDict:
         case "mlp128-tuned":
             config.quoted = (97.70,)
             config.model.update(name="mlp", hidden=(128,), activation="leaky_relu")
+            config.optimizer.schedule = "cosine"
+            config.augment.update(rotate=8.0, shift_x=1.0, shift_y=1.0)
     return config
