@@ -5,7 +5,7 @@ is drawn, through its object interface: no pyplot, no display, no global state.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from textwrap import fill
@@ -101,6 +101,13 @@ def _log_axis(ax: Any, lines: list[np.ndarray], label: Callable[[float], str]) -
     ax.yaxis.set_major_locator(FixedLocator(list(shown)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: label(y)))
+
+
+def _error_axis(ax: Any, errors: np.ndarray) -> None:
+    """An accuracy axis, logarithmic in the error: 99.0 and 99.5 as far apart as 90 and 95."""
+    _log_axis(ax, [np.stack([errors, errors], axis=1)], lambda y: f"{100 - y:g}")
+    ax.invert_yaxis()
+    ax.grid(axis="y")
 
 
 def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
@@ -468,6 +475,92 @@ def attribution(
                 _place(ax, depth, x, y + 0.25, wide, cmap=heat, alpha=depth, vmin=0, vmax=1)
 
 
+def frontier(points: Rows, path: str | os.PathLike) -> None:
+    """Test accuracy over parameters, with the 95 % interval of the mean and the quoted figures.
+
+    points: {"run", "dataset", "parameters", "mean", "half" (or None), "quoted" (a list, by head)},
+    fractions all. The accuracy axis is logarithmic in the error.
+    """
+    colours = {"mnist": BLUE, "mnist100": ORANGE, "two_digit": TEAL}
+    with page(path, 8, 5.2) as figure:
+        ax = figure.subplots()
+        ax.set_xscale("log")
+        errors: list[float] = []
+        taken: list[tuple[float, float]] = []
+        for point in sorted(points, key=lambda p: -p["mean"]):
+            x, error = point["parameters"], max(100 * (1 - point["mean"]), LEAST_ERROR)
+            colour = colours.get(point["dataset"], INK)
+            half = np.asarray([[100 * (point["half"] or 0)]] * 2).clip(max=[[error / 2], [np.inf]])
+            ax.errorbar(x, error, half, fmt="o", color=colour, elinewidth=1, capsize=2)
+            errors += [error, error - half[0, 0]]
+            if point["quoted"]:
+                quoted = max(100 * (1 - float(np.mean(point["quoted"]))), LEAST_ERROR)
+                errors.append(quoted)
+                ax.plot([x, x], [error, quoted], color=colour, lw=0.6, alpha=0.5)
+                ax.plot(x, quoted, "D", markersize=4, markerfacecolor="white", color=colour)
+            spot = (np.log(x) / 0.9, np.log(error) / 0.09)  # in widths of a label and lines
+            while any(abs(spot[0] - a) < 1 and abs(spot[1] - b) < 1 for a, b in taken):
+                spot = (spot[0], spot[1] + 0.25)
+            taken.append(spot)
+            ax.annotate(
+                point["run"],
+                (x, np.exp(spot[1] * 0.09)),
+                (5, 0),
+                textcoords="offset points",
+                fontsize=6,
+                color=colour,
+                va="center",
+            )
+        _error_axis(ax, np.asarray(errors))
+        for dataset, colour in colours.items():
+            ax.plot([], [], "o", color=colour, label=dataset)
+        ax.plot([], [], "D", markerfacecolor="white", color=FAINT, label="quoted")
+        ax.legend(loc="lower center", ncols=4, labelcolor=INK)
+        ax.set_xlim(right=ax.get_xlim()[1] * 1.6)  # room for the last label
+        ax.set_title("Test accuracy, %")
+        ax.set_xlabel("parameters")
+
+
+def learning(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
+    """Validation accuracy by epoch, a panel a run: the members' mean, and from least to greatest.
+
+    The training accuracy beside it, as it was evaluated or, without validation, as trained.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = 4
+    lines = -(-len(runs) // columns)
+    with page(path, 8, 1.6 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in panels[len(runs) :]:
+            ax.axis("off")
+        for ax, (run, rows) in zip(panels, runs.items(), strict=False):
+            drawn = []
+            for prefix, colour in (("train_", BLUE), ("validation_", ORANGE)):
+
+                def error(row: dict[str, Any], key: str = prefix + "accuracy") -> float:
+                    return max(100 * (1 - row[key]), LEAST_ERROR)
+
+                line = _series(rows, error)
+                if line.size:
+                    ax.plot(*line[:, :2].T, color=colour, lw=1.2)
+                    ax.fill_between(line[:, 0], *line[:, 2:].T, color=colour, alpha=0.2, lw=0)
+                    drawn.append(line[:, 1:].ravel())
+            if drawn:
+                _error_axis(ax, np.concatenate(drawn))
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            ax.set_title(run, fontsize=7)
+            ax.tick_params(labelsize=6)
+        figure.supxlabel("epoch", fontsize=7, color=FAINT)
+        figure.suptitle(
+            "Accuracy, %: training (blue) and validation (orange), all seeds",
+            fontsize=9,
+            x=0.02,
+            ha="left",
+            weight="bold",
+        )
+
+
 def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -> None:
     """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
 
@@ -536,7 +629,5 @@ def search(
             if field in logs and min(x) > 0:
                 ax.set_xscale("log")
                 ax.xaxis.set_minor_formatter(NullFormatter())
-            _log_axis(ax, [np.stack([np.arange(len(error)), error], 1)], lambda y: f"{100 - y:g}")
-            ax.invert_yaxis()
-            ax.grid(axis="y")
+            _error_axis(ax, error)
         panels[0].set_ylabel("validation accuracy, %")

@@ -1,9 +1,7 @@
 """What a run leaves for people: summary.json, metrics.jsonl, tables, event files, pictures.
 
 Reads files and arrays, trains nothing. The test split comes as labels {head: [N] integers} and
-log-probabilities {head: [P, N, C] float32} of P members. `python -m digits_jax.report results/`
-rewrites the table of results/README.md, and of the README beside that folder, from the
-summary.json files below it.
+log-probabilities {head: [P, N, C] float32} of P members.
 """
 
 import csv
@@ -11,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,16 +21,6 @@ from digits_jax.errors import UserError
 
 Row = dict[str, Any]
 Heads = dict[str, np.ndarray]
-
-INTRO = """# Results
-
-Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
-examples; ensemble is that of the members' averaged probabilities, and its gain over their mean; gap
-is train minus validation accuracy. This table is written from the `summary.json`
-files by `python -m digits_jax.report results/`.
-
-"""
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
 def _plain(value: Any) -> Any:
@@ -397,86 +384,3 @@ def percent(fraction: float | None, spread: float | None = None) -> str:
     if fraction is None:
         return "–"
     return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
-
-
-def _origin(data: dict[str, Any]) -> str:
-    """' (drawn, tested on mnist)'; nothing where all is MNIST."""
-    source, test = data["source"], data.get("test_source", data["source"])
-    if source == test:
-        return "" if source == "mnist" else f" ({source})"
-    return f" ({source}, tested on {test})"
-
-
-def _ensemble(summary: dict[str, Any]) -> str:
-    """'99.70 (+0.21)': and by how much that is better than the mean."""
-    if summary.get("ensemble") is None:
-        return ""
-    gain = 100 * (summary["ensemble"] - summary["mean"])
-    return f"{percent(summary['ensemble'])} ({gain:+.2f})"
-
-
-def _table_row(run: str, summary: dict[str, Any], folder: str = "") -> list[str]:
-    data, test = summary["data"], summary.get("test") or {}
-    train, validation = summary.get("train"), summary.get("validation")
-    seeds = len(summary["members"])
-    heads = test.get("heads", {})
-    gap = train["accuracy"] - validation["accuracy"] if train and validation else None
-    return [
-        f"[{run}]({folder}{run}/)",
-        data["dataset"] + _origin(data),
-        f"{summary['model']['parameters']:,}",
-        percent(summary.get("mean"), summary.get("std")),
-        str(seeds),
-        _ensemble(summary),
-        ", ".join(f"{head} {percent(x)}" for head, x in heads.items()) if len(heads) > 1 else "",
-        percent(gap),
-        str(summary["epochs"]),
-        f"{summary['seconds']['total'] / 60:.1f}",
-        str(summary["device"]),
-    ]
-
-
-def table(summaries: dict[str, dict[str, Any]], folder: str = "") -> str:
-    """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
-    header = ["run", "data", "parameters", "test accuracy", "seeds", "ensemble", "heads", "gap"]
-    lines = [[*header, "epochs", "minutes", "device"]]
-    lines.append([*("---", "---", "---:", "---:", "---:", "---:", "---"), *["---:"] * 3, "---"])
-    lines += [_table_row(run, summary, folder) for run, summary in summaries.items()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def write_readme(results: str | os.PathLike) -> None:
-    """Rewrites the table in results/README.md from all summary.json below, sorted by path.
-
-    So it does with the README.md beside the folder, where that has the markers of a table. Text
-    outside the markers stays. Raises UserError where there is no summary, or a damaged one.
-    """
-    results = Path(results)
-    paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
-    if not paths:
-        raise UserError(f"{results}: no summary.json in it or below it")
-    summaries = {}
-    for run, path in sorted(paths.items()):
-        try:
-            summaries[run] = json.loads(path.read_text(encoding="utf-8"))
-            _table_row(run, summaries[run])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not the summary of a run ({error!r})") from None
-    for readme, folder in (
-        (results / "README.md", ""),
-        (results.absolute().parent / "README.md", f"{results.absolute().name}/"),
-    ):
-        text = readme.read_text(encoding="utf-8") if readme.exists() else INTRO
-        if BEGIN not in text or END not in text:
-            if folder:
-                continue
-            text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-        before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-        write_text(readme, f"{before}{BEGIN}\n{table(summaries, folder)}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    try:
-        write_readme(sys.argv[1] if len(sys.argv) > 1 else "results")
-    except UserError as error:
-        sys.exit(str(error))

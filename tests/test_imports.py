@@ -10,7 +10,8 @@ ORDER = (
     *("errors", "types", "layers", "models"),
     *("data.mnist", "data.pairs", "data.builders", "data.drawn", "augment", "data.batches"),
     *("losses", "metrics", "optim", "step", "population", "devices", "checkpoint"),
-    *("stats", "figures", "report", "console", "settings", "trained", "train", "user_images"),
+    *("stats", "figures", "report", "results", "console", "settings", "trained", "train"),
+    "user_images",
     "evaluate",
     *("describe", "explain", "compare", "study", "search"),
 )

@@ -1,0 +1,190 @@
+"""All runs side by side: the tables of the READMEs, and two pictures, from what the runs left.
+
+`python -m digits_jax.results [results/]` rewrites them from the summary.json and metrics.jsonl
+files of that folder: nothing here is typed in, and nothing is computed but means.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from digits_jax import figures, report, stats
+from digits_jax.errors import UserError
+
+Summary = dict[str, Any]
+
+INTRO = """# Results
+
+Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
+examples; ± is the standard deviation over the seeds, 95 % the interval of their mean. Quoted is
+what the reproduced system says of itself (LeNet-5's, the MNIST-100 MLP's and ResNet-50's: about).
+The best test epoch is what a run would have to say if the test split had chosen its epoch, as the
+field often lets it, and in brackets by how much that flatters. Ensemble is the accuracy of the
+members' averaged probabilities, gap is train minus validation accuracy, minutes are those of all
+seeds together. `python -m digits_jax.results` writes this table from the summaries, and draws the
+pictures.
+
+![Accuracy and parameters](accuracy.png)
+
+![Learning curves](curves.png)
+
+"""
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+
+
+def _data(summary: Summary) -> str:
+    data = summary["data"]
+    source, test = data["source"], data.get("test_source", data["source"])
+    if source == test:
+        return data["dataset"] + ("" if source == "mnist" else f" ({source})")
+    return f"{data['dataset']} ({source}, tested on {test})"
+
+
+def _tests(summary: Summary) -> list[float]:
+    return [member["test"] for member in summary["members"] if "test" in member]
+
+
+def _quoted(summary: Summary) -> str:
+    return " / ".join(f"{x:.2f}" for x in summary["config"].get("quoted", ()))
+
+
+def _accuracy(summary: Summary) -> str:
+    return report.percent(summary.get("mean"), summary.get("std"))
+
+
+def _interval(summary: Summary) -> str:
+    if summary["config"]["data"].get("folds"):
+        return ""  # folds share digits: Student's t would be too narrow
+    half = stats.half_width(_tests(summary))
+    return "" if half is None else f"± {report.percent(half)}"
+
+
+def _over_mean(summary: Summary, value: float | None) -> str:
+    """'99.70 (+0.21)': and by how much that is more than the mean."""
+    if value is None:
+        return ""
+    return f"{report.percent(value)} ({100 * (value - summary['mean']):+.2f})"
+
+
+def _heads(summary: Summary) -> str:
+    heads = (summary.get("test") or {}).get("heads", {})
+    if len(heads) < 2:
+        return ""
+    return ", ".join(f"{head} {report.percent(x)}" for head, x in heads.items())
+
+
+def _gap(summary: Summary) -> str:
+    train, validation = summary.get("train"), summary.get("validation")
+    if not train or not validation:
+        return report.percent(None)
+    return report.percent(train["accuracy"] - validation["accuracy"])
+
+
+# Name, alignment, content; the README beside the results shows the marked ones.
+_COLUMNS: tuple[tuple[str, str, Callable[[Summary], str], bool], ...] = (
+    ("data", "---", _data, False),
+    ("parameters", "---:", lambda s: f"{s['model']['parameters']:,}", True),
+    ("quoted", "---:", _quoted, True),
+    ("test accuracy", "---:", _accuracy, True),
+    ("95 %", "---:", _interval, True),
+    ("seeds", "---:", lambda s: str(len(s["members"])), True),
+    (
+        *("best test epoch", "---:"),
+        *(lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean")), True),
+    ),
+    ("heads", "---", _heads, True),
+    ("ensemble", "---:", lambda s: _over_mean(s, s.get("ensemble")), True),
+    ("gap", "---:", _gap, False),
+    ("epochs", "---:", lambda s: str(s["epochs"]), False),
+    ("minutes", "---:", lambda s: f"{s['seconds']['total'] / 60:.1f}", False),
+    ("device", "---", lambda s: str(s["device"]), False),
+    ("date", "---", lambda s: s.get("date", ""), False),
+)
+
+
+def table(summaries: dict[str, Summary], folder: str = "", *, whole: bool = True) -> str:
+    """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
+    columns = [column for column in _COLUMNS if whole or column[3]]
+    lines = [
+        ["run", *(name for name, *_ in columns)],
+        ["---", *(align for _, align, *_ in columns)],
+    ]
+    for run, summary in summaries.items():
+        cells = [content(summary) for _, _, content, _ in columns]
+        lines.append([f"[{run}]({folder}{run}/)", *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def read(results: Path) -> dict[str, Summary]:
+    """{run: summary} of all summary.json below, sorted by path; UserError for a damaged one."""
+    paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
+    if not paths:
+        raise UserError(f"{results}: no summary.json in it or below it")
+    summaries = {}
+    for run, path in sorted(paths.items()):
+        try:
+            summaries[run] = json.loads(path.read_text(encoding="utf-8"))
+            table({run: summaries[run]})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not the summary of a run ({error!r})") from None
+    return summaries
+
+
+def reported(summaries: dict[str, Summary]) -> dict[str, Summary]:
+    """Those of the configs, without the runs of searches, which lie deeper."""
+    return {run: summary for run, summary in summaries.items() if "/" not in run}
+
+
+def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
+    """The table of each README: that of the folder, and that beside it, which is shorter."""
+    folder = f"{results.absolute().name}/"
+    return {
+        results / "README.md": table(summaries),
+        results.absolute().parent / "README.md": table(reported(summaries), folder, whole=False),
+    }
+
+
+def write(results: str | os.PathLike) -> None:
+    """Rewrites the tables and the pictures; text outside the markers of a table stays.
+
+    Of the README.md beside the folder only where that has the markers. Raises UserError where there
+    is no summary, or a damaged one.
+    """
+    results = Path(results)
+    summaries = read(results)
+    for readme, rows in tables(results, summaries).items():
+        text = readme.read_text(encoding="utf-8") if readme.exists() else INTRO
+        if BEGIN not in text or END not in text:
+            if readme.parent != results:
+                continue
+            text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+        before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
+        report.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
+    shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
+    if shown:
+        points = [
+            {
+                "run": run,
+                "dataset": summary["data"]["dataset"],
+                "parameters": summary["model"]["parameters"],
+                "mean": summary["mean"],
+                "half": stats.half_width(_tests(summary)),
+                "quoted": [x / 100 for x in summary["config"].get("quoted", ())],
+            }
+            for run, summary in shown.items()
+        ]
+        figures.frontier(points, results / "accuracy.png")
+    curves = {run: report.read_rows(results / run / "metrics.jsonl") for run in shown}
+    curves = {run: rows for run, rows in curves.items() if max(r["epoch"] for r in rows) > 1}
+    if curves:
+        figures.learning(curves, results / "curves.png")
+
+
+if __name__ == "__main__":
+    try:
+        write(sys.argv[1] if len(sys.argv) > 1 else "results")
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,115 @@
+"""The tables say what the summaries say, and so do the docstrings of the configs."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digits_jax import report, results
+from digits_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SUMMARY = {
+    "device": "cpu", "epochs": 2, "data": {"dataset": "two_digit", "source": "mnist"},
+    "model": {"name": "cnn", "parameters": 390164}, "seconds": {"total": 90},
+    "train": {"accuracy": 0.99}, "validation": {"accuracy": 0.9765},
+    "config": {"data": {}}, "members": [{"seed": 0, "best_epoch": 2, "validation": 0.97}],
+}  # fmt: skip
+TWO = SUMMARY | {
+    "config": {"data": {}, "quoted": [98.08, 97.58]},
+    "members": [{"seed": 0, "test": 0.7}, {"seed": 1, "test": 0.8}],
+    "test": {"heads": {"upper": 0.8, "lower": 0.7}},
+    "mean": 0.75, "std": 0.070711, "ensemble": 0.7625, "date": "2026-11-21",
+    "best_test_epoch": {"mean": 0.7531},
+}  # fmt: skip
+ROW = {
+    "epoch": 1, "member": 0, "train_accuracy": 0.6, "validation_accuracy": 0.5,
+}  # fmt: skip
+
+
+def lay(folder, summaries):
+    for run, summary in summaries.items():
+        (folder / run).mkdir(parents=True)
+        report.write_json(folder / run / "summary.json", summary)
+        rows = [ROW | {"epoch": epoch} for epoch in (1, 2)]
+        report.append_rows(folder / run / "metrics.jsonl", rows)
+
+
+def rows_of(text):
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_tables_by_hand(tmp_path):
+    """The interval of two seeds that differ by 10 points: t(0.975, 1) * 7.07 / sqrt(2) = 63.53."""
+    folder = tmp_path / "results"
+    drawn = SUMMARY | {"data": {"dataset": "mnist", "source": "drawn"}, "validation": None}
+    lay(folder, {"b": TWO, "a": drawn, "search/c": SUMMARY})
+    (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\nkept\n")
+    results.write(folder)
+    text = (folder / "README.md").read_text()
+    table = rows_of(text)
+    assert table[2] == (
+        "| [a](a/) | mnist (drawn) | 390,164 |  | – |  | 1 |  |  |  | – | 2 | 1.5 | cpu |  |"
+    )
+    assert table[3] == (
+        "| [b](b/) | two_digit | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 | 2 "
+        "| 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) | 1.35 | 2 | 1.5 | cpu "
+        "| 2026-11-21 |"
+    )
+    assert table[4].startswith("| [search/c](search/c/) |")
+    beside = (tmp_path / "README.md").read_text()
+    assert rows_of(beside)[3:] == [
+        "| [b](results/b/) | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 | 2 "
+        "| 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |"
+    ]
+    assert beside.endswith("kept\n")
+    assert (folder / "accuracy.png").exists()
+    assert (folder / "curves.png").exists()
+    (folder / "README.md").write_text(text.replace("# Results", "# Ours") + "after\n")
+    results.write(folder)
+    results.write(folder)
+    assert (folder / "README.md").read_text() == text.replace("# Results", "# Ours") + "after\n"
+
+
+def test_errors_name_the_file(tmp_path):
+    with pytest.raises(UserError, match="no summary"):
+        results.write(tmp_path)
+    for damaged in ("{", "{}", "[]"):
+        (tmp_path / "summary.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"summary\.json: not the summary of a run"):
+            results.write(tmp_path)
+
+
+def test_the_tables_are_those_of_the_summaries():
+    """`python -m digits_jax.results` was run after the last change."""
+    summaries = results.read(ROOT / "results")
+    for readme, table in results.tables(ROOT / "results", summaries).items():
+        assert table in readme.read_text(encoding="utf-8"), readme
+
+
+@pytest.mark.parametrize("run", sorted(p.parent.name for p in ROOT.glob("results/*/summary.json")))
+def test_docstrings_agree_with_the_summary(run):
+    """A line `variant  N parameters  accuracy %`; without variants, the whole text."""
+    summary = json.loads((ROOT / "results" / run / "summary.json").read_text())
+    name, _, variant = summary["config"]["name"].partition("-")
+    module = importlib.import_module(f"configs.{name}")
+    if len(module.VARIANTS) > 1:
+        variant = variant or module.VARIANTS[0]
+        found = re.search(
+            rf"^{re.escape(variant)} +[\d,]+ parameters.*$", module.__doc__, re.MULTILINE
+        )
+        assert found, f"no line of {variant}"
+        text = found[0]
+    else:
+        text = " ".join(module.__doc__.split())
+    assert f"{summary['model']['parameters']:,} parameters" in text
+    heads = summary["test"]["heads"]
+    if len(heads) > 1:
+        for head in heads:
+            values = [member["heads"][head] for member in summary["members"]]
+            assert f"{head} {report.percent(np.mean(values), np.std(values, ddof=1))} %" in text
+    else:
+        assert f"{report.percent(summary['mean'], summary['std'])} %" in text
