@@ -3,7 +3,7 @@
 python launch.py --config=configs/resnet.py
 
 Test accuracy: 99.57 %, 73,082 parameters, seed 0, chosen on validation (2026-11-21, 15 minutes of
-training on one busy core). Channel attention: --config.model.squeeze=4.
+training on one busy core), in 12 epochs. Channel attention: --config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.quoted = (95.0,)  # "over 95 %", of a ResNet-50
     config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1, squeeze=0)
     config.model.dropout = 0.1
-    config.epochs = 12
+    config.epochs = 18
     config.batch_size = 64
     config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
     config.optimizer.update(schedule="one_cycle", ema=0.999)
