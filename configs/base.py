@@ -22,7 +22,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     config.epochs = 20
     config.batch_size = 256
     config.eval_batch_size = 1000
-    config.engine = "jax"
+    config.engine = "jax"  # jax, numpy: digits_jax/scratch
     config.bfloat16 = False  # train with activations in bfloat16; weights stay in float32
     config.resume = True  # False: start the run over
     config.report_test = True  # read the test split, once, at the end

@@ -76,6 +76,8 @@ class Population:
     teacher are shared. `teaching`: the programs of the run that teaches, if there is one.
     """
 
+    compiled = True  # they are meant to be jitted
+
     def __init__(
         self,
         config: Any,
@@ -106,7 +108,15 @@ class Population:
 
     def init(self, members: Members) -> TrainState:
         """The members' first states."""
-        return jax.vmap(lambda seed: self._init(_key(seed, _INIT)))(members.seed)
+        return jax.vmap(self._init)(self.init_keys(members))
+
+    def init_keys(self, members: Members) -> jax.Array:
+        """[S] keys, of the members' first weights."""
+        return jax.vmap(lambda seed: _key(seed, _INIT))(members.seed)
+
+    def shapes(self, members: Members) -> TrainState:
+        """`init` as `jax.ShapeDtypeStruct`s."""
+        return jax.eval_shape(self.init, members)
 
     def order(self, members: Members, epoch: Array | int, n: int) -> Array:
         """[S, steps * B]: the examples of an epoch of `n`, in each member's own order."""
@@ -156,8 +166,23 @@ class Population:
         member: Members,
         teacher: Teacher | None,
     ) -> tuple[TrainState, Metrics]:
+        batch, key = self.batch(state.step, order, i, split, normalizer, member, teacher)
+        state, new = self._train(state, batch, key, member.hyper)
+        return state, metrics.add(totals, new)
+
+    def batch(
+        self,
+        step: Array,
+        order: Array,
+        i: Array,
+        split: Split,
+        normalizer: Normalizer,
+        member: Members,
+        teacher: Teacher | None = None,
+    ) -> tuple[Batch, jax.Array]:
+        """What one member trains on in step `i` of the epoch, its `step`-th, and dropout's key."""
         batch_size, split = self._config.batch_size, split.of(member.fold)
-        key = jax.random.fold_in(_key(member.seed, _STEP), state.step)
+        key = jax.random.fold_in(_key(member.seed, _STEP), step)
         key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
         if self._config.data.fresh_pairs and self._recipe.digits > 1:
             shape = (batch_size, self._recipe.digits)
@@ -166,8 +191,7 @@ class Population:
             rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
         teach = functools.partial(self._targets, teacher) if teacher else None
         batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config, teach)
-        state, new = self._train(state, batch, key_dropout, member.hyper)
-        return state, metrics.add(totals, new)
+        return batch, key_dropout
 
     def _targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
         """images: [B, H, W] in [0, 1] -> {head: [B, C]}, the teacher's softened probabilities.

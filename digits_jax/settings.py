@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError, check_choice
 
 # What runs of earlier versions did, whose config.json does not know these fields.
@@ -82,7 +83,7 @@ def check(config: Any) -> None:
                 f"config.population.size={config.population.size} is no multiple of "
                 f"config.data.folds={config.data.folds}: member i leaves out fold i % folds"
             )
-    check_choice("config.engine", config.engine, ["jax"])
+    check_choice("config.engine", config.engine, ENGINES)
 
 
 def read(workdir: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from digits_jax.checkpoint import Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
+from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError
 from digits_jax.metrics import add, means
 from digits_jax.population import Population, Teacher, members_of, slice_size, slices
@@ -58,12 +59,15 @@ class Run:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        self.train = devices.jit_over_members(
-            self.programs.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
-        )
+        programs: Any = self.programs
+        self.train, self._evaluate = programs.train, programs.evaluate
+        if self.programs.compiled:
+            self.train = devices.jit_over_members(
+                self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
+            )
+            self._evaluate = jax.jit(self._evaluate)
         self.order = jax.jit(self.programs.order, static_argnames="n")
         self.track = jax.jit(self.programs.track, donate_argnums=0)
-        self._evaluate = jax.jit(self.programs.evaluate)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -164,8 +168,9 @@ def build(config: Any, members: Members | None = None) -> Run:
     members = members or members_of(config, range(config.population.size))
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     source = _learned_from(config) if config.distill.teacher else None
-    programs = Population(config, data.recipe, steps, source.population if source else None)
-    init = devices.jit_once(programs.init)
+    engine = ENGINES[config.engine]
+    programs = engine(config, data.recipe, steps, source.population if source else None)
+    init = devices.jit_once(programs.init) if programs.compiled else programs.init
 
     def sliced(width: int) -> Run:
         ids = slices(len(members.seed), width)
@@ -179,12 +184,13 @@ def build(config: Any, members: Members | None = None) -> Run:
             states,
             programs,
             source.teacher() if source else None,
-            chunk=1 if backend == "cpu" else min(steps, _CHUNK),
+            chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
             parameters=models.count_parameters(states[0].params) // len(ids[0]),
         )
 
     asked = config.population.slice
-    width = asked or slice_size(len(members.seed), backend, len(jax.devices()))
+    width = slice_size(len(members.seed), backend, len(jax.devices()))
+    width = asked or (width if programs.compiled else 1)
     run, room = sliced(width), devices.memory()
     while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
         width = -(-width // 2)

@@ -23,6 +23,7 @@ from digits_jax import settings
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.data.batches import Normalizer
 from digits_jax.data.pairs import RECIPES
+from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError
 from digits_jax.population import Population, Teacher, members_of, slice_size, slices
 from digits_jax.types import PyTree
@@ -58,7 +59,7 @@ class Trained:
     def read(self, path: Path) -> None:
         """Takes the weights of a `model.npz`, or of an `epoch_file`; UserError if it is not one."""
         members = members_of(self.config, range(self.config.population.size))
-        like = self.population.chosen(jax.eval_shape(self.population.init, members))
+        like = self.population.chosen(self.population.shapes(members))
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
@@ -88,11 +89,10 @@ class Trained:
     def _restore(self, workdir: Path) -> None:
         config = self.config
         ids = slices(config.population.size, config.population.slice)
+        engine = ENGINES[config.engine](config, self.recipe, steps_per_epoch=1)
         shape: Any = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
         like = {
-            "slices": [
-                jax.eval_shape(self.population.init, members_of(config, part)) for part in ids
-            ],
+            "slices": [engine.shapes(members_of(config, part)) for part in ids],
             "normalizer": Normalizer(mean=shape, scale=shape)._asdict(),
         }
         with Checkpoints(workdir) as checkpoints:

@@ -1,0 +1,145 @@
+"""The step of the NumPy engine: the signatures of `digits_jax.step`, the arithmetic by hand."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from digits_jax.scratch import layers
+from digits_jax.scratch.network import Network, backward, forward, initialize, predict
+from digits_jax.scratch.optim import Rule, Tree, each
+from digits_jax.types import Best, Metrics, TrainState
+
+_MOMENTUM = 0.9  # of BatchNorm's running statistics
+
+
+def init_state(
+    rng: np.random.Generator,
+    *,
+    model: Network,
+    tx: Rule,
+    image_shape: tuple[int, int],
+    ema: float = 0.0,
+    dtype: Any = np.float32,
+) -> TrainState:
+    """The state before the first step; every weight is drawn from `rng`."""
+    params, model_state = initialize(rng, model, image_shape, dtype)
+    worst, zero = np.asarray(-np.inf, dtype), np.asarray(0, np.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        model_state=model_state,
+        opt_state=tx.init(params),
+        ema=params if ema else None,
+        best=Best(
+            params=params,
+            model_state=model_state,
+            score=worst,
+            epoch=zero,
+            reference=worst,
+            wait=zero,
+            stopped=np.asarray(False),
+        ),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    rng: np.random.Generator,
+    hyper: Any,
+    *,
+    model: Network,
+    tx: Rule,
+    schedule: Callable[[Any], Any],
+    decoupled: bool = False,
+    ema: float = 0.0,
+    masks: Callable[[tuple[int, ...]], np.ndarray | None] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One gradient step. batch.images: [B, H, W]; `rng` feeds dropout alone.
+
+    masks: shape -> the mask of dropout, instead of one that is drawn. Otherwise as
+    `digits_jax.step.train_step`.
+    """
+    if masks is None:
+
+        def masks(shape: tuple[int, ...]) -> np.ndarray | None:
+            return _mask(rng, shape, float(hyper.dropout), batch.images.dtype)
+
+    logits, tape, seen = forward(model, state.params, batch.images, masks)
+    smoothing = float(hyper.label_smoothing)
+    # The loss is the mean over the examples that count, and over the heads.
+    share = batch.mask / (batch.mask.sum() * len(logits))
+    losses, dlogits = np.zeros_like(batch.mask), {}
+    for head, scores in logits.items():
+        loss, saved = layers.softmax_cross_entropy(scores, batch.labels[head], smoothing)
+        (dlogits[head],) = layers.softmax_cross_entropy_backward(share, saved)
+        losses += loss / len(logits)
+    gradients = backward(dlogits, tape)
+
+    decay = each(lambda w: _decay(w, float(hyper.weight_decay)), state.params)
+    if not decoupled:
+        gradients = each(np.add, gradients, decay)
+    direction, opt_state = tx.update(gradients, state.opt_state)
+    if decoupled:
+        direction = each(np.add, direction, decay)
+    rate = float(hyper.learning_rate) * float(schedule(state.step))
+    params = each(lambda w, d: w - rate * d, state.params, direction)
+
+    average = state.ema
+    if ema:
+        t = float(state.step)
+        kept = min(ema, (1 + t) / (10 + t))
+        average = each(lambda a, w: kept * a + (1 - kept) * w, state.ema, params)
+    model_state = each(
+        lambda old, new: _MOMENTUM * old + (1 - _MOMENTUM) * new, state.model_state, seen
+    )
+    state = dataclasses.replace(
+        state,
+        step=np.asarray(state.step + 1, np.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        ema=average,
+    )
+    return state, measure(logits, losses, batch)
+
+
+def _mask(
+    rng: np.random.Generator, shape: tuple[int, ...], rate: float, dtype: Any
+) -> np.ndarray | None:
+    if rate == 0:
+        return None
+    keep = rng.random(shape, np.float32) >= rate
+    return keep * np.asarray(1 / (1 - rate), dtype)
+
+
+def _decay(weights: np.ndarray, strength: float) -> np.ndarray:
+    """The gradient of L2: of weights alone, neither biases nor BatchNorm."""
+    return layers.l2_backward(1.0, (weights, strength if weights.ndim > 1 else 0.0))[0]
+
+
+def measure(logits: Mapping[str, np.ndarray], losses: np.ndarray, batch: Any) -> Metrics:
+    """Sums over the batch. logits: {head: [B, C]}; losses: [B]."""
+    right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
+    every: Any = np.all(list(right.values()), axis=0)
+    return Metrics(
+        loss=(losses * batch.mask).sum(),
+        correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
+        all_heads=(every * batch.mask).sum(),
+        examples=batch.mask.sum(),
+    )
+
+
+def eval_step(
+    params: Tree, model_state: Tree, batch: Any, *, model: Network
+) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """-> (metrics of the batch, {head: [B, C] log-probabilities}), without dropout."""
+    logits = predict(model, params, model_state, batch.images)
+    losses, log_p = np.zeros_like(batch.mask), {}
+    for head, scores in logits.items():
+        loss, saved = layers.softmax_cross_entropy(scores, batch.labels[head])
+        losses += loss / len(logits)
+        log_p[head] = saved[0]
+    return measure(logits, losses, batch), log_p
