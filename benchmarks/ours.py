@@ -51,5 +51,7 @@ def infer(run: loop.Run, images: np.ndarray) -> Step:
     """images: [B, H, W] uint8, always the same."""
     weights = run.programs.chosen(run.states[0])
     normalizer = run.data.normalizer
-    predict = jax.jit(run.programs.predict).lower(weights, images, normalizer).compile()
+    predict: Any = run.programs.predict
+    if run.programs.compiled:
+        predict = jax.jit(predict).lower(weights, images, normalizer).compile()
     return lambda: predict(weights, images, normalizer)

@@ -39,6 +39,8 @@ def write(result: dict[str, Any], readme: Path, picture: Path) -> None:
     if result.get("rows"):
         parts += [f"![ours / PyTorch eager](results/{picture.name})", _table(result["rows"])]
         parts += [_means(result["rows"])]
+        parts += ["**Seconds for an epoch of 60,000 images, computed from the rates above**"]
+        parts += [_table(_epochs(result["rows"]))]
         _draw(result["rows"], picture)
     for section, title in TITLES.items():
         if result.get(section):
@@ -54,6 +56,16 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [header, ["---"] * len(header)]
     lines += [[shown(row.get(name)) for name in header] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the networks that the NumPy engine has."""
+    return [
+        {"network": row["network"]}
+        | {name: round(60_000 / row[name], 2) for name in ("numpy", "ours", "torch_eager")}
+        for row in rows
+        if row["task"] == "train" and row.get("numpy")
+    ]
 
 
 def _means(rows: list[dict[str, Any]]) -> str:

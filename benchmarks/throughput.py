@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks import ours
 from digits_jax import train as loop
 from digits_jax.data import batches
+from digits_jax.scratch.network import NETWORKS
 
 INFER = (1, 256)
-ENGINES = ("ours", "flax", "torch_eager", "torch_compile")
+ENGINES = ("ours", "flax", "torch_eager", "torch_compile", "numpy")
 ROOT = Path(__file__).parent.parent
 
 
@@ -53,8 +54,12 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """A row for each network and task: medians, and the ratios by round."""
     for network in networks:
-        running = {name: Engine(name, network) for name in ENGINES[: 3 + compiled]}
-        batch_size = ours.config_of(network).batch_size
+        config = ours.config_of(network)
+        by_hand = config.model.name in NETWORKS
+        absent = [] if compiled else ["torch_compile"]
+        absent += [] if by_hand else ["numpy"]
+        running = {name: Engine(name, network) for name in ENGINES if name not in absent}
+        batch_size = config.batch_size
         for task, batch in (("train", batch_size), *(("infer", n) for n in INFER)):
             steps = {
                 name: max(int(seconds / engine.ask(task, batch)), 1)
@@ -65,7 +70,7 @@ def rows(
                 for name, engine in running.items():
                     rates[name].append(steps[name] * batch / engine.ask(steps[name]))
             row: dict[str, Any] = {"network": network, "task": task, "batch": batch}
-            for name in ("ours", "torch_eager", "torch_compile", "flax", "numpy"):
+            for name in ENGINES:
                 known = name in rates
                 row[name] = round(float(np.median(rates[name])), 1) if known else None
             for peer in ("torch_eager", "flax"):
@@ -83,7 +88,8 @@ def rows(
 def make(name: str, network: str, task: str, batch: int) -> ours.Step:
     """One more step, or one more batch, of that engine."""
     config = ours.config_of(network)
-    if name == "ours":
+    if name in ("ours", "numpy"):
+        config.engine = "jax" if name == "ours" else "numpy"
         run = loop.build(config)
         if task == "train":
             return ours.train(run)

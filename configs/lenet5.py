@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("plain", "skip")
+VARIANTS = ("plain", "skip", "numpy")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -27,6 +27,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.skip = variant == "skip"
     config.quoted = () if config.model.skip else (88.0,)
     config.epochs = 15
+    if variant == "numpy":
+        config.engine = "numpy"
+        config.epochs = 10
     config.batch_size = 64
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup=1.0)
     return config

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("cnn", "mlp", "tower")
+VARIANTS = ("cnn", "mlp", "tower", "numpy")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -34,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.dataset = "mnist100"
     optimizer = config.optimizer
     match variant or VARIANTS[0]:
-        case "cnn":
+        case "cnn" | "numpy":
+            config.engine = "numpy" if variant == "numpy" else "jax"
             config.quoted = (97.88,)
             config.model.update(name="cnn", features=(16, 32), hidden=(256,), padding="SAME")
             config.model.dropout = 0.4

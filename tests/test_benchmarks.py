@@ -19,7 +19,9 @@ def test_tables_by_hand(tmp_path):
     def row(network, task, batch, *ratios):
         low, median, high = ratios
         ratio = {"median": median, "from": low, "to": high}
-        rates = {"ours": 2000.4, "torch_eager": None}
+        rates = {"ours": 2000.4, "torch_eager": None, "numpy": None}
+        if network == "b":
+            rates |= {"torch_eager": 1000.0, "numpy": 800.0}
         both = {"ours/torch_eager": ratio, "ours/flax": ratio}
         return {"network": network, "task": task, "batch": batch} | rates | both
 
@@ -48,16 +50,22 @@ def test_tables_by_hand(tmp_path):
     assert text.endswith("\nafter\n")
     assert "stale" not in text
     assert "cpu: An Abacus, 2 cores; jax 0.1; 2026-11-21." in text
-    assert "| a | train | 64 | 2,000 | - | 2.00 (1.50 to 2.50) | 2.00 (1.50 to 2.50) |" in text
+    assert "| a | train | 64 | 2,000 | - | - | 2.00 (1.50 to 2.50) | 2.00 (1.50 to 2.50) |" in text
+    assert (
+        "| network | numpy | ours | torch_eager |\n| --- | --- | --- | --- |\n| b | 75.0 |" in text
+    )
+    assert "| b | 75.0 | 29.99 | 60.0 |" in text
     assert "train, ours/torch_eager: 4.00; " in text  # the root of 2 x 8
     assert "infer in batches of 1, ours/torch_eager: 1.00; " in text
     assert "| cold | 4.5 |" in text
     assert imread(picture).shape[1] == 1280
 
 
-def test_steps_go_on_into_the_next_epoch(cache):
+@pytest.mark.parametrize("engine", ["jax", "numpy"])
+def test_steps_go_on_into_the_next_epoch(cache, engine):
     """Three batches an epoch: the fourth step begins the second epoch's order."""
     config = ours.config_of("mnist:mlp10", 96)
+    config.engine = engine
     config.batch_size, config.data.cache_dir = 32, str(cache)
     run = build(config)
     step = ours.train(run)
@@ -65,6 +73,8 @@ def test_steps_go_on_into_the_next_epoch(cache):
         totals = step()
         assert int(run.states[0].step[0]) == count
         np.testing.assert_array_equal(np.asarray(totals.examples), [32.0 * count])
+    predict = ours.infer(run, np.zeros((2, 28, 28), np.uint8))
+    assert predict()["digit"].shape == (1, 2, 10)
 
 
 @needs_torch
