@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from digits_jax.errors import UserError, check_choice, nearest
+from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
 MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search")
@@ -157,6 +157,9 @@ def cli() -> None:
         sys.exit(
             f"error: {where}{error.strerror or error}; the same command goes on from the last epoch"
         )
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(SAVED)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
         sys.exit(130)

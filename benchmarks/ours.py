@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from digits_jax import train as loop
+from digits_jax.step import current
 
 Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
 EXAMPLES = 6_000
@@ -49,7 +50,7 @@ def train(run: loop.Run) -> Step:
 
 def infer(run: loop.Run, images: np.ndarray) -> Step:
     """images: [B, H, W] uint8, always the same."""
-    weights = run.programs.chosen(run.states[0])
+    weights = current(run.states[0])
     normalizer = run.data.normalizer
     predict: Any = run.programs.predict
     if run.programs.compiled:

@@ -17,6 +17,7 @@ from configs import fast, mnist100
 from digits_jax import train as loop
 from digits_jax.data import batches
 from digits_jax.metrics import means
+from digits_jax.step import current
 
 
 def first_step(cache: str, started: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
         step()
     jax.block_until_ready(run.states[0])
     seconds = time.perf_counter() - begun
-    (sums, _), *_ = run.evaluate_chosen(run.data.test)
+    sums, _ = run.evaluate(current(run.states[0]), run.data.test, run.members[0].fold)
     tested = round(100 * means(sums, 0)["accuracy"], 2)
     return {"source": run.data.source, "seconds": round(seconds, 2), "test accuracy": tested}
 

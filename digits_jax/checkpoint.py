@@ -1,6 +1,10 @@
 """Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
 
+import errno
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +16,25 @@ from orbax.checkpoint import checkpoint_managers
 from digits_jax.errors import UserError
 from digits_jax.types import PyTree
 
+FOLDER = "checkpoints"
+
 
 class Checkpoints:
-    """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here."""
+    """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
 
-    def __init__(self, workdir: Path):
-        self._folder = workdir.absolute() / "checkpoints"
+    UserError where one cannot be written, which may come a call later, or at the end.
+    """
+
+    def __init__(self, workdir: Path, folder: str = FOLDER):
+        self._folder = workdir.absolute() / folder
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(2),
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 enable_async_checkpointing=True,
+                # By the wall clock: where that jumps, an hour would be over at once.
+                async_options=ocp.AsyncOptions(timeout_secs=10**9),
             ),
             item_names=("state", "meta"),
         )
@@ -33,18 +44,30 @@ class Checkpoints:
 
         `state` is copied first: the next step donates its buffers while orbax still reads them.
         """
-        for later in self.epochs():
-            if later >= epoch:  # a damaged one, that a resume went back behind
-                self._manager.delete(later)
-        saved = self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._writing():
+            for later in self.epochs():
+                if later >= epoch:  # a damaged one, that a resume went back behind
+                    self._manager.delete(later)
+            saved = self._manager.save(
+                epoch,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
         if not saved:
             raise UserError(f"{self._folder}: orbax declined to save epoch {epoch}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever goes wrong is the disk's fault, more or less: one line about it."""
+        try:
+            yield
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); the same "
+                "command goes on from the one before"
+            ) from None
 
     def epochs(self) -> list[int]:
         """The epochs that are saved, the latest first."""
@@ -66,8 +89,8 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
                     ),
                 )
-            except Exception as error:  # orbax raises whatever its storage layers raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            except Exception as error:
+                reason = _reason(error)
                 logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
             return epoch, items["state"], items["meta"]
@@ -81,7 +104,21 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """Waits for the save under way: whatever ended the run, it is not lost."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+        except UserError:
+            if kind is None:  # else what ended the run is what counts
+                raise
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a line; a full disk by its name, wherever in a long message it stands."""
+    text = str(error).strip()
+    for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(known) in text:
+            return os.strerror(known)
+    return text.splitlines()[0] if text else repr(error)

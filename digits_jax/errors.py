@@ -8,6 +8,13 @@ class UserError(Exception):
     """Something the user can mend. `launch.py` prints its one line and exits with code 1."""
 
 
+SAVED = 75  # the exit code of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved what it had. `launch.py` exits with code `SAVED`."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The tail of an error line about a misspelt `name`: the nearest option, then all of them."""
     options = sorted(options)

@@ -12,11 +12,13 @@ def measure(logits: Mapping[str, Array], losses: Array, batch: Batch) -> Metrics
     """Sums over the batch. logits: {head: [B, C]}; losses: [B]."""
     right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
     all_right = jnp.stack(list(right.values())).all(axis=0)
+    loss = (losses * batch.mask).sum()
     return Metrics(
-        loss=(losses * batch.mask).sum(),
+        loss=loss,
         correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
         all_heads=(all_right * batch.mask).sum(),
         examples=batch.mask.sum(),
+        finite=jnp.isfinite(loss).astype(batch.mask.dtype),
     )
 
 
@@ -26,7 +28,7 @@ def zeros(heads: Iterable[str], shape: tuple[int, ...] = ()) -> Metrics:
     def zero() -> Array:
         return jnp.zeros(shape, jnp.result_type(float))
 
-    return Metrics(zero(), {head: zero() for head in heads}, zero(), zero())
+    return Metrics(zero(), {head: zero() for head in heads}, zero(), zero(), zero())
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:

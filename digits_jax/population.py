@@ -22,7 +22,7 @@ from digits_jax.data.batches import (
     train_batch,
 )
 from digits_jax.data.pairs import Recipe
-from digits_jax.step import current, eval_step, init_state, track_best, train_step
+from digits_jax.step import eval_step, init_state, track_best, train_step
 from digits_jax.types import Array, Batch, Hyper, Members, Metrics, PyTree, TrainState
 
 _INIT, _ORDER, _STEP = range(3)
@@ -247,10 +247,8 @@ class Population:
         return jax.vmap(rule, in_axes=(0, 0, None))(state, score, epoch)
 
     def chosen(self, state: TrainState) -> tuple[PyTree, PyTree]:
-        """The weights a run is judged by: the best on validation, the last without validation."""
-        if self._config.data.validation:
-            return state.best.params, state.best.model_state
-        return current(state)
+        """The weights a run is judged by, as `track` chose them."""
+        return state.best.params, state.best.model_state
 
 
 def _key(seed: Array, stream: int) -> jax.Array:

@@ -23,14 +23,14 @@ Row = dict[str, Any]
 Heads = dict[str, np.ndarray]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON knows it: arrays as numbers and lists, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -46,11 +46,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
-    write_text(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _lines(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -214,7 +214,7 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
     if len(accuracy) > 1:
         means = mean_probabilities(log_probabilities)
         result["ensemble"] = np.mean([means[h].argmax(-1) == labels[h] for h in labels])
-    return _plain(result)
+    return plain(result)
 
 
 def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
@@ -266,7 +266,7 @@ def calibration(
         diagrams["ensemble"] = (one, other)
         errors = {"ece": one.error, "ece_tempered": other.error}
         figures_of["ensemble"] = {"temperature": scale} | errors
-    return _plain(figures_of), diagrams
+    return plain(figures_of), diagrams
 
 
 def headline(tested: dict[str, Any]) -> str:
@@ -375,7 +375,7 @@ def write(
         if temperatures is not None:
             summary["calibration"], diagrams = calibration(labels, log_probabilities, temperatures)
             figures.reliability(diagrams, workdir / "calibration.png")
-    summary = _plain(summary)
+    summary = plain(summary)
     write_json(workdir / "summary.json", summary)
     return summary
 

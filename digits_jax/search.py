@@ -248,9 +248,8 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, Any]], halving: i
         for row in loop.epoch(run, epoch, clock):
             member, trial = row["member"], going[row["member"]]
             study.report(trial, row["validation_accuracy"], epoch)
-            if not math.isfinite(row["loss"]):  # it diverged
-                run.stop(member)
-                study.tell(going.pop(member), state=State.PRUNED)
+        for member in run.diverged.keys() & going.keys():
+            study.tell(going.pop(member), state=State.PRUNED)
         if epoch in rungs(config.epochs, halving):
             scores = run.scores()
             ranked = sorted(going, key=lambda member: -scores[member])

@@ -1,224 +1,45 @@
 """The one loop. Only here are programs jitted and files written while a run goes on."""
 
-import dataclasses
 import datetime
 import json
-import math
+import logging
 import platform
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, figures, models, report, settings, trained
-from digits_jax.checkpoint import Checkpoints
+from digits_jax import devices, figures, report, settings, trained
+from digits_jax.checkpoint import FOLDER, Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
-from digits_jax.data.batches import Dataset, Split
-from digits_jax.engine import ENGINES
-from digits_jax.errors import UserError
-from digits_jax.metrics import add, means
-from digits_jax.population import Population, Teacher, members_of, slice_size, slices
+from digits_jax.errors import Stopped, UserError
+from digits_jax.metrics import means
+from digits_jax.run import Position, Run, build
+from digits_jax.signals import Interrupts
 from digits_jax.step import current
-from digits_jax.trained import Trained
-from digits_jax.types import Members, Metrics, PyTree, TrainState
+from digits_jax.types import Metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
-_FULL = 0.9  # of a device's memory
-_CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
+_PART = "interrupted"  # the folder of an epoch that a signal stopped
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
-    *("checkpoints", "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
+    *(FOLDER, _PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
     *("calibration.png", trained.FILE, trained.EPOCHS),
     *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
-
-
-@dataclasses.dataclass
-class Run:
-    """A run in memory: its data, its compiled programs and the states of its slices."""
-
-    config: Any
-    data: Dataset
-    ids: list[range]
-    members: list[Members]
-    states: list[TrainState]
-    programs: Population
-    teacher: Teacher | None
-    chunk: int
-    parameters: int
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        programs: Any = self.programs
-        self.train, self._evaluate = programs.train, programs.evaluate
-        if self.programs.compiled:
-            self.train = devices.jit_over_members(
-                self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
-            )
-            self._evaluate = jax.jit(self._evaluate)
-        self.order = jax.jit(self.programs.order, static_argnames="n")
-        self.track = jax.jit(self.programs.track, donate_argnums=0)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return batches.steps_per_epoch(self.data.train.size, self.config.batch_size)
-
-    def evaluate(
-        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any
-    ) -> tuple[Metrics, dict[str, np.ndarray]]:
-        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
-
-        With cross-validation, each member's own part of it: `folds` [S].
-        """
-        totals, outputs = self.programs.zeros(len(folds)), []
-        rows_of = batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size)
-        # One program for whatever is evaluated.
-        digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
-        for rows, mask in rows_of:
-            new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
-            totals = add(totals, new)
-            outputs.append(log_p)
-        joined = jax.tree.map(
-            lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
-        )
-        n, heads = split.size, self.data.recipe.heads
-        return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
-
-    def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
-        """`evaluate` for every slice, under the weights that the run is judged by."""
-        return [
-            self.evaluate(self.programs.chosen(state), split, members.fold)
-            for state, members in zip(self.states, self.members, strict=True)
-        ]
-
-    def bytes_needed(self) -> int:
-        """Of a device's memory: the first slice's larger program, and all states but its own twice,
-        as a checkpoint copies them.
-        """
-        data, members, state = self.data, self.members[0], self.states[0]
-        order = jax.eval_shape(lambda m: self.programs.order(m, 1, data.train.size), members)
-        totals = self.programs.zeros(len(self.ids[0]))
-        rows, mask = batches.padded_rows(data.test.rows, self.config.eval_batch_size)[0]
-        programs = (
-            self.train.lower(
-                *(state, totals, order, 0, data.train, data.normalizer, members, self.teacher),
-                steps=self.chunk,
-            ),
-            self._evaluate.lower(current(state), data.test, data.normalizer, rows, mask),
-        )
-        used: list[Any] = [program.compile().memory_analysis() for program in programs]
-        most = max(
-            u.argument_size_in_bytes
-            + u.output_size_in_bytes
-            + u.temp_size_in_bytes
-            - u.alias_size_in_bytes
-            for u in used
-        )
-        own, every = (
-            sum(x.nbytes for x in jax.tree.leaves(states)) for states in (state, self.states)
-        )
-        return most + 2 * every - own
-
-    def scores(self) -> np.ndarray:
-        """[P] float: the best validation accuracy of each member so far, -inf before the first."""
-        return np.concatenate([np.asarray(state.best.score) for state in self.states])
-
-    def stop(self, member: int) -> None:
-        """That member trains no further, as if stopped early."""
-        i, m = divmod(member, len(self.ids[0]))
-        best = self.states[i].best
-        stopped = jnp.asarray(best.stopped).at[m].set(True)
-        best = dataclasses.replace(best, stopped=stopped)
-        self.states[i] = dataclasses.replace(self.states[i], best=best)
-
-    def saved(self) -> PyTree:
-        """What a checkpoint holds: the states, and the normaliser that belongs to them."""
-        return {"slices": self.states, "normalizer": self.data.normalizer._asdict()}
-
-    def take(self, saved: PyTree) -> None:
-        """Goes on from what a checkpoint held."""
-        self.states = jax.device_get(saved["slices"]) if len(jax.devices()) > 1 else saved["slices"]
-        normalizer = devices.replicate(batches.Normalizer(**saved["normalizer"]))
-        self.data = self.data._replace(normalizer=normalizer)
-
-
-def build(config: Any, members: Members | None = None) -> Run:
-    """Data on the device, the network, and fresh states, as a checked `config` says.
-
-    members: those to train instead of the config's own. Writes the source of the data and the
-    slice's size into `config`, where it left them open: as `slice_size` has it, or as much of that
-    as the device's memory holds.
-    """
-    backend = devices.start(batches.cache_dir(config.data))
-    data = batches.load(config.data)
-    arrays = devices.replicate((data.train, data.validation, data.test, data.normalizer))
-    names = ("train", "validation", "test", "normalizer")
-    data = data._replace(**dict(zip(names, arrays, strict=True)))
-    config.data.source = data.source
-    members = members or members_of(config, range(config.population.size))
-    steps = batches.steps_per_epoch(data.train.size, config.batch_size)
-    source = _learned_from(config) if config.distill.teacher else None
-    engine = ENGINES[config.engine]
-    programs = engine(config, data.recipe, steps, source.population if source else None)
-    init = devices.jit_once(programs.init) if programs.compiled else programs.init
-
-    def sliced(width: int) -> Run:
-        ids = slices(len(members.seed), width)
-        parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
-        states = [init(part) for part in parts]
-        return Run(
-            config,
-            data,
-            ids,
-            parts,
-            states,
-            programs,
-            source.teacher() if source else None,
-            chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
-            parameters=models.count_parameters(states[0].params) // len(ids[0]),
-        )
-
-    asked = config.population.slice
-    width = slice_size(len(members.seed), backend, len(jax.devices()))
-    width = asked or (width if programs.compiled else 1)
-    run, room = sliced(width), devices.memory()
-    while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
-        width = -(-width // 2)
-        width -= width % len(jax.devices()) if width > len(jax.devices()) else 0
-        run = sliced(width)
-    config.population.slice = width
-    return run
-
-
-def _learned_from(config: Any) -> Trained:
-    """The run that teaches; UserError where it cannot teach this one."""
-    teacher = Trained(Path(config.distill.teacher))
-    theirs, ours = teacher.config.data, config.data
-    where = f"config.distill.teacher={config.distill.teacher}"
-    if theirs.dataset != ours.dataset:
-        raise UserError(f"{where} knows {theirs.dataset}, not {ours.dataset}")
-    if not (ours.validation or ours.folds):
-        return teacher
-    same = ["source", "seed", "validation", "folds"]
-    same += ["drawn_train"] if ours.source == "drawn" else []
-    other = [field for field in same if theirs[field] != ours[field]]
-    if other or ours.folds:  # of folds, its other members know what each one leaves out
-        raise UserError(
-            f"{where} was trained on digits that this run validates on "
-            f"(data.{(other or ['folds'])[0]}); train both alike, without folds, or this one with "
-            "--config.data.validation=0"
-        )
-    return teacher
 
 
 class Clock:
@@ -245,37 +66,61 @@ class Clock:
 def train(config: Any, workdir: Path) -> None:
     """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
 
-    Raises UserError if the workdir holds a run of another config or cannot be written.
+    Raises UserError if the workdir holds a run of another config, cannot be written, or is another
+    process's, and `Stopped` where SIGTERM or SIGINT ended it and all is saved.
     """
     clock = Clock()
     settings.check(config)
     asked = config.data.source
-    if _prepare(config, workdir):
-        console.print(
-            f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
-            "--config.resume=False starts it over, --mode=eval evaluates it again."
-        )
-        return
-    run = build(config)
-    if not config.resume:
-        _clear(workdir)
-    report.write_json(workdir / "config.json", settings.as_dict(config))
-    _introduce(run, workdir, asked)
+    with _ours(workdir):
+        if _prepare(config, workdir):
+            console.print(
+                f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
+                "--config.resume=False starts it over, --mode=eval evaluates it again."
+            )
+            return
+        with Interrupts() as interrupts:
+            run = build(config)
+            if not config.resume:
+                _clear(workdir)
+            report.write_json(workdir / "config.json", settings.as_dict(config))
+            _introduce(run, workdir, asked)
+            with Checkpoints(workdir) as checkpoints:
+                _train(run, workdir, checkpoints, clock, interrupts)
+        _finish(run, workdir, clock)
 
-    with Checkpoints(workdir) as checkpoints:
-        _train(run, workdir, checkpoints, clock)
-    _finish(run, workdir, clock)
+
+@contextmanager
+def _ours(workdir: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it, as long as this one lives."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    lock = filelock.FileLock(workdir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process is training in {workdir}; wait for it, or choose another --workdir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> None:
+def _train(
+    run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock, interrupts: Interrupts
+) -> None:
     """The epochs that are left."""
-    config, done = run.config, 0
-    restored = checkpoints.restore(run.saved())
-    if restored:
-        done, saved, meta = restored
-        run.take(saved)
-        clock.add(meta["seconds"])
-        console.print(f"Resumed after epoch {done}.")
+    config = run.config
+    done = _resume(run, workdir, checkpoints, clock)
     for name in ("summary.json", trained.FILE):  # they would say that the run is finished
         (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
@@ -283,15 +128,78 @@ def _train(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> N
         for number in range(done + 1, config.epochs + 1):
             if all(np.all(state.best.stopped) for state in run.states):
                 break
-            rows = epoch(run, number, clock)
-            _check(rows)
+            try:
+                rows = epoch(run, number, clock, interrupts)
+            except Stopped:
+                clock.lap()
+                _save_part(run, workdir, number, clock)
+                raise Stopped(f"stopped in epoch {number}; the same command goes on") from None
+            _tell_diverged(run, workdir, number)
             report.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
             clock.lap()
             if config.keep_epochs:
                 _keep(run, workdir, number)
-            checkpoints.save(number, run.saved(), {"seconds": dict(clock.seconds)})
+            checkpoints.save(number, run.saved(), _meta(run, clock))
+            shutil.rmtree(workdir / _PART, ignore_errors=True)
             _epoch_line(run, number, rows)
+
+
+def _meta(run: Run, clock: Clock) -> dict[str, Any]:
+    diverged = {str(member): facts for member, facts in run.diverged.items()}
+    return {"seconds": dict(clock.seconds), "diverged": diverged}
+
+
+def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> int:
+    """Goes on from the last checkpoint, or from where a signal stopped the epoch after it.
+
+    -> the epochs that are done.
+    """
+    restored, done, where = checkpoints.restore(run.saved()), 0, ""
+    if restored:
+        done, where = restored[0], f"after epoch {restored[0]}"
+    if (workdir / _PART).exists():
+        try:
+            with Checkpoints(workdir, _PART) as parts:
+                part = parts.restore(run.saved())
+        except UserError as error:  # then the epoch is done again
+            part = None
+            logging.warning("%s", error)
+        if part and part[0] == done + 1:
+            restored, where = part, f"in epoch {part[0]}"
+    if restored:
+        _, saved, meta = restored
+        run.take(saved)
+        run.diverged = {int(member): facts for member, facts in meta.get("diverged", {}).items()}
+        if "position" in meta:
+            run.position = Position.of(meta["position"])
+        clock.add(meta["seconds"])
+        console.print(f"Resumed {where}.")
+    return done
+
+
+def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
+    """Saves an unfinished epoch, and waits until it is written."""
+    with Checkpoints(workdir, _PART) as parts:
+        meta = _meta(run, clock) | {"position": run.position.as_dict()}
+        parts.save(number, run.saved(), report.plain(meta))
+
+
+def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
+    """Says which members lost their way in this epoch; UserError if nobody is left."""
+    new = {m: facts for m, facts in run.diverged.items() if facts["epoch"] == number}
+    for member, facts in new.items():
+        text = (
+            f"the loss of member {member} stopped being a number in step {facts['step']} (epoch "
+            f"{number}, learning rate {facts['learning_rate']:.3g})"
+        )
+        if len(run.diverged) == run.config.population.size:
+            kept = f"epoch {number - 1} is the last good checkpoint in {workdir / FOLDER}; "
+            raise UserError(
+                f"{text}; {kept if number > 1 else ''}a lower --config.optimizer.learning_rate "
+                "may help"
+            )
+        warn(f"{text}. It keeps its best weights until then; the others go on.")
 
 
 def _keep(run: Run, workdir: Path, number: int) -> None:
@@ -309,15 +217,6 @@ def _keep(run: Run, workdir: Path, number: int) -> None:
 
 def _prepare(config: Any, workdir: Path) -> bool:
     """Makes or takes over the workdir; True if it holds this very run, finished."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
-        ) from None
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
         return False
@@ -361,20 +260,29 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     )
 
 
-def epoch(run: Run, number: int, clock: Clock) -> list[dict[str, Any]]:
-    """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl."""
-    config = run.config
+def epoch(
+    run: Run, number: int, clock: Clock, interrupts: Interrupts | None = None
+) -> list[dict[str, Any]]:
+    """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl.
+
+    Goes on from `run.position`. A member whose loss stops being a number gives no row: it is
+    stopped and noted in `run.diverged`. Raises `Stopped` soon after `interrupts` are asked to stop,
+    and notes in `run.position` how far it came.
+    """
+    config, done = run.config, run.position
     running = [i for i, state in enumerate(run.states) if not np.all(state.best.stopped)]
     images = run.steps_per_epoch * config.batch_size * sum(len(run.ids[i]) for i in running)
-    rows = []
     with EpochBar(f"epoch {number:>2}/{config.epochs}", images) as bar:
-        for i in running:
-            stopped = np.asarray(run.states[i].best.stopped)
+        for i in (i for i in running if i >= done.slice):
+            if i > done.slice:
+                done = run.position = Position(i, rows=done.rows)
+            stopped = np.array(run.states[i].best.stopped)
             clock.lap()
-            trained = _train_slice(run, i, number, clock, bar)
-            seconds = clock.lap("train")
+            trained = _train_slice(run, i, number, clock, bar, interrupts)
+            done.seconds += clock.lap("train")
+            stopped |= _stop_diverged(run, i, number, trained, stopped)
             scores = _evaluate_slice(run, i, number)
-            rows += [
+            done.rows += [
                 {
                     **_row(run, number, i, m),
                     **means(trained, m),
@@ -383,23 +291,27 @@ def epoch(run: Run, number: int, clock: Clock) -> list[dict[str, Any]]:
                         for split, sums in scores.items()
                         for name, value in means(sums, m).items()
                     },
-                    "seconds": round(seconds / (~stopped).sum(), 3),
+                    "seconds": round(done.seconds / (~stopped).sum(), 3),
                 }
                 for m in range(len(run.ids[i]))
                 if not stopped[m]
             ]
-    return rows
+    run.position = Position()
+    return done.rows
 
 
-def _check(rows: list[dict[str, Any]]) -> None:
-    """UserError for a loss that is no number."""
-    for row in rows:
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss of member {row['member']} became {row['loss']} in epoch {row['epoch']} "
-                f"at the learning rate {row['learning_rate']:.3g}; a lower "
-                "--config.optimizer.learning_rate may help"
-            )
+def _stop_diverged(
+    run: Run, i: int, number: int, trained: Metrics, stopped: np.ndarray
+) -> np.ndarray:
+    """[S] bool: whose loss became infinite or no number in this epoch; they are stopped."""
+    lost = ~np.isfinite(trained.loss) & ~stopped
+    for m in np.flatnonzero(lost):
+        step = (number - 1) * run.steps_per_epoch + int(trained.finite[m]) + 1
+        rate = float(run.members[i].hyper.learning_rate[m]) * float(run.programs.schedule(step - 1))
+        member = run.ids[i][m]
+        run.diverged[member] = {"epoch": number, "step": step, "learning_rate": rate}
+        run.stop(member)
+    return lost
 
 
 def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
@@ -416,13 +328,15 @@ def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
     }
 
 
-def _train_slice(run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar) -> Metrics:
+def _train_slice(
+    run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar, interrupts: Interrupts | None
+) -> Metrics:
     """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
     data, members, size = run.data, run.members[i], len(run.ids[i])
     order = run.order(members, epoch, n=data.train.size)
-    state, totals = run.states[i], run.programs.zeros(size)
+    state, totals = run.states[i], run.position.totals or run.programs.zeros(size)
     images = run.config.batch_size * size
-    start = shown = 0
+    start = shown = run.position.start
     ahead = bar.advance(0)
     while start < run.steps_per_epoch:
         steps = min(run.chunk, run.steps_per_epoch - start)
@@ -431,6 +345,13 @@ def _train_slice(run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar) -> M
             steps=steps,
         )
         start += steps
+        if interrupts:
+            interrupts.at_risk = True
+            if interrupts.asked:
+                run.states[i] = jax.block_until_ready(state)
+                spent = run.position.seconds + clock.lap("train")
+                run.position = Position(i, start, totals, spent, run.position.rows)
+                raise Stopped
         if not run.compiled:
             jax.block_until_ready(totals)
             clock.lap("compile")
@@ -447,11 +368,13 @@ def _train_slice(run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar) -> M
 def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
     """Evaluates slice `i` on validation and on as many training examples; keeps the best weights.
 
-    -> {'train': ..., 'validation': ...}, empty where there is no validation.
+    -> {'train': ..., 'validation': ...}; without validation nothing, and the last weights are kept.
     """
-    if run.data.validation is None:
-        return {}
     weights, folds = current(run.states[i]), run.members[i].fold
+    if run.data.validation is None:  # the last is the best
+        last = jnp.full(len(folds), epoch, jnp.result_type(float))
+        run.states[i] = run.track(run.states[i], last, epoch)
+        return {}
     n = run.data.validation.size
     some = run.data.train._replace(rows=run.data.train.rows[..., :n, :])
     scores = {
@@ -471,7 +394,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
     parts = [f"epoch {epoch:>3}/{run.config.epochs}", f"loss {mean('loss'):.4f}"]
     parts.append(f"accuracy {percent(mean('accuracy'))}")
     if "validation_accuracy" in rows[0]:
-        best = run.scores().mean()
+        best = np.mean([score for score in run.scores() if np.isfinite(score)])
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
     seconds = sum(row["seconds"] for row in rows)
     images = len(rows) * run.steps_per_epoch * run.config.batch_size
@@ -504,9 +427,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     clock.lap()
     epochs = max((row["epoch"] for row in rows), default=0)
     seen = len(rows) * run.steps_per_epoch * config.batch_size
-    last = {row["member"]: row["epoch"] for row in rows}
-    best = np.concatenate([np.asarray(state.best.epoch) for state in run.states]).tolist()
-    epoch_of = best if config.data.validation else [last[i] for i in range(len(best))]
+    epoch_of = np.concatenate([np.asarray(state.best.epoch) for state in run.states]).tolist()
     facts = {
         "config": settings.as_dict(config),
         "command": "python " + shlex.join(sys.argv),
@@ -540,6 +461,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
                 "seed": config.seed + member,
                 "best_epoch": epoch_of[member],
                 "validation": scores["validation"][member]["accuracy"] if data.validation else None,
+                **({"diverged": run.diverged[member]} if member in run.diverged else {}),
             }
             for member in range(config.population.size)
         ],
@@ -551,7 +473,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         jax.tree.map(lambda *x: np.concatenate(x), *map(run.programs.chosen, run.states)),
         data.normalizer,
         epoch_of,
-        np.ones(len(best) + 1) if temperatures is None else temperatures,
+        np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
     )
     summary = report.write(workdir, facts, rows, *tested)
     if tested:

@@ -39,13 +39,15 @@ class Metrics(NamedTuple):
     """Sums over examples, so that metrics of parts add up to those of the whole.
 
     loss: [] summed cross-entropy (mean over heads); correct: {head: []} right on that head;
-    all_heads: [] right on every head; examples: [] how many there were.
+    all_heads: [] right on every head; examples: [] how many there were; finite: [] how many parts,
+    steps say, had a loss that is a number.
     """
 
     loss: Array
     correct: Mapping[str, Array]
     all_heads: Array
     examples: Array
+    finite: Array
 
 
 @struct.dataclass

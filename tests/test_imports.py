@@ -11,8 +11,8 @@ ORDER = (
     *("data.mnist", "data.pairs", "data.builders", "data.drawn", "augment", "data.batches"),
     *("losses", "metrics", "optim", "step", "population", "scratch", "engine", "devices"),
     "checkpoint",
-    *("stats", "figures", "report", "results", "console", "settings", "trained", "train"),
-    "user_images",
+    *("stats", "figures", "report", "results", "console", "signals", "settings", "trained"),
+    *("run", "train", "user_images"),
     "evaluate",
     *("describe", "explain", "compare", "study", "search"),
 )

@@ -10,6 +10,7 @@ from conftest import CONFIGS, config_of, shrink
 from digits_jax.data import batches
 from digits_jax.devices import jit_once
 from digits_jax.population import Population, members_of, slice_size, slices
+from digits_jax.step import current
 
 
 def trained(config, data, members, steps):
@@ -99,7 +100,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    weights = population.chosen(jit_once(population.init)(members_of(config, range(2))))
+    weights = current(jit_once(population.init)(members_of(config, range(2))))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)

@@ -1,0 +1,238 @@
+"""A run in memory: data on the device, compiled programs, and the states of its members."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digits_jax import devices, models
+from digits_jax.data import batches
+from digits_jax.data.batches import Dataset, Split
+from digits_jax.engine import ENGINES
+from digits_jax.errors import UserError
+from digits_jax.metrics import add
+from digits_jax.population import Population, Teacher, members_of, slice_size, slices
+from digits_jax.step import current
+from digits_jax.trained import Trained
+from digits_jax.types import Members, Metrics, PyTree, TrainState
+
+_FULL = 0.9  # of a device's memory
+_CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
+
+
+@dataclasses.dataclass
+class Position:
+    """How far an epoch has come.
+
+    rows: of the slices before `slice`, which are through; of that slice `start` steps are done,
+    `totals` sums their metrics, and they took `seconds`.
+    """
+
+    slice: int = 0
+    start: int = 0
+    totals: Metrics | None = None
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which keeps floats exactly."""
+        totals = jax.tree.map(lambda x: np.asarray(x).tolist(), self.totals)
+        return dataclasses.asdict(self) | {"totals": totals and totals._asdict()}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Position":
+        """The way back."""
+        totals = fields["totals"]
+        if totals:
+
+            def array(values: list) -> jax.Array:
+                return jnp.asarray(values, jnp.result_type(float))
+
+            totals = jax.tree.map(array, totals, is_leaf=lambda x: isinstance(x, list))
+        return cls(**fields | {"totals": totals and Metrics(**totals)})
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in memory: its data, its compiled programs and the states of its slices.
+
+    diverged: {member: where its loss stopped being a number}.
+    """
+
+    config: Any
+    data: Dataset
+    ids: list[range]
+    members: list[Members]
+    states: list[TrainState]
+    programs: Population
+    teacher: Teacher | None
+    chunk: int
+    parameters: int
+    compiled: bool = False
+    position: Position = dataclasses.field(default_factory=Position)
+    diverged: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        programs: Any = self.programs
+        self.train, self._evaluate = programs.train, programs.evaluate
+        if self.programs.compiled:
+            self.train = devices.jit_over_members(
+                self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
+            )
+            self._evaluate = jax.jit(self._evaluate)
+        self.order = jax.jit(self.programs.order, static_argnames="n")
+        self.track = jax.jit(self.programs.track, donate_argnums=0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return batches.steps_per_epoch(self.data.train.size, self.config.batch_size)
+
+    def evaluate(
+        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any
+    ) -> tuple[Metrics, dict[str, np.ndarray]]:
+        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
+
+        With cross-validation, each member's own part of it: `folds` [S].
+        """
+        totals, outputs = self.programs.zeros(len(folds)), []
+        rows_of = batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size)
+        # One program for whatever is evaluated.
+        digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
+        for rows, mask in rows_of:
+            new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
+            totals = add(totals, new)
+            outputs.append(log_p)
+        joined = jax.tree.map(
+            lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
+        )
+        n, heads = split.size, self.data.recipe.heads
+        return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
+
+    def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
+        """`evaluate` for every slice, under the weights that the run is judged by."""
+        return [
+            self.evaluate(self.programs.chosen(state), split, members.fold)
+            for state, members in zip(self.states, self.members, strict=True)
+        ]
+
+    def bytes_needed(self) -> int:
+        """Of a device's memory: the first slice's larger program, and all states but its own twice,
+        as a checkpoint copies them.
+        """
+        data, members, state = self.data, self.members[0], self.states[0]
+        order = jax.eval_shape(lambda m: self.programs.order(m, 1, data.train.size), members)
+        totals = self.programs.zeros(len(self.ids[0]))
+        rows, mask = batches.padded_rows(data.test.rows, self.config.eval_batch_size)[0]
+        programs = (
+            self.train.lower(
+                *(state, totals, order, 0, data.train, data.normalizer, members, self.teacher),
+                steps=self.chunk,
+            ),
+            self._evaluate.lower(current(state), data.test, data.normalizer, rows, mask),
+        )
+        used: list[Any] = [program.compile().memory_analysis() for program in programs]
+        most = max(
+            u.argument_size_in_bytes
+            + u.output_size_in_bytes
+            + u.temp_size_in_bytes
+            - u.alias_size_in_bytes
+            for u in used
+        )
+        own, every = (
+            sum(x.nbytes for x in jax.tree.leaves(states)) for states in (state, self.states)
+        )
+        return most + 2 * every - own
+
+    def scores(self) -> np.ndarray:
+        """[P] float: the best validation accuracy of each member so far, -inf before the first."""
+        return np.concatenate([np.asarray(state.best.score) for state in self.states])
+
+    def stop(self, member: int) -> None:
+        """That member trains no further, as if stopped early."""
+        i, m = divmod(member, len(self.ids[0]))
+        best = self.states[i].best
+        stopped = jnp.asarray(best.stopped).at[m].set(True)
+        best = dataclasses.replace(best, stopped=stopped)
+        self.states[i] = dataclasses.replace(self.states[i], best=best)
+
+    def saved(self) -> PyTree:
+        """What a checkpoint holds: the states, and the normaliser that belongs to them."""
+        return {"slices": self.states, "normalizer": self.data.normalizer._asdict()}
+
+    def take(self, saved: PyTree) -> None:
+        """Goes on from what a checkpoint held."""
+        self.states = jax.device_get(saved["slices"]) if len(jax.devices()) > 1 else saved["slices"]
+        normalizer = devices.replicate(batches.Normalizer(**saved["normalizer"]))
+        self.data = self.data._replace(normalizer=normalizer)
+
+
+def build(config: Any, members: Members | None = None) -> Run:
+    """Data on the device, the network, and fresh states, as a checked `config` says.
+
+    members: those to train instead of the config's own. Writes the source of the data and the
+    slice's size into `config`, where it left them open: as `slice_size` has it, or as much of that
+    as the device's memory holds.
+    """
+    backend = devices.start(batches.cache_dir(config.data))
+    data = batches.load(config.data)
+    arrays = devices.replicate((data.train, data.validation, data.test, data.normalizer))
+    names = ("train", "validation", "test", "normalizer")
+    data = data._replace(**dict(zip(names, arrays, strict=True)))
+    config.data.source = data.source
+    members = members or members_of(config, range(config.population.size))
+    steps = batches.steps_per_epoch(data.train.size, config.batch_size)
+    source = _learned_from(config) if config.distill.teacher else None
+    engine = ENGINES[config.engine]
+    programs = engine(config, data.recipe, steps, source.population if source else None)
+    init = devices.jit_once(programs.init) if programs.compiled else programs.init
+
+    def sliced(width: int) -> Run:
+        ids = slices(len(members.seed), width)
+        parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
+        states = [init(part) for part in parts]
+        return Run(
+            config,
+            data,
+            ids,
+            parts,
+            states,
+            programs,
+            source.teacher() if source else None,
+            chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
+            parameters=models.count_parameters(states[0].params) // len(ids[0]),
+        )
+
+    asked = config.population.slice
+    width = slice_size(len(members.seed), backend, len(jax.devices()))
+    width = asked or (width if programs.compiled else 1)
+    run, room = sliced(width), devices.memory()
+    while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
+        width = -(-width // 2)
+        width -= width % len(jax.devices()) if width > len(jax.devices()) else 0
+        run = sliced(width)
+    config.population.slice = width
+    return run
+
+
+def _learned_from(config: Any) -> Trained:
+    """The run that teaches; UserError where it cannot teach this one."""
+    teacher = Trained(Path(config.distill.teacher))
+    theirs, ours = teacher.config.data, config.data
+    where = f"config.distill.teacher={config.distill.teacher}"
+    if theirs.dataset != ours.dataset:
+        raise UserError(f"{where} knows {theirs.dataset}, not {ours.dataset}")
+    if not (ours.validation or ours.folds):
+        return teacher
+    same = ["source", "seed", "validation", "folds"]
+    same += ["drawn_train"] if ours.source == "drawn" else []
+    other = [field for field in same if theirs[field] != ours[field]]
+    if other or ours.folds:  # of folds, its other members know what each one leaves out
+        raise UserError(
+            f"{where} was trained on digits that this run validates on "
+            f"(data.{(other or ['folds'])[0]}); train both alike, without folds, or this one with "
+            "--config.data.validation=0"
+        )
+    return teacher

@@ -1,0 +1,274 @@
+"""Runs that are stopped, killed, starved or led astray: nothing is lost, nothing is wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import jax
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+
+from digits_jax import run as building
+from digits_jax import train as loop
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.errors import SAVED, Stopped, UserError
+from digits_jax.population import members_of
+from digits_jax.train import train
+from digits_jax.trained import Trained
+
+ROOT = Path(__file__).parent.parent
+
+
+def small(cache, **fields):
+    """Two members of a two-head MLP, three steps an epoch."""
+    config = shrink(config_of("two_head:mlp"), cache)
+    config.model.hidden = (8,)
+    config.optimizer.ema = 0.9
+    config.update(**fields)
+    config.population.update(size=2, slice=1)
+    return config
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def same(one, two):
+    assert rows(one) == rows(two)
+    weights = (jax.tree.leaves(Trained(folder).weights) for folder in (one, two))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Asked:
+    """Interrupts that come after so many steps."""
+
+    def __init__(self, steps):
+        self._left, self.at_risk = steps, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def asked(self):
+        self._left -= 1
+        return self._left < 0
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    train(small(cache), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("steps", [[0], [2], [4], [7, 0, 0, 1], [11]])
+def test_stopped_at_any_step_and_started_again(cache, whole, tmp_path, monkeypatch, steps):
+    """2 epochs of 2 members of 3 steps: in either member's, at its end, once and more often."""
+    for left in steps:
+        monkeypatch.setattr(loop, "Interrupts", lambda left=left: Asked(left))
+        with pytest.raises(Stopped, match="the same command goes on"):
+            train(small(cache), tmp_path)
+        assert (tmp_path / "interrupted").exists()
+        assert not (tmp_path / "summary.json").exists()
+    monkeypatch.undo()
+    train(small(cache), tmp_path)
+    same(tmp_path, whole)
+    assert not (tmp_path / "interrupted").exists()
+
+
+def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(8))
+    with pytest.raises(Stopped):
+        train(small(cache), tmp_path)
+    monkeypatch.undo()
+    for path in (tmp_path / "interrupted").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    train(small(cache), tmp_path)
+    same(tmp_path, whole)
+    assert "no checkpoint can be read" in caplog.text
+
+
+COMMAND = [
+    *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=3"),
+    *("--config.data.source=drawn", "--config.data.drawn_train=600", "--config.data.drawn_test=50"),
+    *("--config.data.train=9600", "--config.data.test=40", "--config.batch_size=8"),
+]
+
+
+def test_sigterm_saves_and_exits(cache, tmp_path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [*COMMAND, f"--config.data.cache_dir={cache}"]
+
+    def start(workdir):
+        arguments = [*command, f"--workdir={workdir}"]
+        return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    stopped = tmp_path / "stopped"
+    process = start(stopped)
+    deadline = time.monotonic() + 120
+    while not (stopped / "checkpoints" / "1").exists():
+        assert process.poll() is None, "it ended before it was stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == SAVED
+    assert (stopped / "interrupted").exists()
+    assert start(stopped).wait() == 0
+    assert start(tmp_path / "whole").wait() == 0
+    same(stopped, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("risk", "signals", "code"), [(False, 1, SAVED), (True, 2, 143)])
+def test_with_nothing_to_lose_or_told_twice_it_exits_at_once(risk, signals, code):
+    """Though the main thread is busy in C, as while it compiles."""
+    program = (
+        "import ctypes; from digits_jax.signals import Interrupts\n"
+        "with Interrupts() as interrupts:\n"
+        f"    interrupts.at_risk = {risk}\n"
+        "    print('ready', flush=True)\n"
+        "    while True: ctypes.CDLL(None).sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(signals):
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        process.communicate(timeout=30)
+        assert process.returncode == code
+
+
+def test_two_processes_in_one_workdir(cache, whole, tmp_path):
+    """The second is refused; a lock that nobody holds any more is none."""
+    program = (
+        "import filelock, os, sys\n"
+        f"lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire()\n"
+        "print('ready', flush=True); sys.stdin.readline(); os._exit(1)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as other:
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="another process is training in"):
+            train(small(cache), tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+        other.communicate("\n")
+    train(small(cache), tmp_path)
+    same(tmp_path, whole)
+    with filelock.FileLock(tmp_path / ".lock", timeout=0):  # nor is it held afterwards
+        pass
+
+
+def test_a_clock_that_jumps(cache, whole, tmp_path, monkeypatch):
+    """Three years ahead in each epoch, while the checkpoint before is still being written."""
+    clock, go, jumped = time.time, loop.epoch, []
+
+    def jump(*arguments):
+        jumped.append(1e8)
+        return go(*arguments)
+
+    monkeypatch.setattr(loop, "epoch", jump)
+    monkeypatch.setattr(time, "time", lambda: clock() + sum(jumped))
+    train(small(cache), tmp_path)
+    assert len(jumped) == 2
+    same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch, capsys, stop):
+    """Member 1 at a rate that no float survives: member 0 goes on as if it were alone."""
+
+    def wild(config, ids):
+        members = members_of(config, ids)
+        rate = members.hyper.learning_rate.copy()
+        rate[1:] = 1e38
+        return members._replace(hyper=members.hyper.replace(learning_rate=rate))
+
+    monkeypatch.setattr(building, "members_of", wild)
+    config = small(cache)
+    run = loop.build(config)
+    order = run.order(run.members[1], 1, n=run.data.train.size)
+    state, first = run.states[1], None
+    for step in range(3):
+        zeros = run.programs.zeros(1)
+        arguments = (order, step, run.data.train, run.data.normalizer, run.members[1], None)
+        state, totals = run.train(state, zeros, *arguments, steps=1)
+        if first is None and not np.isfinite(totals.loss[0]):
+            first = step + 1
+    assert first in (2, 3)
+
+    if stop:  # and what is known of it outlives a stop
+        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(7))
+        with pytest.raises(Stopped):
+            train(small(cache), tmp_path)
+        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(1000))
+    train(small(cache), tmp_path)
+    assert rows(tmp_path) == [row for row in rows(whole) if row["member"] == 0]
+    members = json.loads((tmp_path / "summary.json").read_text())["members"]
+    assert "diverged" not in members[0]
+    assert members[1]["diverged"]["step"] == first
+    assert members[1]["diverged"]["epoch"] == 1
+    assert members[1]["best_epoch"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Trained(tmp_path).weights))
+    if not stop:
+        assert f"member 1 stopped being a number in step {first}" in capsys.readouterr().out
+
+
+def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypatch):
+    """A loss that explodes in epoch 2: what is judged are the weights after epoch 1."""
+    config = small(cache, epochs=1)
+    config.data.validation = 0.0
+    config.population.size = 1
+    train(config, tmp_path / "one")
+
+    config = small(cache)
+    config.data.validation = 0.0
+    run = loop.build(config)
+    clock = loop.Clock()
+    loop.epoch(run, 1, clock)
+    spoilt = jax.tree.map(lambda x: x * np.float32(np.nan), run.states[0].params)
+    run.states[0] = run.states[0].replace(params=spoilt)
+    assert [row["member"] for row in loop.epoch(run, 2, clock)] == [1]
+    assert run.diverged[0]["step"] == run.steps_per_epoch + 1
+    kept = run.programs.chosen(run.states[0])[0]
+    for a, b in zip(
+        jax.tree.leaves(kept), jax.tree.leaves(Trained(tmp_path / "one").weights[0]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+    state = {"x": np.arange(3.0)}
+
+    def fails(*_, **__):
+        raise full
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints._manager.wait_until_finished()
+        monkeypatch.setattr(checkpoints._manager, "save", fails)
+        with pytest.raises(UserError, match=r"No space left on device.*from the one before"):
+            checkpoints.save(2, state, {})
+    with pytest.raises(UserError, match="No space left"), Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
+    checkpoints.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with Checkpoints(tmp_path) as checkpoints:
+        epoch, saved, _ = checkpoints.restore(state)
+    assert epoch == 1
+    np.testing.assert_array_equal(saved["x"], state["x"])
