@@ -10,7 +10,9 @@ cnn   390,164 parameters   upper 99.03 ± 0.15 %, lower 98.51 ± 0.15 %, both 97
 mlp    80,788 parameters   upper 95.61 ± 0.12 %, lower 94.73 ± 0.29 %, both 90.47 %   0.4 min
 
 The systems that they reproduce quote 98.08 and 97.58 %, and 91.2 and 90.2 %; new here are pairs
-drawn anew in every batch, and a cosine schedule (2026-11-20 and 21).
+drawn anew in every batch and a cosine schedule, and in `cnn`, since the figures above (20 epochs),
+slight distortion of each digit, averaged weights, 40 epochs and less dropout, which validation
+preferred (2026-11-20 and 21).
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +33,10 @@ def get_config(variant: str = "") -> ConfigDict:
         case "cnn":
             config.quoted = (98.08, 97.58)
             config.model.update(name="cnn", features=(32, 64), hidden=(128,), padding="VALID")
-            config.model.dropout = 0.5
+            config.model.dropout = 0.3
+            config.epochs = 40
+            config.optimizer.update(learning_rate=3e-3, ema=0.999)
+            config.augment.update(per_digit=True, rotate=6.0, scale=0.05, elastic=0.4)
         case "mlp":
             config.quoted = (91.2, 90.2)
             config.model.update(name="mlp", hidden=(64, 64), activation="relu")

@@ -12,7 +12,7 @@ import pytest
 from conftest import config_of, shrink
 
 from digits_jax import devices
-from digits_jax import train as loop
+from digits_jax import run as building
 from digits_jax.train import build
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
     needed = run.bytes_needed()
     assert needed > sum(x.nbytes for x in jax.tree.leaves(run.states))
     config.population.slice = 0
-    monkeypatch.setattr(loop, "slice_size", lambda *_: 6)
+    monkeypatch.setattr(building, "slice_size", lambda *_: 6)
     monkeypatch.setattr(devices, "memory", lambda: int(needed / 0.9) + 1)
     run = build(config)
     assert [len(ids) for ids in run.ids] == [3, 3]

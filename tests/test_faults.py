@@ -102,7 +102,7 @@ def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, monkey
 
 
 COMMAND = [
-    *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=3"),
+    *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=2"),
     *("--config.data.source=drawn", "--config.data.drawn_train=600", "--config.data.drawn_test=50"),
     *("--config.data.train=9600", "--config.data.test=40", "--config.batch_size=8"),
 ]
@@ -116,7 +116,7 @@ def test_sigterm_saves_and_exits(cache, tmp_path):
         arguments = [*command, f"--workdir={workdir}"]
         return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
-    stopped = tmp_path / "stopped"
+    whole, stopped = start(tmp_path / "whole"), tmp_path / "stopped"
     process = start(stopped)
     deadline = time.monotonic() + 120
     while not (stopped / "checkpoints" / "1").exists():
@@ -127,7 +127,7 @@ def test_sigterm_saves_and_exits(cache, tmp_path):
     assert process.wait(timeout=60) == SAVED
     assert (stopped / "interrupted").exists()
     assert start(stopped).wait() == 0
-    assert start(tmp_path / "whole").wait() == 0
+    assert whole.wait() == 0
     same(stopped, tmp_path / "whole")
 
 

@@ -62,7 +62,9 @@ def test_masked_sums_count_every_example_once():
             jnp.zeros((2, 1, 1)), {k: v[rows] for k, v in labels.items()}, jnp.asarray(mask, float)
         )
         total = add(total, measure({k: v[rows] for k, v in logits.items()}, losses[rows], part))
-    chex.assert_trees_all_close(total, whole)
+    assert (whole.finite, total.finite) == (1, 2)  # parts with a loss that is a number
+    chex.assert_trees_all_close(total._replace(finite=whole.finite), whole)
+    assert measure(logits, losses / 0, Batch(jnp.zeros((3, 1, 1)), labels, jnp.ones(3))).finite == 0
 
 
 def test_means_of_a_member():
