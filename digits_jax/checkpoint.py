@@ -1,8 +1,12 @@
 """Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
 
 import errno
+import hashlib
+import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -17,6 +22,7 @@ from digits_jax.errors import UserError
 from digits_jax.types import PyTree
 
 FOLDER = "checkpoints"
+_DIGEST = "sha256"
 
 
 class Checkpoints:
@@ -27,6 +33,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, folder: str = FOLDER):
         self._folder = workdir.absolute() / folder
+        self._failed = False
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -44,6 +51,7 @@ class Checkpoints:
 
         `state` is copied first: the next step donates its buffers while orbax still reads them.
         """
+        state = jax.tree.map(jnp.copy, state)
         with self._writing():
             for later in self.epochs():
                 if later >= epoch:  # a damaged one, that a resume went back behind
@@ -51,8 +59,8 @@ class Checkpoints:
             saved = self._manager.save(
                 epoch,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
-                    meta=ocp.args.JsonSave(meta),
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave(meta | {_DIGEST: _digest(state, meta)}),
                 ),
             )
         if not saved:
@@ -64,6 +72,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax raises whatever its storage layers raise
+            self._failed = True
             raise UserError(
                 f"{self._folder}: a checkpoint could not be written ({_reason(error)}); the same "
                 "command goes on from the one before"
@@ -90,10 +99,15 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
+                self._failed = True
                 reason = _reason(error)
                 logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
-            return epoch, items["state"], items["meta"]
+            state, meta = items["state"], items["meta"]
+            if meta.pop(_DIGEST, "") == _digest(state, meta):
+                return epoch, state, meta
+            reason = "its content was altered"  # Orbax would not notice
+            logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
         if reason:
             raise UserError(
                 f"{self._folder}: no checkpoint can be read ({reason}); "
@@ -102,6 +116,12 @@ class Checkpoints:
         return None
 
     def __enter__(self) -> "Checkpoints":
+        # Orbax's threads would print tracebacks of what the next call raises anyhow, and go on
+        # printing after a failure.
+        self._hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
+        threading.excepthook = lambda _: None
+        sys.unraisablehook = lambda _: None
+        sys.excepthook = _without_loose_ends
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -113,6 +133,24 @@ class Checkpoints:
         except UserError:
             if kind is None:  # else what ended the run is what counts
                 raise
+        if not self._failed:
+            threading.excepthook, sys.unraisablehook, sys.excepthook = self._hooks
+
+
+def _digest(state: PyTree, meta: dict[str, Any]) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.asarray(leaf, order="C")
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def _without_loose_ends(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """`sys.excepthook`, but for what becomes of a save that was given up."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,8 @@ def start(cache: Path) -> str:
 
     Returns the backend: 'cpu', 'gpu' or 'tpu'. An unwritable cache costs time, nothing else.
     """
-    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells of its every move
+    # Orbax tells of its every move, and of its errors before it raises them.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     for chatty in ("jax._src.xla_bridge", "jax._src.compilation_cache"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))

@@ -111,6 +111,11 @@ def _ours(workdir: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    except OSError as error:  # a full disk, a folder taken away
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror or error}; the same command goes on "
+            "from the last epoch"
+        ) from None
     finally:
         lock.release()
 

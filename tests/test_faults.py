@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -251,8 +252,11 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"))
+    for module, hook in hooks:  # a failure leaves them changed
+        monkeypatch.setattr(module, hook, getattr(module, hook))
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
-    state = {"x": np.arange(3.0)}
+    state = {"x": np.arange(3, dtype=np.float32)}
 
     def fails(*_, **__):
         raise full

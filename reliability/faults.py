@@ -1,0 +1,156 @@
+"""One training, killed, stopped and starved of disk space, against the same one undisturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+# BatchNorm, dropout, averaged weights, augmentation and two members: all that a state can hold.
+RUN = (
+    *("--config=configs/compact.py:phase5", "--config.population.size=2"),
+    *(
+        "--config.data.source=drawn",
+        "--config.data.drawn_train=600",
+        "--config.data.drawn_test=100",
+    ),
+    *("--config.data.train=256", "--config.optimizer.ema=0.9", "--config.batch_size=16"),
+)
+Row = dict[str, Any]
+
+
+def start(workdir: Path, *flags: str) -> subprocess.Popen:
+    """The training in a process of its own, its words in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "launch.py", *RUN, f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """-> (exit code, what it said on stderr), when it has ended."""
+    _, said = process.communicate()
+    return process.returncode, said
+
+
+def result(workdir: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """What a run must not differ in: its rows but for the seconds, and its weights."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    with np.load(workdir / "model.npz", allow_pickle=False) as archive:
+        return rows, {name: archive[name] for name in archive if name != "config"}
+
+
+def identical(one: Path, other: Path) -> bool:
+    """Bit for bit."""
+    (rows, weights), (others, other_weights) = result(one), result(other)
+    return (
+        rows == others
+        and weights.keys() == other_weights.keys()
+        and all(np.array_equal(weights[name], other_weights[name]) for name in weights)
+    )
+
+
+def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: int = 0) -> Row:
+    """`count` signals at random moments of one training, which is started again each time."""
+    rng, flags = random.Random(seed), (f"--config.epochs={epochs}",)
+    begun = time.perf_counter()
+    code, said = finish(start(folder / "whole", *flags))
+    took, disturbed = time.perf_counter() - begun, folder / kind.name
+    if code:
+        raise RuntimeError(said)
+    sent, starts, waits, codes = 0, 0, [], set()
+    while True:
+        process, starts = start(disturbed, *flags), starts + 1
+        # Lives are short enough that most of the signals come before the end.
+        life = rng.uniform(0, 2.5 * took / count + 8)
+        try:
+            process.wait(timeout=life if sent < count else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(kind)
+            sent, at = sent + 1, time.perf_counter()
+            code, said = finish(process)
+            waits.append(time.perf_counter() - at)
+            codes.add(code)
+            if "Traceback" in said:
+                raise RuntimeError(said) from None
+            continue
+        code, said = finish(process)
+        if code:
+            raise RuntimeError(said)
+        break
+    return {
+        "signal": kind.name,
+        "sent": sent,
+        "starts": starts,
+        "exit codes": sorted(codes),
+        "slowest exit, s": round(max(waits), 1),
+        "as undisturbed": identical(folder / "whole", disturbed),
+    }
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Any]:
+    """A file system in memory; yields a function that sets its size in bytes. Needs root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], check=True)
+
+    def resize(size: int) -> None:
+        command = ["mount", "-o", f"remount,size={size}", str(folder)]
+        subprocess.run(command, check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def full_disk(folder: Path, steps: int) -> Row:
+    """The training on ever larger disks, `steps` in all, so that another write is the one too many.
+
+    Each time it must end with one line, and go on as if nothing had happened when there is room.
+    """
+    flags = ("--config.epochs=3", "--config.keep_epochs=True")
+    code, said = finish(start(folder / "whole", *flags))
+    if code:
+        raise RuntimeError(said)
+    disk = folder / "disk"
+    with small_disk(disk) as resize:
+        resize(2**30)
+        code, said = finish(start(disk / "run", *flags))
+        used = sum(os.statvfs(disk)[i] * os.statvfs(disk).f_frsize for i in (2,))
+        used -= os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize
+        lines, failed, same, epochs = set(), 0, 0, []
+        for step in range(steps):
+            subprocess.run(["rm", "-rf", str(disk / "run")], check=True)
+            resize(max(used * (step + 1) // steps // 4096 * 4096, 4096))
+            code, said = finish(start(disk / "run", *flags))
+            failed += code != 0
+            if code not in (0, 1) or "Traceback" in said or (code and "error: " not in said):
+                raise RuntimeError(f"{step}: {code} {said}")
+            lines |= {line.partition(str(disk))[0] for line in said.splitlines() if code}
+            resize(2**30)
+            saved = [int(p.name) for p in (disk / "run" / "checkpoints").glob("[0-9]")]
+            epochs.append(max(saved, default=0))
+            code, said = finish(start(disk / "run", *flags))
+            if code:
+                raise RuntimeError(f"{step}: {said}")
+            same += identical(folder / "whole", disk / "run")
+    return {
+        "disks": steps,
+        "too small": failed,
+        "resumed from epochs": sorted(set(epochs)),
+        "as undisturbed": same == steps,
+    }

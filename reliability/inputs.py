@@ -1,0 +1,263 @@
+"""Files and flags as nobody should write them: a right answer, or one clear line."""
+
+import gzip
+import hashlib
+import json
+import random
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+import launch
+from configs import two_head
+from digits_jax import models, optim, report, results, settings, user_images
+from digits_jax.checkpoint import Checkpoints
+from digits_jax.data import mnist
+from digits_jax.data.pairs import RECIPES
+from digits_jax.errors import UserError
+from digits_jax.train import train
+from digits_jax.trained import FILE, Trained
+
+_SECONDS = 20  # after which a reader hangs
+
+
+class Hang(BaseException):
+    """No Exception, so that no reader takes it for a damaged file."""
+
+
+class Reader(NamedTuple):
+    """read: path -> what it made of the file there; seed: a good file; exact: is it a checksum's
+    business that a file is either refused or read as what it was?
+    """
+
+    read: Callable[[Path], Any]
+    seed: Path
+    exact: bool = True
+
+
+def mutated(seed: bytes, rng: random.Random) -> bytes:
+    """Some bytes flipped, lost, doubled, swapped for others, or the end cut off."""
+    data = bytearray(seed)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 16, 64))
+        match rng.randrange(7):
+            case 0:
+                data[at : at + 1] = bytes([rng.randrange(256)])
+            case 1 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 2:
+                del data[at : at + length]
+            case 3:
+                data[at:at] = data[at : at + length]
+            case 4:
+                data[at:at] = rng.randbytes(length)
+            case 5:
+                data[at : at + length] = rng.choice((b"\0", b"\xff", b"9")) * length
+            case 6:
+                del data[at:]
+    return bytes(data)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _same(one: Any, other: Any) -> bool:
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
+
+
+def fuzz(reader: Reader, count: int, rng: random.Random, folder: Path) -> Counter:
+    """-> how many were read, refused, and what must not be: hung, raised, wrong."""
+    right, seed = reader.read(reader.seed), reader.seed.read_bytes()
+    said: Counter = Counter()
+    path = folder / f"fuzzed{reader.seed.suffix}"
+    for _ in range(count):
+        data = mutated(seed, rng)
+        path.write_bytes(data)
+        try:
+            with _watched():
+                value = reader.read(path)
+            wrong = reader.exact and not _same(value, right)
+            outcome = "wrong" if wrong else "read"
+        except UserError:
+            outcome = "refused"
+        except Hang:
+            outcome = "hung"
+        except Exception as error:
+            outcome = f"raised {error!r}"
+        said[outcome] += 1
+        if outcome not in ("read", "refused"):
+            said[f"{outcome}, for example"] = 1
+            (folder / f"bad-{len(said)}-{reader.seed.name}").write_bytes(data)
+    return said
+
+
+def readers(folder: Path, cache: Path) -> dict[str, Reader]:
+    """A good file of every kind below `folder`, and who reads it."""
+    rng, recipe = np.random.default_rng(0), RECIPES["mnist"]
+    images = rng.integers(0, 256, (3, 28, 28), np.uint8)
+    np.savez_compressed(folder / "images.npz", images=images, labels=np.arange(3))
+    np.savez(folder / "plain.npz", images=images)
+    ink = np.zeros((40, 60), np.uint8)
+    ink[8:32, 20:26] = 255
+    Image.fromarray(ink).save(folder / "drawn.png")
+    Image.fromarray(images[0]).convert("P").save(folder / "exact.png")
+    content = mnist._header((5, 28, 28)) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes()
+    shape = (5, 28, 28), hashlib.sha256(content).hexdigest()
+    mnist.FILES["fuzzed"] = shape
+    (folder / "digits.idx").write_bytes(content)
+    (folder / "digits.gz").write_bytes(gzip.compress(content))
+
+    config = two_head.get_config("mlp")
+    config.data.update(source="drawn", drawn_train=200, drawn_test=50, train=96, test=40)
+    config.data.cache_dir = str(cache)
+    config.model.hidden, config.epochs, config.batch_size = (4,), 2, 32
+    run = folder / "run"
+    train(config, run)
+    trained = Trained(run)
+
+    def user(path: Path) -> Any:
+        return user_images.read(path, "auto", recipe)[:2]
+
+    def weights(path: Path) -> Any:
+        trained.read(path)
+        return trained.weights
+
+    def in_place(name: str, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def call(path: Path) -> Any:
+            other = folder / "in-place"
+            other.mkdir(exist_ok=True)
+            shutil.copy(path, other / name)
+            return read(other)
+
+        return call
+
+    return {
+        "npz of images": Reader(user, folder / "images.npz"),
+        "npz, not compressed": Reader(user, folder / "plain.npz"),
+        "png": Reader(user, folder / "drawn.png"),
+        "png with a palette": Reader(user, folder / "exact.png"),
+        "idx": Reader(lambda path: mnist._read_idx(path, "fuzzed"), folder / "digits.idx"),
+        "idx.gz": Reader(lambda path: mnist._read_idx(path, "fuzzed"), folder / "digits.gz"),
+        "model.npz": Reader(weights, run / FILE),
+        "config.json": Reader(in_place("config.json", settings.read), run / "config.json", False),
+        "metrics.jsonl": Reader(lambda path: report.rewind(path, 1), run / "metrics.jsonl", False),
+        "summary.json": Reader(in_place("summary.json", results.read), run / "summary.json", False),
+    }
+
+
+def checkpoints(folder: Path, count: int, rng: random.Random) -> Counter:
+    """A file of the newest checkpoint damaged: the one before is taken, or it reads as it was."""
+    state = {"a": np.arange(1000, dtype=np.float32), "n": np.asarray(7, np.int32)}
+    older = jax.tree.map(lambda x: x - 1, state)
+    kept, damaged = folder / "kept", folder / "damaged"
+    said: Counter = Counter()
+    with Checkpoints(kept) as saved:
+        for epoch, tree in enumerate((older, state), 1):
+            saved.save(epoch, tree, {"seconds": epoch})
+    files = [p for p in (kept / "checkpoints" / "2").rglob("*") if p.is_file()]
+    for _ in range(count):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(kept, damaged)
+        path = damaged / rng.choice(files).relative_to(kept)
+        path.write_bytes(mutated(path.read_bytes(), rng))
+        try:
+            with _watched(), Checkpoints(damaged) as one:
+                epoch, tree, _ = one.restore(state)  # type: ignore[misc]
+            outcome = {1: "the one before", 2: "read"}[epoch]
+            outcome = outcome if _same(tree, (older, state)[epoch - 1]) else "wrong"
+        except UserError:
+            outcome = "refused"
+        except Hang:
+            outcome = "hung"
+        except Exception as error:
+            outcome = f"raised {error!r}"
+        said[outcome] += 1
+    return said
+
+
+ARGUMENTS = (
+    "--config=configs/mnist100.py:cnn",
+    "--config.epochs=5",
+    "--config.optimizer.learning_rate=3e-3",
+    "--config.optimizer.schedule=cosine",
+    "--config.model.features=(16, 32)",
+    "--config.data.validation=0.1",
+    "--config.population.size=2",
+    "--mode=train",
+    "--workdir=runs/x",
+)
+
+
+def arguments(count: int, rng: random.Random) -> Counter:
+    """Command lines, one flag of which is damaged."""
+    said: Counter = Counter()
+    for _ in range(count):
+        chosen = list(ARGUMENTS[:1]) + rng.sample(ARGUMENTS[1:], 3)
+        at = rng.randrange(len(chosen))
+        chosen[at] = mutated(chosen[at].encode(), rng).decode("utf-8", "replace").replace("\0", "")
+        try:
+            with _watched():
+                flags.FLAGS.unparse_flags()
+                for field in [name for name in flags.FLAGS if name.startswith("config.")]:
+                    delattr(flags.FLAGS, field)
+                sys.argv = ["launch.py", *chosen]  # where ml_collections looks for --config.FIELD
+                launch.parse(sys.argv)
+                config = flags.FLAGS["config"].value
+                if config is not None:
+                    settings.check(config)
+                    heads = RECIPES[config.data.dataset].heads
+                    models.from_config(config, heads)
+                    optim.transformation(config.optimizer)
+                    optim.unit_schedule(config.optimizer, config.epochs, 10)
+            outcome = "read"
+        except UserError:
+            outcome = "refused"
+        except Hang:
+            outcome = "hung"
+        except (Exception, SystemExit) as error:
+            outcome = f"raised {error!r} for {chosen[at]!r}"
+        said[outcome] += 1
+    return said
+
+
+def table(said: dict[str, Counter]) -> list[dict[str, Any]]:
+    """A row for each reader."""
+    return [
+        {
+            "reader": name,
+            "inputs": sum(n for what, n in counts.items() if "for example" not in what),
+            "read": counts["read"],
+            "the one before": counts["the one before"],
+            "refused": counts["refused"],
+            "wrong, hung or raised": json.dumps(
+                {
+                    what: n
+                    for what, n in counts.items()
+                    if what not in ("read", "refused", "the one before")
+                }
+            ),
+        }
+        for name, counts in said.items()
+    ]

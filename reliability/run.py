@@ -1,0 +1,95 @@
+"""What a run survives, measured.
+
+python -m reliability.run [--sections=kills,stops,disk,inputs] [--count=1.0]
+
+Writes results/reliability.md; sections that are not asked for stay as they are. `--count` scales
+how often each thing is tried.
+"""
+
+import json
+import logging
+import random
+import signal
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from digits_jax import devices, report
+from digits_jax.console import console
+from digits_jax.data import batches
+from reliability import faults, inputs
+
+TITLES = {
+    "kills": "kill -9 at random moments of one training, started again each time",
+    "stops": "SIGTERM at random moments of one training, started again each time",
+    "disk": "The training on disks too small for it, then with room",
+    "inputs": "Damaged files and command lines",
+}
+INTRO = """# Reliability
+
+What `python -m reliability.run` measured, on two CPU cores, with a training that has all a state
+can hold: BatchNorm, dropout, averaged weights, augmentation, two members. "As undisturbed" means
+that metrics.jsonl, its seconds apart, and the weights of every member are those of the same command
+left alone, bit for bit.
+"""
+PATH = Path(__file__).parent.parent / "results" / "reliability.md"
+
+_SECTIONS = flags.DEFINE_list("sections", list(TITLES), "What to measure.")
+_COUNT = flags.DEFINE_float("count", 1.0, "How often, as a share of the reported numbers.")
+
+
+def main(_: list[str]) -> None:
+    known = PATH.with_suffix(".json")
+    result: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+    for section in _SECTIONS.value:
+        with tempfile.TemporaryDirectory() as folder:
+            result[section] = _measured(section, Path(folder))
+        report.write_json(known, result)
+        report.write_text(PATH, _text(result))
+        console.print(f"{section}: {result[section]}")
+
+
+def _measured(section: str, folder: Path) -> list[dict[str, Any]]:
+    def times(number: int) -> int:
+        return max(round(number * _COUNT.value), 1)
+
+    match section:
+        case "kills":
+            return [faults.signals(folder, signal.SIGKILL, times(50), epochs=times(400))]
+        case "stops":
+            return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(160))]
+        case "disk":
+            return [faults.full_disk(folder, times(30))]
+    config = inputs.two_head.get_config()
+    cache = batches.cache_dir(config.data)
+    devices.start(cache)
+    rng, said = random.Random(0), {}
+    files = inputs.readers(folder, cache)
+    logging.disable(logging.WARNING)  # of checkpoints that cannot be read
+    for name, reader in files.items():
+        said[name] = inputs.fuzz(reader, times(900), rng, folder)
+    said["command lines"] = inputs.arguments(times(900), rng)
+    said["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
+    said["all"] = sum(said.values(), Counter())
+    return inputs.table(said)
+
+
+def _text(result: dict[str, Any]) -> str:
+    parts = [INTRO.strip()]
+    for section, title in TITLES.items():
+        if rows := result.get(section):
+            lines = [
+                list(rows[0]),
+                ["---"] * len(rows[0]),
+                *([str(v) for v in r.values()] for r in rows),
+            ]
+            table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            parts.append(f"**{title}**\n\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    app.run(main)
