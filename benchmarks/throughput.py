@@ -23,6 +23,7 @@ from digits_jax.scratch.network import NETWORKS
 
 INFER = (1, 256)
 ENGINES = ("ours", "flax", "torch_eager", "torch_compile", "numpy")
+_REST = 0.2  # s, in which the threads of the engine before stop looking for work
 ROOT = Path(__file__).parent.parent
 
 
@@ -68,6 +69,7 @@ def rows(
             rates: dict[str, Any] = {name: [] for name in running}
             for _ in range(rounds):
                 for name, engine in running.items():
+                    time.sleep(_REST)
                     rates[name].append(steps[name] * batch / engine.ask(steps[name]))
             row: dict[str, Any] = {"network": network, "task": task, "batch": batch}
             for name in ENGINES:

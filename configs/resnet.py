@@ -2,8 +2,9 @@
 
 python launch.py --config=configs/resnet.py
 
-Test accuracy: 99.57 %, 73,082 parameters, seed 0, chosen on validation (2026-11-21, 15 minutes of
-training on one busy core), in 12 epochs. Channel attention: --config.model.squeeze=4.
+Test accuracy: 99.57 %, 73,082 parameters, seed 0, chosen on validation, in 12 epochs (2026-11-21,
+15 minutes of training on one busy core); 18 are not measured yet. Channel attention:
+--config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
