@@ -126,7 +126,7 @@ def test_a_batch_is_its_images_and_labels(cache):
     config = shrink(config_of("two_head"), cache)
     data = batches.load(config.data)
     images, labels = batches.examples(data.train, data.recipe)
-    config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0)
+    config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0, elastic=0.0)
     rows = data.train.rows[:7]
     batch = batches.train_batch(
         data.train, rows, data.recipe, data.normalizer, jax.random.key(0), config
