@@ -64,10 +64,16 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                raise ValueError
+            rows.append(row)
         except ValueError:
             if number < len(lines):
-                raise UserError(f"{path}: line {number} is not JSON") from None
+                raise UserError(
+                    f"{path}: line {number} is not a row of JSON; --config.resume=False starts the "
+                    "run over"
+                ) from None
     return rows
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -124,8 +125,7 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
     Image.fromarray(ink).save(folder / "drawn.png")
     Image.fromarray(images[0]).convert("P").save(folder / "exact.png")
     content = mnist._header((5, 28, 28)) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes()
-    shape = (5, 28, 28), hashlib.sha256(content).hexdigest()
-    mnist.FILES["fuzzed"] = shape
+    fuzzed = {"fuzzed": ((5, 28, 28), hashlib.sha256(content).hexdigest())}
     (folder / "digits.idx").write_bytes(content)
     (folder / "digits.gz").write_bytes(gzip.compress(content))
 
@@ -139,6 +139,10 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
 
     def user(path: Path) -> Any:
         return user_images.read(path, "auto", recipe)[:2]
+
+    def idx(path: Path) -> Any:
+        with mock.patch.dict(mnist.FILES, fuzzed):
+            return mnist._read_idx(path, "fuzzed")
 
     def weights(path: Path) -> Any:
         trained.read(path)
@@ -158,8 +162,8 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
         "npz, not compressed": Reader(user, folder / "plain.npz"),
         "png": Reader(user, folder / "drawn.png"),
         "png with a palette": Reader(user, folder / "exact.png"),
-        "idx": Reader(lambda path: mnist._read_idx(path, "fuzzed"), folder / "digits.idx"),
-        "idx.gz": Reader(lambda path: mnist._read_idx(path, "fuzzed"), folder / "digits.gz"),
+        "idx": Reader(idx, folder / "digits.idx"),
+        "idx.gz": Reader(idx, folder / "digits.gz"),
         "model.npz": Reader(weights, run / FILE),
         "config.json": Reader(in_place("config.json", settings.read), run / "config.json", False),
         "metrics.jsonl": Reader(lambda path: report.rewind(path, 1), run / "metrics.jsonl", False),

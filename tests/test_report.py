@@ -152,7 +152,7 @@ def test_rows_survive_a_torn_line_and_a_rewind(tmp_path):
     assert report.read_rows(path) == [row(1), row(1, 1), row(2), row(2, 1)]
     assert path.read_text().count("\n") == 4
     path.write_text("torn\n" + path.read_text())
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not a row of JSON"):
         report.read_rows(path)
 
 

@@ -373,3 +373,35 @@ def test_the_examples_gradients_against_central_differences():
                 ends.append(example.loss(weights._replace(**{field: moved}), x, target))
             numeric[place] = (ends[0] - ends[1]) / 2e-6
         np.testing.assert_allclose(gradient, numeric, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["mnist:mlp128-tuned", "mnist100", "two_head", "lenet5"])
+def test_a_networks_gradient_against_central_differences(name):
+    """Along a random direction d: (L(w + h d) - L(w - h d)) / 2h = dL/dw . d."""
+    config = config_of(name)
+    small = {"cnn": {"features": (3, 4), "hidden": (8,)}, "lenet5": {"activation": "tanh"}}
+    config.model.update(small.get(config.model.name, {}))
+    recipe = batches.RECIPES[config.data.dataset]
+    net = network.build(config.model, recipe.heads)
+    params, _ = network.initialize(RNG, net, recipe.shape, np.float64)
+    images = RNG.random((3, *recipe.shape))
+    labels = {head: RNG.integers(0, n, 3) for head, n in recipe.heads.items()}
+
+    def loss(params):
+        logits, tape, _ = network.forward(net, params, images, lambda _: None)
+        losses = {h: layers.softmax_cross_entropy(logits[h], labels[h]) for h in logits}
+        return sum(value.sum() for value, _ in losses.values()), losses, tape
+
+    _, losses, tape = loss(params)
+    ones = np.ones(3)
+    dlogits = {
+        head: layers.softmax_cross_entropy_backward(ones, saved)[0]
+        for head, (_, saved) in losses.items()
+    }
+    gradients = network.backward(dlogits, tape)
+    direction = rules.each(lambda w: normal(*w.shape), params)
+    h = 1e-6
+    ends = [loss(rules.each(lambda w, d, s=s: w + s * d, params, direction))[0] for s in (h, -h)]
+    along = rules.each(lambda g, d: (g * d).sum(), gradients, direction)
+    expected = sum(sum(weights.values()) for weights in along.values())
+    assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(expected, rel=1e-5)
