@@ -1,6 +1,8 @@
 """Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
 
 import errno
+import functools
+import gc
 import hashlib
 import json
 import logging
@@ -33,7 +35,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, folder: str = FOLDER):
         self._folder = workdir.absolute() / folder
-        self._failed = False
+        self._failed = self._loose = False
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -99,12 +101,13 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
-                self._failed = True
+                self._loose = True
                 reason = _reason(error)
                 logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
             state, meta = items["state"], items["meta"]
-            if meta.pop(_DIGEST, "") == _digest(state, meta):
+            # Earlier versions knew only the seconds, and no digest.
+            if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == _digest(state, meta):
                 return epoch, state, meta
             reason = "its content was altered"  # Orbax would not notice
             logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
@@ -121,7 +124,7 @@ class Checkpoints:
         self._hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
         threading.excepthook = lambda _: None
         sys.unraisablehook = lambda _: None
-        sys.excepthook = _without_loose_ends
+        sys.excepthook = functools.partial(_without_loose_ends, sys.excepthook)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -133,6 +136,8 @@ class Checkpoints:
         except UserError:
             if kind is None:  # else what ended the run is what counts
                 raise
+        if self._loose:  # what a failed read left behind complains when it is collected
+            gc.collect()
         if not self._failed:
             threading.excepthook, sys.unraisablehook, sys.excepthook = self._hooks
 
@@ -147,10 +152,10 @@ def _digest(state: PyTree, meta: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _without_loose_ends(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _without_loose_ends(hook: Any, kind: Any, error: BaseException, trace: Any) -> None:
     """`sys.excepthook`, but for what becomes of a save that was given up."""
     if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+        hook(kind, error, trace)
 
 
 def _reason(error: Exception) -> str:

@@ -73,19 +73,20 @@ def best_test_epoch(config: Any, workdir: Path) -> None:
     rows = report.read_rows(workdir / "metrics.jsonl")
     test = batches.load(trained.config.data).test
     images, labels = batches.examples(test, trained.recipe)
-    best: list[dict[str, Any]] = [{"test": -1.0} for _ in summary["members"]]
+    best: dict[int, dict[str, Any]] = {}  # a member that diverged at once has no epoch
     for epoch in sorted({row["epoch"] for row in rows}):
         kept = epoch_file(workdir, epoch)
         if not kept.exists():
-            raise UserError(f"{kept} is missing: train with --config.keep_epochs=True to have it")
+            raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
         trained.read(kept)
         figures = report.test_metrics(labels, trained.predict(images))["members"]
         for member in (row["member"] for row in rows if row["epoch"] == epoch):
-            if figures[member]["test"] > best[member]["test"]:
+            if member not in best or figures[member]["test"] > best[member]["test"]:
                 seed = summary["members"][member]["seed"]
                 best[member] = {"seed": seed, "epoch": epoch, **figures[member]}
-    summary["best_test_epoch"] = flattered = stats.spread([b["test"] for b in best])
-    flattered["members"] = best
+    members = [best[member] for member in sorted(best)]
+    summary["best_test_epoch"] = flattered = stats.spread([b["test"] for b in members])
+    flattered["members"] = members
     report.write_json(path, summary)
     console.print(
         f"best test epoch {report.percent(flattered['mean'], flattered['std'])} %, honestly "

@@ -536,9 +536,10 @@ def learning(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
             ax.axis("off")
         for ax, (run, rows) in zip(panels, runs.items(), strict=False):
             drawn = []
-            for prefix, colour in (("train_", BLUE), ("validation_", ORANGE)):
+            trained = "train_accuracy" if "train_accuracy" in rows[0] else "accuracy"
+            for name, colour in ((trained, BLUE), ("validation_accuracy", ORANGE)):
 
-                def error(row: dict[str, Any], key: str = prefix + "accuracy") -> float:
+                def error(row: dict[str, Any], key: str = name) -> float:
                     return max(100 * (1 - row[key]), LEAST_ERROR)
 
                 line = _series(rows, error)

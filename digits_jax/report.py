@@ -286,6 +286,8 @@ def headline(tested: dict[str, Any]) -> str:
         text += f", ensemble {percent(tested['ensemble'])} %"
     if len(heads) > 1:
         text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
+    if lost := sum("diverged" in member for member in tested["members"]):
+        text += f"; {lost} of the members diverged and count as they were before"
     return text
 
 

@@ -62,6 +62,11 @@ def _interval(summary: Summary) -> str:
     return "" if half is None else f"± {report.percent(half)}"
 
 
+def _seeds(summary: Summary) -> str:
+    lost = sum("diverged" in member for member in summary["members"])
+    return f"{len(summary['members'])}" + (f" ({lost} diverged)" if lost else "")
+
+
 def _over_mean(summary: Summary, value: float | None) -> str:
     """'99.70 (+0.21)': and by how much that is more than the mean."""
     if value is None:
@@ -90,7 +95,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Summary], str], bool], ...] = (
     ("quoted", "---:", _quoted, True),
     ("test accuracy", "---:", _accuracy, True),
     ("95 %", "---:", _interval, True),
-    ("seeds", "---:", lambda s: str(len(s["members"])), True),
+    ("seeds", "---:", _seeds, True),
     (
         *("best test epoch", "---:"),
         *(lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean")), True),
@@ -178,7 +183,11 @@ def write(results: str | os.PathLike) -> None:
         ]
         figures.frontier(points, results / "accuracy.png")
     curves = {run: report.read_rows(results / run / "metrics.jsonl") for run in shown}
-    curves = {run: rows for run, rows in curves.items() if max(r["epoch"] for r in rows) > 1}
+    curves = {
+        run: rows
+        for run, rows in curves.items()
+        if max((row["epoch"] for row in rows), default=0) > 1
+    }
     if curves:
         figures.learning(curves, results / "curves.png")
 

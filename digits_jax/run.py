@@ -49,7 +49,8 @@ class Position:
         if totals:
 
             def array(values: list) -> jax.Array:
-                return jnp.asarray(values, jnp.result_type(float))
+                # JSON has no NaN: it comes back from null.
+                return jnp.asarray(np.asarray(values, float), jnp.result_type(float))
 
             totals = jax.tree.map(array, totals, is_leaf=lambda x: isinstance(x, list))
         return cls(**fields | {"totals": totals and Metrics(**totals)})

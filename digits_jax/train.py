@@ -72,7 +72,7 @@ def train(config: Any, workdir: Path) -> None:
     clock = Clock()
     settings.check(config)
     asked = config.data.source
-    with _ours(workdir):
+    with _ours(workdir, _again(config)):
         if _prepare(config, workdir):
             console.print(
                 f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
@@ -91,13 +91,13 @@ def train(config: Any, workdir: Path) -> None:
 
 
 @contextmanager
-def _ours(workdir: Path) -> Iterator[None]:
+def _ours(workdir: Path, again: str) -> Iterator[None]:
     """Makes the folder and keeps other processes from training in it, as long as this one lives."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been quicker
     except OSError as error:
         raise UserError(
             f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
@@ -113,8 +113,7 @@ def _ours(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:  # a full disk, a folder taken away
         raise UserError(
-            f"{error.filename or workdir}: {error.strerror or error}; the same command goes on "
-            "from the last epoch"
+            f"{error.filename or workdir}: {error.strerror or error}; {again} from the last epoch"
         ) from None
     finally:
         lock.release()
@@ -138,7 +137,7 @@ def _train(
             except Stopped:
                 clock.lap()
                 _save_part(run, workdir, number, clock)
-                raise Stopped(f"stopped in epoch {number}; the same command goes on") from None
+                raise Stopped(f"stopped in epoch {number}; {_again(config)}") from None
             _tell_diverged(run, workdir, number)
             report.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
@@ -147,7 +146,15 @@ def _train(
                 _keep(run, workdir, number)
             checkpoints.save(number, run.saved(), _meta(run, clock))
             shutil.rmtree(workdir / _PART, ignore_errors=True)
-            _epoch_line(run, number, rows)
+            if rows:
+                _epoch_line(run, number, rows)
+    if interrupts.asked:
+        raise Stopped(f"stopped after the last epoch; {_again(config)}")
+
+
+def _again(config: Any) -> str:
+    command = "the same command" if config.resume else "the command without --config.resume=False"
+    return f"{command} goes on"
 
 
 def _meta(run: Run, clock: Clock) -> dict[str, Any]:
@@ -308,10 +315,13 @@ def epoch(
 def _stop_diverged(
     run: Run, i: int, number: int, trained: Metrics, stopped: np.ndarray
 ) -> np.ndarray:
-    """[S] bool: whose loss became infinite or no number in this epoch; they are stopped."""
-    lost = ~np.isfinite(trained.loss) & ~stopped
+    """[S] bool: whose loss or weights are no numbers after this epoch; they are stopped."""
+    leaves = jax.tree.leaves(run.states[i].params)
+    sound = [np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in map(np.asarray, leaves)]
+    lost = ~(np.isfinite(trained.loss) & np.all(sound, axis=0)) & ~stopped
     for m in np.flatnonzero(lost):
-        step = (number - 1) * run.steps_per_epoch + int(trained.finite[m]) + 1
+        step = min(int(trained.finite[m]) + 1, run.steps_per_epoch)
+        step += (number - 1) * run.steps_per_epoch
         rate = float(run.members[i].hyper.learning_rate[m]) * float(run.programs.schedule(step - 1))
         member = run.ids[i][m]
         run.diverged[member] = {"epoch": number, "step": step, "learning_rate": rate}
@@ -344,6 +354,11 @@ def _train_slice(
     start = shown = run.position.start
     ahead = bar.advance(0)
     while start < run.steps_per_epoch:
+        if interrupts and interrupts.asked:
+            run.states[i] = jax.block_until_ready(state)
+            spent = run.position.seconds + clock.lap("train")
+            run.position = Position(i, start, totals, spent, run.position.rows)
+            raise Stopped
         steps = min(run.chunk, run.steps_per_epoch - start)
         state, totals = run.train(
             *(state, totals, order, start, data.train, data.normalizer, members, run.teacher),
@@ -352,11 +367,6 @@ def _train_slice(
         start += steps
         if interrupts:
             interrupts.at_risk = True
-            if interrupts.asked:
-                run.states[i] = jax.block_until_ready(state)
-                spent = run.position.seconds + clock.lap("train")
-                run.position = Position(i, start, totals, spent, run.position.rows)
-                raise Stopped
         if not run.compiled:
             jax.block_until_ready(totals)
             clock.lap("compile")

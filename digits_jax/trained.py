@@ -99,12 +99,11 @@ class Trained:
             restored = checkpoints.restore(like)
         if restored is None:
             raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
-        epoch, saved, _ = restored
+        _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
         parts = [self.population.chosen(state) for state in saved["slices"]]
         self.weights = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        best = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
-        self.epochs = best if config.data.validation else [epoch] * len(best)
+        self.epochs = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
 
     def member(self, i: int) -> tuple[PyTree, PyTree]:
         """(params, model_state) of member `i`."""

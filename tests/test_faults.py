@@ -89,6 +89,32 @@ def test_stopped_at_any_step_and_started_again(cache, whole, tmp_path, monkeypat
     assert not (tmp_path / "interrupted").exists()
 
 
+def test_stopped_when_all_epochs_are_done(cache, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(12))
+    with pytest.raises(Stopped, match="after the last epoch; the same command goes on"):
+        train(small(cache), tmp_path)
+    assert not (tmp_path / "interrupted").exists()
+    monkeypatch.undo()
+    train(small(cache), tmp_path)
+    same(tmp_path, whole)
+
+
+def test_a_run_that_began_anew_does_not_begin_anew_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(4))
+    with pytest.raises(Stopped, match=r"the command without --config\.resume=False goes on"):
+        train(small(cache, resume=False), tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
+    state = {"x": np.arange(3, dtype=np.float32)}
+    monkeypatch.setattr("digits_jax.checkpoint._DIGEST", "seconds")  # which then has no digest
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"seconds": 1.0})
+    monkeypatch.undo()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state)[0] == 1
+
+
 def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loop, "Interrupts", lambda: Asked(8))
     with pytest.raises(Stopped):
@@ -188,7 +214,7 @@ def test_a_clock_that_jumps(cache, whole, tmp_path, monkeypatch):
     same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("stop", [None, 5, 7])
 def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch, capsys, stop):
     """Member 1 at a rate that no float survives: member 0 goes on as if it were alone."""
 
@@ -211,8 +237,8 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
             first = step + 1
     assert first in (2, 3)
 
-    if stop:  # and what is known of it outlives a stop
-        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(7))
+    if stop:  # in member 1's lost epoch, or after it: what is known of it outlives the stop
+        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(stop))
         with pytest.raises(Stopped):
             train(small(cache), tmp_path)
         monkeypatch.setattr(loop, "Interrupts", lambda: Asked(1000))
@@ -224,7 +250,7 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
     assert members[1]["diverged"]["epoch"] == 1
     assert members[1]["best_epoch"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Trained(tmp_path).weights))
-    if not stop:
+    if stop is None:
         assert f"member 1 stopped being a number in step {first}" in capsys.readouterr().out
 
 
@@ -245,6 +271,10 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
     assert [row["member"] for row in loop.epoch(run, 2, clock)] == [1]
     assert run.diverged[0]["step"] == run.steps_per_epoch + 1
     kept = run.programs.chosen(run.states[0])[0]
+    sound = jax.tree.map(np.ones_like, run.programs.zeros(1))  # the step that spoils has a loss
+    stopped = np.zeros(1, bool)
+    assert loop._stop_diverged(run, 0, 2, sound, stopped).all()
+    assert not loop._stop_diverged(run, 1, 2, sound, stopped).any()
     for a, b in zip(
         jax.tree.leaves(kept), jax.tree.leaves(Trained(tmp_path / "one").weights[0]), strict=True
     ):

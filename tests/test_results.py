@@ -20,7 +20,7 @@ SUMMARY = {
 }  # fmt: skip
 TWO = SUMMARY | {
     "config": {"data": {}, "quoted": [98.08, 97.58]},
-    "members": [{"seed": 0, "test": 0.7}, {"seed": 1, "test": 0.8}],
+    "members": [{"seed": 0, "test": 0.7}, {"seed": 1, "test": 0.8, "diverged": {"step": 9}}],
     "test": {"heads": {"upper": 0.8, "lower": 0.7}},
     "mean": 0.75, "std": 0.070711, "ensemble": 0.7625, "date": "2026-11-21",
     "best_test_epoch": {"mean": 0.7531},
@@ -55,15 +55,15 @@ def test_tables_by_hand(tmp_path):
         "| [a](a/) | mnist (drawn) | 390,164 |  | – |  | 1 |  |  |  | – | 2 | 1.5 | cpu |  |"
     )
     assert table[3] == (
-        "| [b](b/) | two_digit | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 | 2 "
-        "| 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) | 1.35 | 2 | 1.5 | cpu "
-        "| 2026-11-21 |"
+        "| [b](b/) | two_digit | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 "
+        "| 2 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) | 1.35 | 2 "
+        "| 1.5 | cpu | 2026-11-21 |"
     )
     assert table[4].startswith("| [search/c](search/c/) |")
     beside = (tmp_path / "README.md").read_text()
     assert rows_of(beside)[3:] == [
-        "| [b](results/b/) | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 | 2 "
-        "| 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |"
+        "| [b](results/b/) | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 "
+        "| 2 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |"
     ]
     assert beside.endswith("kept\n")
     assert (folder / "accuracy.png").exists()

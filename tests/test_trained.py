@@ -207,6 +207,13 @@ def test_the_best_test_epoch(cache, tmp_path):
     assert [m["epoch"] for m in found["members"]] == (best + 1).tolist()
     assert [m["test"] for m in found["members"]] == pytest.approx(np.max(accuracy, axis=0))
     assert found["mean"] == pytest.approx(np.max(accuracy, axis=0).mean())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    lines = [line for line in lines if json.loads(line)["member"] == 0]  # member 1 diverged at once
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    best_test_epoch(config, tmp_path)
+    alone = json.loads((tmp_path / "summary.json").read_text())["best_test_epoch"]
+    assert alone["members"] == found["members"][:1]
+    assert alone["mean"] == found["members"][0]["test"]
     epoch_file(tmp_path, 2).unlink()
     with pytest.raises(UserError, match=r"0002\.npz is missing"):
         best_test_epoch(config, tmp_path)
