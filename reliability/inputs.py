@@ -83,6 +83,19 @@ def _watched() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def _outcome(attempt: Callable[[], str]) -> str:
+    """What `attempt` says of itself, or how it failed."""
+    try:
+        with _watched():
+            return attempt()
+    except UserError:
+        return "refused"
+    except Hang:
+        return "hung"
+    except (Exception, SystemExit) as error:
+        return f"raised {error!r}"
+
+
 def _same(one: Any, other: Any) -> bool:
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
@@ -96,17 +109,12 @@ def fuzz(reader: Reader, count: int, rng: random.Random, folder: Path) -> Counte
     for _ in range(count):
         data = mutated(seed, rng)
         path.write_bytes(data)
-        try:
-            with _watched():
-                value = reader.read(path)
-            wrong = reader.exact and not _same(value, right)
-            outcome = "wrong" if wrong else "read"
-        except UserError:
-            outcome = "refused"
-        except Hang:
-            outcome = "hung"
-        except Exception as error:
-            outcome = f"raised {error!r}"
+
+        def attempt() -> str:
+            value = reader.read(path)
+            return "wrong" if reader.exact and not _same(value, right) else "read"
+
+        outcome = _outcome(attempt)
         said[outcome] += 1
         if outcome not in ("read", "refused"):
             said[f"{outcome}, for example"] = 1
@@ -186,18 +194,14 @@ def checkpoints(folder: Path, count: int, rng: random.Random) -> Counter:
         shutil.copytree(kept, damaged)
         path = damaged / rng.choice(files).relative_to(kept)
         path.write_bytes(mutated(path.read_bytes(), rng))
-        try:
-            with _watched(), Checkpoints(damaged) as one:
+
+        def attempt() -> str:
+            with Checkpoints(damaged) as one:
                 epoch, tree, _ = one.restore(state)  # type: ignore[misc]
             outcome = {1: "the one before", 2: "read"}[epoch]
-            outcome = outcome if _same(tree, (older, state)[epoch - 1]) else "wrong"
-        except UserError:
-            outcome = "refused"
-        except Hang:
-            outcome = "hung"
-        except Exception as error:
-            outcome = f"raised {error!r}"
-        said[outcome] += 1
+            return outcome if _same(tree, (older, state)[epoch - 1]) else "wrong"
+
+        said[_outcome(attempt)] += 1
     return said
 
 
@@ -221,28 +225,23 @@ def arguments(count: int, rng: random.Random) -> Counter:
         chosen = list(ARGUMENTS[:1]) + rng.sample(ARGUMENTS[1:], 3)
         at = rng.randrange(len(chosen))
         chosen[at] = mutated(chosen[at].encode(), rng).decode("utf-8", "replace").replace("\0", "")
-        try:
-            with _watched():
-                flags.FLAGS.unparse_flags()
-                for field in [name for name in flags.FLAGS if name.startswith("config.")]:
-                    delattr(flags.FLAGS, field)
-                sys.argv = ["launch.py", *chosen]  # where ml_collections looks for --config.FIELD
-                launch.parse(sys.argv)
-                config = flags.FLAGS["config"].value
-                if config is not None:
-                    settings.check(config)
-                    heads = RECIPES[config.data.dataset].heads
-                    models.from_config(config, heads)
-                    optim.transformation(config.optimizer)
-                    optim.unit_schedule(config.optimizer, config.epochs, 10)
-            outcome = "read"
-        except UserError:
-            outcome = "refused"
-        except Hang:
-            outcome = "hung"
-        except (Exception, SystemExit) as error:
-            outcome = f"raised {error!r} for {chosen[at]!r}"
-        said[outcome] += 1
+
+        def attempt(chosen: list[str] = chosen) -> str:
+            flags.FLAGS.unparse_flags()
+            for field in [name for name in flags.FLAGS if name.startswith("config.")]:
+                delattr(flags.FLAGS, field)
+            sys.argv = ["launch.py", *chosen]  # where ml_collections looks for --config.FIELD
+            launch.parse(sys.argv)
+            config = flags.FLAGS["config"].value
+            if config is not None:
+                settings.check(config)
+                models.from_config(config, RECIPES[config.data.dataset].heads)
+                optim.transformation(config.optimizer)
+                optim.unit_schedule(config.optimizer, config.epochs, 10)
+            return "read"
+
+        outcome = _outcome(attempt)
+        said[f"{outcome} for {chosen[at]!r}" if "raised" in outcome else outcome] += 1
     return said
 
 
