@@ -3,8 +3,10 @@
 python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--config.field=value ...]
 """
 
+import os
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search")
 _ONLY = (
     *(("data", "eval"), ("ink", "eval"), ("example", "explain")),
     *(("variants", "compare"), ("runs", "compare")),
+    *(("distributed", "train"), ("coordinator", "train")),
+    *(("num_processes", "train"), ("process_id", "train")),
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,6 +43,14 @@ _RUNS = flags.DEFINE_list(
     "runs", [], "mode=compare: two finished runs to test against each other; no --config then."
 )
 _INK = flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, as the cluster's environment says."
+)
+_BY_HAND: tuple[Any, ...] = (
+    flags.DEFINE_string("coordinator", None, "The same by hand: HOST:PORT of process 0;"),
+    flags.DEFINE_integer("num_processes", None, "how many processes there are;"),
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0."),
+)
 
 
 def main(argv: list[str]) -> None:
@@ -65,9 +77,10 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
     match _MODE.value:
         case "train":
-            from digits_jax.train import train
+            with _together(workdir):
+                from digits_jax.train import train
 
-            train(config, workdir)
+                train(config, workdir)
         case "eval":
             from digits_jax.evaluate import evaluate
 
@@ -93,6 +106,20 @@ def main(argv: list[str]) -> None:
             from digits_jax.search import search
 
             search(config, Path(_WORKDIR.value or Path("runs") / f"{config.name}-search"))
+
+
+def _distributed() -> bool:
+    return _DISTRIBUTED.value or any(flag.value is not None for flag in _BY_HAND)
+
+
+def _together(workdir: Path) -> AbstractContextManager[None]:
+    """With the other processes of this run, if there are any."""
+    if not _distributed():
+        return nullcontext()
+    from digits_jax import hosts
+
+    coordinator, processes, process = (flag.value for flag in _BY_HAND)
+    return hosts.joined(workdir, coordinator, processes, process)
 
 
 def _config_path() -> str:
@@ -151,18 +178,22 @@ def cli() -> None:
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _leave(1, f"error: {error}")
     except OSError as error:  # a full disk, a folder taken away
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(
-            f"error: {where}{error.strerror or error}; the same command goes on from the last epoch"
-        )
+        why = error.strerror or error
+        _leave(1, f"error: {where}{why}; the same command goes on from the last epoch")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(SAVED)
+        _leave(SAVED, str(stopped))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
-        sys.exit(130)
+        _leave(130, "interrupted; the same command goes on from the last epoch")
+
+
+def _leave(code: int, said: str) -> None:
+    print(said, file=sys.stderr, flush=True)
+    if flags.FLAGS.is_parsed() and _distributed():
+        os._exit(code)  # else JAX would wait for the others, and they for this one
+    sys.exit(code)
 
 
 if __name__ == "__main__":

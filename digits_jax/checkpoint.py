@@ -21,9 +21,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from digits_jax.errors import UserError
+from digits_jax.mesh import fetch
 from digits_jax.types import PyTree
 
 FOLDER = "checkpoints"
+PART = "interrupted"  # the folder of an epoch that a signal stopped
 _DIGEST = "sha256"
 
 
@@ -34,7 +36,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, folder: str = FOLDER):
-        self._folder = workdir.absolute() / folder
+        self.workdir, self._folder = workdir, workdir.absolute() / folder
         self._failed = self._loose = False
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -146,7 +148,7 @@ def _digest(state: PyTree, meta: dict[str, Any]) -> str:
     """SHA-256 of all that a checkpoint holds."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for path, leaf in jax.tree.leaves_with_path(state):
-        array = np.asarray(leaf, order="C")
+        array = np.asarray(fetch(leaf), order="C")
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array)
     return digest.hexdigest()

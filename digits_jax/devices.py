@@ -1,16 +1,12 @@
 """The devices a run uses, and the compiled programs it keeps between runs."""
 
 import ctypes
-import functools
 import logging
-from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import absl.logging
 import jax
-
-from digits_jax.types import PyTree
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -48,52 +44,8 @@ def _keep_freed_memory() -> None:
 
 def memory() -> int | None:
     """Bytes that a device can give to programs; None where it does not say (CPU)."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")
-
-
-def replicate(tree: PyTree) -> PyTree:
-    """Arrays that every device reads; with a single device, `tree`."""
-    if len(jax.devices()) == 1:
-        return tree
-    return jax.device_put(tree, jax.NamedSharding(_mesh(), jax.P()))
-
-
-def jit_over_members(function: Callable, shared: Collection[int], **how: Any) -> Any:
-    """`jax.jit` of a function whose arguments, but for the `shared` ones, have a member axis.
-
-    With several devices each takes its part of the members; a slice that does not divide evenly is
-    not divided. Keywords are static; `how` goes to `jax.jit`.
-    """
-    alone, count = jax.jit(function, **how), len(jax.devices())
-    if count == 1:
-        return alone
-
-    def over_devices(*arguments: Any, **static: Any) -> Any:
-        specs = [jax.P() if i in shared else jax.P("member") for i in range(len(arguments))]
-        return jax.shard_map(
-            functools.partial(function, **static),
-            mesh=_mesh(),
-            in_specs=tuple(specs),
-            out_specs=jax.P("member"),
-            check_vma=False,  # members have nothing in common
-        )(*arguments)
-
-    divided = jax.jit(over_devices, **how)
-
-    def program(arguments: Sequence[Any]) -> Any:
-        return alone if len(jax.tree.leaves(arguments[0])[0]) % count else divided
-
-    def call(*arguments: Any, **static: Any) -> Any:
-        return program(arguments)(*arguments, **static)
-
-    call.lower = lambda *arguments, **static: program(arguments).lower(*arguments, **static)  # type: ignore[attr-defined]
-    return call
-
-
-def _mesh() -> jax.sharding.Mesh:
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((len(jax.devices()),), ("member",), axis_types=auto)
 
 
 def matmul_precision() -> str:
@@ -105,11 +57,11 @@ def matmul_precision() -> str:
     return config.jax_default_matmul_precision or "default"
 
 
-def jit_once(function: Callable) -> Callable:
-    """`jax.jit` for a program that runs once and briefly, such as drawing the first weights.
+def once() -> dict[str, Any]:
+    """For `jax.jit` of a program that runs once and briefly, such as drawing the first weights.
 
     On CPU it is compiled without optimisation: LLVM would take 21 s of one core over the weights of
     eight convolutions, of which 1.6 s are left.
     """
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=unoptimised)
+    return {"compiler_options": unoptimised}

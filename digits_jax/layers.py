@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from digits_jax import mesh
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array
 
@@ -98,7 +99,8 @@ def _backward(
         dx = _fold(dy, kernel, pads, x.shape)
     else:
         (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)
-    size = max(_SLICE, -(-len(x) // _MOST_SLICES))
+    # Devices that share the batch have their parts of it, which are small anyhow.
+    size = max(_SLICE, -(-len(x) // _MOST_SLICES)) if mesh.shares() == 1 else len(x)
     gradients = []
     for start in range(0, len(x), size):
         part = slice(start, start + size)

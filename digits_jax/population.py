@@ -22,6 +22,7 @@ from digits_jax.data.batches import (
     train_batch,
 )
 from digits_jax.data.pairs import Recipe
+from digits_jax.mesh import over_data
 from digits_jax.step import eval_step, init_state, track_best, train_step
 from digits_jax.types import Array, Batch, Hyper, Members, Metrics, PyTree, TrainState
 
@@ -29,10 +30,12 @@ _INIT, _ORDER, _STEP = range(3)
 
 
 def slice_size(size: int, backend: str, devices: int = 1) -> int:
-    """Members per program: one a device on CPU, where a loop beats vmap (three members by vmap took
-    twice the time of three solo runs), on GPU and TPU all that divide evenly over the devices.
+    """Members per program: one on each of `devices` on CPU, where a loop beats vmap (three members
+    by vmap took twice the time of three solo runs), on GPU and TPU all that divide evenly over the
+    devices.
     """
-    return min(size, devices) if backend == "cpu" else size - size % devices or size
+    only = devices if size >= devices else 1
+    return only if backend == "cpu" else size - size % devices or size
 
 
 def slices(size: int, width: int) -> list[range]:
@@ -189,6 +192,7 @@ class Population:
             rows = split.pool[jax.random.randint(key_pairs, shape, 0, len(split.pool))]
         else:
             rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
+        rows = over_data(rows)
         teach = functools.partial(self._targets, teacher) if teacher else None
         batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config, teach)
         return batch, key_dropout
@@ -218,7 +222,7 @@ class Population:
         """
 
         def one(params: PyTree, model_state: PyTree, rows: Array) -> Any:
-            batch = eval_batch(split, rows, mask, self._recipe, normalizer)
+            batch = eval_batch(split, over_data(rows), mask, self._recipe, normalizer)
             return eval_step(params, model_state, batch, model=self.model)
 
         return jax.vmap(one, in_axes=(0, 0, 0 if rows.ndim == 3 else None))(*weights, rows)

@@ -1,6 +1,7 @@
 """A run in memory: data on the device, compiled programs, and the states of its members."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, models
+from digits_jax import devices, hosts, models
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
 from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError
+from digits_jax.mesh import Layout, fetch
 from digits_jax.metrics import add
 from digits_jax.population import Population, Teacher, members_of, slice_size, slices
 from digits_jax.step import current
@@ -39,7 +41,7 @@ class Position:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which keeps floats exactly."""
-        totals = jax.tree.map(lambda x: np.asarray(x).tolist(), self.totals)
+        totals = jax.tree.map(lambda x: x.tolist(), fetch(self.totals))
         return dataclasses.asdict(self) | {"totals": totals and totals._asdict()}
 
     @classmethod
@@ -70,6 +72,7 @@ class Run:
     states: list[TrainState]
     programs: Population
     teacher: Teacher | None
+    layout: Layout
     chunk: int
     parameters: int
     compiled: bool = False
@@ -79,13 +82,14 @@ class Run:
     def __post_init__(self) -> None:
         programs: Any = self.programs
         self.train, self._evaluate = programs.train, programs.evaluate
+        layout, folds = self.layout, bool(self.config.data.folds)
         if self.programs.compiled:
-            self.train = devices.jit_over_members(
+            self.train = layout.jit(
                 self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
             )
-            self._evaluate = jax.jit(self._evaluate)
-        self.order = jax.jit(self.programs.order, static_argnames="n")
-        self.track = jax.jit(self.programs.track, donate_argnums=0)
+            self._evaluate = layout.jit(self._evaluate, (1, 2, 4) if folds else (1, 2, 3, 4))
+        self.order = layout.jit(self.programs.order, (1,), static_argnames="n")
+        self.track = layout.jit(self.programs.track, (2,), donate_argnums=0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,19 +102,17 @@ class Run:
 
         With cross-validation, each member's own part of it: `folds` [S].
         """
-        totals, outputs = self.programs.zeros(len(folds)), []
+        sums, outputs = [], []
         rows_of = batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size)
         # One program for whatever is evaluated.
         digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
         for rows, mask in rows_of:
             new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
-            totals = add(totals, new)
-            outputs.append(log_p)
-        joined = jax.tree.map(
-            lambda *parts: np.concatenate([np.asarray(x) for x in parts], axis=1), *outputs
-        )
+            sums.append(new)
+            outputs.append(fetch(log_p))
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
         n, heads = split.size, self.data.recipe.heads
-        return jax.device_get(totals), {head: joined[head][:, :n] for head in heads}
+        return fetch(functools.reduce(add, sums)), {head: joined[head][:, :n] for head in heads}
 
     def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
         """`evaluate` for every slice, under the weights that the run is judged by."""
@@ -149,7 +151,7 @@ class Run:
 
     def scores(self) -> np.ndarray:
         """[P] float: the best validation accuracy of each member so far, -inf before the first."""
-        return np.concatenate([np.asarray(state.best.score) for state in self.states])
+        return np.concatenate([fetch(state.best.score) for state in self.states])
 
     def stop(self, member: int) -> None:
         """That member trains no further, as if stopped early."""
@@ -165,8 +167,8 @@ class Run:
 
     def take(self, saved: PyTree) -> None:
         """Goes on from what a checkpoint held."""
-        self.states = jax.device_get(saved["slices"]) if len(jax.devices()) > 1 else saved["slices"]
-        normalizer = devices.replicate(batches.Normalizer(**saved["normalizer"]))
+        self.states = saved["slices"]
+        normalizer = self.layout.everywhere(batches.Normalizer(**saved["normalizer"]))
         self.data = self.data._replace(normalizer=normalizer)
 
 
@@ -179,7 +181,9 @@ def build(config: Any, members: Members | None = None) -> Run:
     """
     backend = devices.start(batches.cache_dir(config.data))
     data = batches.load(config.data)
-    arrays = devices.replicate((data.train, data.validation, data.test, data.normalizer))
+    hosts.agree("their digits", *data.train, *data.test)
+    layout = Layout(config.mesh.data, config.batch_size)
+    arrays = layout.everywhere((data.train, data.validation, data.test, data.normalizer))
     names = ("train", "validation", "test", "normalizer")
     data = data._replace(**dict(zip(names, arrays, strict=True)))
     config.data.source = data.source
@@ -188,7 +192,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     source = _learned_from(config) if config.distill.teacher else None
     engine = ENGINES[config.engine]
     programs = engine(config, data.recipe, steps, source.population if source else None)
-    init = devices.jit_once(programs.init) if programs.compiled else programs.init
+    init = layout.jit(programs.init, **devices.once()) if programs.compiled else programs.init
 
     def sliced(width: int) -> Run:
         ids = slices(len(members.seed), width)
@@ -201,18 +205,19 @@ def build(config: Any, members: Members | None = None) -> Run:
             parts,
             states,
             programs,
-            source.teacher() if source else None,
+            layout.everywhere(source.teacher()) if source else None,
+            layout,
             chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
             parameters=models.count_parameters(states[0].params) // len(ids[0]),
         )
 
     asked = config.population.slice
-    width = slice_size(len(members.seed), backend, len(jax.devices()))
+    width = slice_size(len(members.seed), backend, layout.members)
     width = asked or (width if programs.compiled else 1)
     run, room = sliced(width), devices.memory()
     while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
         width = -(-width // 2)
-        width -= width % len(jax.devices()) if width > len(jax.devices()) else 0
+        width -= width % layout.members if width > layout.members else 0
         run = sliced(width)
     config.population.slice = width
     return run

@@ -18,14 +18,16 @@ _SINCE = {
     "distill.temperature": 4.0,
 }
 
+_PLACES = ("data.raw_dir", "data.cache_dir")  # on one machine
+
 # Fields that say where things are or what happens around a run, not what is trained.
 _OUTSIDE = (
-    *("resume", "report_test", "keep_epochs", "quoted", "eval_batch_size", "search."),
-    *("data.raw_dir", "data.cache_dir"),
+    *("resume", "report_test", "keep_epochs", "quoted", "eval_batch_size", "search.", "mesh."),
+    *_PLACES,
 )
 
 _AT_LEAST_ONE = (
-    *("epochs", "batch_size", "eval_batch_size", "population.size"),
+    *("epochs", "batch_size", "eval_batch_size", "population.size", "mesh.data"),
     *("data.drawn_train", "data.drawn_test", "search.trials", "search.round"),
 )
 _AT_LEAST_ZERO = (
@@ -123,6 +125,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def as_dict(config: Any) -> dict[str, Any]:
     """A ConfigDict as plain JSON types."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def fingerprint(config: Any) -> bytes:
+    """What processes that train together have in common: all but where a machine keeps data."""
+    fields = {name: value for name, value in flatten(config).items() if name not in _PLACES}
+    return json.dumps(fields, sort_keys=True).encode()
 
 
 def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:

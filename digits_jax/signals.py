@@ -13,7 +13,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
-    """While this context manager is open, `asked` says whether somebody wants the run to stop.
+    """While this context manager is open, `asked()` says whether somebody wants the run to stop.
 
     A thread listens, since Python's own handlers wait for the main thread, which may be compiling.
     As long as `at_risk` is False there is nothing to save, and it ends the process right away.
@@ -21,7 +21,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.asked = self.at_risk = False
+        self._asked = self.at_risk = False
 
     def __enter__(self) -> "Interrupts":
         self._before: dict[signal.Signals, Any] = {}
@@ -34,13 +34,17 @@ class Interrupts:
             self._thread.start()
         return self
 
+    def asked(self) -> bool:
+        """Is it time to stop?"""
+        return self._asked
+
     def _hear(self) -> None:
         while number := self._listen.recv(1):
             if number[0] not in _STOPPING:
                 continue
-            if self.asked:
+            if self._asked:
                 os._exit(128 + number[0])
-            self.asked = True
+            self._asked = True
             if not self.at_risk:
                 console.print("Stopped before the first step; the same command starts again.")
                 os._exit(SAVED)

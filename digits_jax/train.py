@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, figures, report, settings, trained
-from digits_jax.checkpoint import FOLDER, Checkpoints
+from digits_jax import devices, figures, hosts, report, settings, trained
+from digits_jax.checkpoint import FOLDER, PART, Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
 from digits_jax.errors import Stopped, UserError
+from digits_jax.mesh import fetch
 from digits_jax.metrics import means
 from digits_jax.run import Position, Run, build
 from digits_jax.signals import Interrupts
@@ -32,14 +33,14 @@ from digits_jax.types import Metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
-_PART = "interrupted"  # the folder of an epoch that a signal stopped
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
-    *(FOLDER, _PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
+    *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
     *("calibration.png", trained.FILE, trained.EPOCHS),
     *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
+Stopping = Interrupts | hosts.Interrupts
 
 
 class Clock:
@@ -71,23 +72,25 @@ def train(config: Any, workdir: Path) -> None:
     """
     clock = Clock()
     settings.check(config)
+    hosts.agree("their configs", settings.fingerprint(config))
     asked = config.data.source
-    with _ours(workdir, _again(config)):
+    with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
         if _prepare(config, workdir):
             console.print(
                 f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
                 "--config.resume=False starts it over, --mode=eval evaluates it again."
             )
             return
-        with Interrupts() as interrupts:
+        with hosts.Interrupts() if hosts.several() else Interrupts() as interrupts:
             run = build(config)
             if not config.resume:
-                _clear(workdir)
-            report.write_json(workdir / "config.json", settings.as_dict(config))
+                _clear(folder)
+            report.write_json(folder / "config.json", settings.as_dict(config))
             _introduce(run, workdir, asked)
+            hosts.agree("where they are")  # nothing is deleted any more
             with Checkpoints(workdir) as checkpoints:
-                _train(run, workdir, checkpoints, clock, interrupts)
-        _finish(run, workdir, clock)
+                _train(run, folder, checkpoints, clock, interrupts)
+        _finish(run, folder, clock)
 
 
 @contextmanager
@@ -120,23 +123,23 @@ def _ours(workdir: Path, again: str) -> Iterator[None]:
 
 
 def _train(
-    run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock, interrupts: Interrupts
+    run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock, interrupts: Stopping
 ) -> None:
     """The epochs that are left."""
     config = run.config
-    done = _resume(run, workdir, checkpoints, clock)
+    done = _resume(run, checkpoints, clock)
     for name in ("summary.json", trained.FILE):  # they would say that the run is finished
         (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
     with report.EventWriter(workdir, kept) as events:
         for number in range(done + 1, config.epochs + 1):
-            if all(np.all(state.best.stopped) for state in run.states):
+            if all(np.all(fetch(state.best.stopped)) for state in run.states):
                 break
             try:
                 rows = epoch(run, number, clock, interrupts)
             except Stopped:
                 clock.lap()
-                _save_part(run, workdir, number, clock)
+                _save_part(run, checkpoints.workdir, number, clock)
                 raise Stopped(f"stopped in epoch {number}; {_again(config)}") from None
             _tell_diverged(run, workdir, number)
             report.append_rows(workdir / "metrics.jsonl", rows)
@@ -145,10 +148,10 @@ def _train(
             if config.keep_epochs:
                 _keep(run, workdir, number)
             checkpoints.save(number, run.saved(), _meta(run, clock))
-            shutil.rmtree(workdir / _PART, ignore_errors=True)
+            shutil.rmtree(checkpoints.workdir / PART, ignore_errors=True)
             if rows:
                 _epoch_line(run, number, rows)
-    if interrupts.asked:
+    if interrupts.asked():
         raise Stopped(f"stopped after the last epoch; {_again(config)}")
 
 
@@ -162,7 +165,7 @@ def _meta(run: Run, clock: Clock) -> dict[str, Any]:
     return {"seconds": dict(clock.seconds), "diverged": diverged}
 
 
-def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> int:
+def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
     """Goes on from the last checkpoint, or from where a signal stopped the epoch after it.
 
     -> the epochs that are done.
@@ -170,9 +173,9 @@ def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> 
     restored, done, where = checkpoints.restore(run.saved()), 0, ""
     if restored:
         done, where = restored[0], f"after epoch {restored[0]}"
-    if (workdir / _PART).exists():
+    if (checkpoints.workdir / PART).exists():
         try:
-            with Checkpoints(workdir, _PART) as parts:
+            with Checkpoints(checkpoints.workdir, PART) as parts:
                 part = parts.restore(run.saved())
         except UserError as error:  # then the epoch is done again
             part = None
@@ -192,7 +195,7 @@ def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> 
 
 def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
     """Saves an unfinished epoch, and waits until it is written."""
-    with Checkpoints(workdir, _PART) as parts:
+    with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"position": run.position.as_dict()}
         parts.save(number, run.saved(), report.plain(meta))
 
@@ -220,7 +223,7 @@ def _keep(run: Run, workdir: Path, number: int) -> None:
     trained.write(
         trained.epoch_file(workdir, number),
         settings.as_dict(run.config),
-        jax.tree.map(lambda *x: np.concatenate(x), *map(current, run.states)),
+        jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(current, run.states)])),
         run.data.normalizer,
         [number] * size,
         np.ones(size + 1),
@@ -273,7 +276,7 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
 
 
 def epoch(
-    run: Run, number: int, clock: Clock, interrupts: Interrupts | None = None
+    run: Run, number: int, clock: Clock, interrupts: Stopping | None = None
 ) -> list[dict[str, Any]]:
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl.
 
@@ -288,7 +291,7 @@ def epoch(
         for i in (i for i in running if i >= done.slice):
             if i > done.slice:
                 done = run.position = Position(i, rows=done.rows)
-            stopped = np.array(run.states[i].best.stopped)
+            stopped = np.array(fetch(run.states[i].best.stopped))
             clock.lap()
             trained = _train_slice(run, i, number, clock, bar, interrupts)
             done.seconds += clock.lap("train")
@@ -316,8 +319,8 @@ def _stop_diverged(
     run: Run, i: int, number: int, trained: Metrics, stopped: np.ndarray
 ) -> np.ndarray:
     """[S] bool: whose loss or weights are no numbers after this epoch; they are stopped."""
-    leaves = jax.tree.leaves(run.states[i].params)
-    sound = [np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in map(np.asarray, leaves)]
+    leaves = jax.tree.leaves(fetch(run.states[i].params))
+    sound = [np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
     lost = ~(np.isfinite(trained.loss) & np.all(sound, axis=0)) & ~stopped
     for m in np.flatnonzero(lost):
         step = min(int(trained.finite[m]) + 1, run.steps_per_epoch)
@@ -344,17 +347,18 @@ def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
 
 
 def _train_slice(
-    run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar, interrupts: Interrupts | None
+    run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar, interrupts: Stopping | None
 ) -> Metrics:
     """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
     data, members, size = run.data, run.members[i], len(run.ids[i])
     order = run.order(members, epoch, n=data.train.size)
-    state, totals = run.states[i], run.position.totals or run.programs.zeros(size)
+    totals = run.layout.over_members(run.position.totals or run.programs.zeros(size))
+    state = run.states[i]
     images = run.config.batch_size * size
     start = shown = run.position.start
     ahead = bar.advance(0)
     while start < run.steps_per_epoch:
-        if interrupts and interrupts.asked:
+        if interrupts and interrupts.asked():
             run.states[i] = jax.block_until_ready(state)
             spent = run.position.seconds + clock.lap("train")
             run.position = Position(i, start, totals, spent, run.position.rows)
@@ -377,7 +381,7 @@ def _train_slice(
             ahead = bar.advance((start - shown) * images)
             shown = start
     run.states[i] = state
-    return jax.device_get(totals)
+    return fetch(totals)
 
 
 def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
@@ -387,7 +391,7 @@ def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
     """
     weights, folds = current(run.states[i]), run.members[i].fold
     if run.data.validation is None:  # the last is the best
-        last = jnp.full(len(folds), epoch, jnp.result_type(float))
+        last = np.full(len(folds), epoch, jnp.result_type(float))
         run.states[i] = run.track(run.states[i], last, epoch)
         return {}
     n = run.data.validation.size
@@ -442,7 +446,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     clock.lap()
     epochs = max((row["epoch"] for row in rows), default=0)
     seen = len(rows) * run.steps_per_epoch * config.batch_size
-    epoch_of = np.concatenate([np.asarray(state.best.epoch) for state in run.states]).tolist()
+    epoch_of = np.concatenate([fetch(state.best.epoch) for state in run.states]).tolist()
     facts = {
         "config": settings.as_dict(config),
         "command": "python " + shlex.join(sys.argv),
@@ -485,7 +489,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     trained.write(
         workdir / trained.FILE,
         facts["config"],
-        jax.tree.map(lambda *x: np.concatenate(x), *map(run.programs.chosen, run.states)),
+        jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(run.programs.chosen, run.states)])),
         data.normalizer,
         epoch_of,
         np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,

@@ -76,7 +76,7 @@ def test_receptive_fields_by_lighting_one_pixel_after_the_other(name):
             model.apply({**variables, "params": positive}, pixels, train=False, dropout_rate=0.0)
         return dict(seen)
 
-    fields = devices.jit_once(run)(jax.random.key(0))
+    fields = jax.jit(run, **devices.once())(jax.random.key(0))
     compared = 0
     for row in rows:
         if row.name not in fields:

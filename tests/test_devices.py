@@ -1,4 +1,4 @@
-"""Members over several devices, and slices that fit a device's memory."""
+"""Members and batches over several devices, and slices that fit a device's memory."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from conftest import config_of, shrink
 
 from digits_jax import devices
 from digits_jax import run as building
+from digits_jax.errors import UserError
 from digits_jax.train import build
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +26,13 @@ os.environ["XLA_FLAGS"] = (
 )
 from conftest import config_of, shrink
 import jax
-jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_enable_x64", {bits} == 64)
+jax.config.update("jax_numpy_rank_promotion", "raise")
 from digits_jax import train as loop
-config = shrink(config_of("two_head"), {cache!r})
-config.model.update(features=(2, 3), hidden=(8,))
-config.population.update(size=5, slice=4)
+config = shrink(config_of({name!r}), {cache!r})
+config.model.update({model!r})
+config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
+config.population.update(size={size}, slice={width})
 line = loop._epoch_line
 def stop(*_):
     raise KeyboardInterrupt
@@ -40,21 +43,56 @@ except KeyboardInterrupt:
     loop._epoch_line = line
     loop.train(config, loop.Path({workdir!r}))
 """
+CNN = {"features": (2, 3), "hidden": (8,)}
+# BatchNorm, dropout and rotation
+COMPACT = {"layers": ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classes")}
+
+
+def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0, bits=64):
+    """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices."""
+    workdir = workdir / f"{count}-{data}-{bits}"
+    fields = {"name": name, "model": model, "count": count, "data": data, "size": size}
+    fields |= {"width": width, "bits": bits}
+    code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
 def test_members_over_four_devices(cache, tmp_path):
-    """Five members, of which four share the devices and one is alone; resumed after an epoch."""
-    rows = []
-    for count in (1, 4):
-        workdir = tmp_path / str(count)
-        code = SCRIPT.format(root=str(ROOT), count=count, cache=str(cache), workdir=str(workdir))
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        rows.append([json.loads(line) | {"seconds": 0} for line in lines])
-    assert len(rows[0]) == 10
-    for one, other in zip(*rows, strict=True):
-        assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
+    """Five members, of which four share the devices and one is alone."""
+    fields = {"size": 5, "width": 4}
+    one, four = (rows(tmp_path, cache, "two_head", CNN, count=n, **fields) for n in (1, 4))
+    assert len(one) == 10
+    for row, other in zip(one, four, strict=True):
+        assert row == pytest.approx(other, rel=1e-9, abs=1e-9)
+
+
+def test_batches_over_devices(cache, tmp_path):
+    """Two members on 1, 2, 4 and 8 devices, of which 1, 2, 2 and 8 share a batch.
+
+    Statistics of a part of the batch would show in the first digits.
+    """
+
+    def same(**how):
+        return rows(tmp_path, cache, "compact:phase5", COMPACT, size=2, **how)
+
+    one = same()
+    assert one[0]["loss"] != one[1]["loss"]
+    for count, data in ((2, 2), (4, 2), (8, 8)):
+        for row, other in zip(one, same(count=count, data=data), strict=True):
+            assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+    short = same(count=4, data=4, bits=32)
+    for row, other in zip(same(bits=32), short, strict=True):
+        assert row == pytest.approx(other, abs=1e-3)
+
+
+def test_a_mesh_that_does_not_fit_is_one_clear_line(cache, tmp_path):
+    config = shrink(config_of("two_head:mlp"), cache)
+    config.mesh.data = 3
+    with pytest.raises(UserError, match=r"config\.mesh\.data=3 does not divide the 1 devices"):
+        build(config)
 
 
 def test_slices_are_halved_until_they_fit(cache, monkeypatch):

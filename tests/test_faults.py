@@ -61,7 +61,6 @@ class Asked:
     def __exit__(self, *_):
         pass
 
-    @property
     def asked(self):
         self._left -= 1
         return self._left < 0

@@ -7,11 +7,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    *("errors", "types", "layers", "models"),
+    *("errors", "types", "mesh", "layers", "models"),
     *("data.mnist", "data.pairs", "data.builders", "data.drawn", "augment", "data.batches"),
     *("losses", "metrics", "optim", "step", "population", "scratch", "engine", "devices"),
     "checkpoint",
-    *("stats", "figures", "report", "results", "console", "signals", "settings", "trained"),
+    *(
+        "stats",
+        "figures",
+        "report",
+        "results",
+        "console",
+        "signals",
+        "hosts",
+        "settings",
+        "trained",
+    ),
     *("run", "train", "user_images"),
     "evaluate",
     *("describe", "explain", "compare", "study", "search"),

@@ -60,7 +60,7 @@ def architecture(name):
 def network(name):
     """-> (model, recipe, variables) of a config."""
     model, recipe, init = architecture(name)
-    return model, recipe, devices.jit_once(init)(jax.random.key(0))
+    return model, recipe, jax.jit(init, **devices.once())(jax.random.key(0))
 
 
 def parameters(name):
@@ -177,7 +177,7 @@ def initialised(model, shape=(28, 28)):
     def init(key):
         return model.init(key, jnp.zeros((1, *shape)), train=False, dropout_rate=0.0)
 
-    return devices.jit_once(init)(jax.random.key(0))
+    return jax.jit(init, **devices.once())(jax.random.key(0))
 
 
 @pytest.mark.parametrize("norm", ["after", "before", "none"])

@@ -8,7 +8,7 @@ import pytest
 from conftest import CONFIGS, config_of, shrink
 
 from digits_jax.data import batches
-from digits_jax.devices import jit_once
+from digits_jax.devices import once
 from digits_jax.population import Population, members_of, slice_size, slices
 from digits_jax.step import current
 
@@ -16,7 +16,7 @@ from digits_jax.step import current
 def trained(config, data, members, steps):
     """The states of `members` after `steps` steps, as one slice."""
     population = Population(config, data.recipe, steps_per_epoch=3)
-    state, totals = jit_once(population.init)(members), population.zeros(len(members.seed))
+    state, totals = jax.jit(population.init, **once())(members), population.zeros(len(members.seed))
     next_order = jax.jit(population.order, static_argnames="n")
     step = jax.jit(population.train, static_argnames="steps")
     for i in range(steps):
@@ -86,7 +86,7 @@ def test_scanned_steps_are_single_steps(cache, x64):
     order = jax.jit(population.order, static_argnames="n")(members, 1, n=data.train.size)
     rest = (data.train, data.normalizer, members)
     scanned = jax.jit(population.train, static_argnames="steps")(
-        jit_once(population.init)(members),
+        jax.jit(population.init, **once())(members),
         population.zeros(2),
         order,
         jnp.asarray(0),
@@ -100,7 +100,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = batches.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
-    weights = current(jit_once(population.init)(members_of(config, range(2))))
+    weights = current(jax.jit(population.init, **once())(members_of(config, range(2))))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
@@ -145,3 +145,4 @@ def test_slices():
     assert slices(5, 2) == [range(2), range(2, 4), range(4, 5)]
     assert slices(3, 8) == [range(3)]
     assert (slice_size(7, "cpu"), slice_size(7, "gpu")) == (1, 7)
+    assert (slice_size(7, "cpu", 4), slice_size(7, "gpu", 4), slice_size(3, "cpu", 4)) == (4, 4, 1)

@@ -1,0 +1,115 @@
+"""Many devices as a mesh: members along one axis, the examples of a batch along the other.
+
+A program is written for one device. `Layout.jit` gives each column of the mesh its members; within
+it XLA divides what `over_data` marks, and means over a batch, BatchNorm's among them, stay means
+over all of it (Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from digits_jax.errors import UserError
+from digits_jax.types import Array, PyTree
+
+MEMBER, DATA = "member", "data"
+
+
+class Layout:
+    """How a run lies on the devices, of all processes: `data` of them share each batch.
+
+    UserError where the devices, or a batch of `batch_size`, do not divide so.
+    """
+
+    def __init__(self, data: int = 1, batch_size: int = 0):
+        count = jax.device_count()
+        if count % data:
+            raise UserError(f"config.mesh.data={data} does not divide the {count} devices evenly")
+        if batch_size % data:
+            raise UserError(
+                f"config.mesh.data={data} devices cannot share a batch of {batch_size} evenly"
+            )
+        self.data, self.members = data, count // data
+        axes = (jax.sharding.AxisType.Auto,) * 2
+        self.mesh = jax.make_mesh((self.members, data), (MEMBER, DATA), axis_types=axes)
+        self.alone = count == 1
+
+    def everywhere(self, tree: PyTree) -> PyTree:
+        """Arrays that every device holds; with a single device, `tree`."""
+        return self._put(tree, jax.P())
+
+    def over_members(self, tree: PyTree) -> PyTree:
+        """Arrays with a leading axis of members, each where its member is trained."""
+        return self._put(tree, self._spec(tree))
+
+    def _put(self, tree: PyTree, spec: jax.P) -> PyTree:
+        if self.alone:
+            return tree
+        return jax.device_put(fetch(tree), jax.NamedSharding(self.mesh, spec))
+
+    def _spec(self, tree: PyTree) -> jax.P:
+        """A slice that does not divide evenly is not divided: every column does all of it."""
+        size = len(jax.tree.leaves(tree)[0])
+        return jax.P() if size % self.members else jax.P(MEMBER)
+
+    def jit(self, function: Callable, shared: Collection[int] = (), **how: Any) -> Any:
+        """`jax.jit` of a function whose arguments, but for the `shared` ones, have a member axis.
+
+        So have its results. Keywords are static; `how` goes to `jax.jit`.
+        """
+        if self.alone:
+            return jax.jit(function, **how)
+
+        @functools.cache
+        def compiled(spec: jax.P) -> Any:
+            def divided(*arguments: Any, **static: Any) -> Any:
+                return jax.shard_map(
+                    functools.partial(function, **static),
+                    mesh=self.mesh,
+                    in_specs=tuple(jax.P() if i in shared else spec for i in range(len(arguments))),
+                    out_specs=spec,
+                    axis_names={MEMBER},
+                    check_vma=False,  # members have nothing in common
+                )(*arguments)
+
+            return jax.jit(divided, **how)
+
+        def program(arguments: Sequence[Any]) -> Any:
+            return compiled(self._spec(arguments[0]))
+
+        def call(*arguments: Any, **static: Any) -> Any:
+            return program(arguments)(*arguments, **static)
+
+        call.lower = lambda *arguments, **static: program(arguments).lower(*arguments, **static)  # type: ignore[attr-defined]
+        return call
+
+
+def shares() -> int:
+    """How many devices share a batch, in the program that is being traced."""
+    return jax.sharding.get_abstract_mesh().shape.get(DATA, 1)
+
+
+def over_data(x: Array) -> Array:
+    """[B, ...] where each device of a row computes with its part of the examples.
+
+    As it is where nobody shares them, or where they do not divide evenly.
+    """
+    if shares() == 1 or len(x) % shares():
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(DATA))
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """On the host, as NumPy arrays; of several processes all have to call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(_fetch, tree)
+
+
+def _fetch(x: Any) -> np.ndarray:
+    whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+    return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
