@@ -29,6 +29,7 @@ from digits_jax.errors import Stopped, UserError
 from digits_jax.types import Array
 
 _HEARTBEAT = 20  # s without one, and a process counts as gone
+_LOG = "runtime-{host}-{number}.log"
 _WITNESS = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
@@ -46,7 +47,7 @@ def joined(
     or where the others are lost and JAX notices in time. Else its runtime aborts the process, and
     `_witnessed` has the last word.
     """
-    log = workdir / f"runtime-{socket.gethostname()}-{os.getpid()}.log"
+    log = workdir / _LOG.format(host=socket.gethostname(), number=os.getpid())
     gone = (
         "error: this process was killed, or another one of its run has gone; start all of them "
         f"again, they go on from the last epoch (what the runtime said: {log})"
@@ -70,6 +71,7 @@ def joined(
             yield
         except Stopped:  # all of them, at the same step
             jax.distributed.shutdown()
+            _forget(workdir)
             raise
         except jax.errors.JaxRuntimeError as error:
             raise UserError(
@@ -77,7 +79,7 @@ def joined(
                 "from the last epoch"
             ) from None
         jax.distributed.shutdown()
-    log.unlink(missing_ok=True)
+        _forget(workdir)
 
 
 def several() -> bool:
@@ -175,6 +177,12 @@ def _witnessed(text: str) -> Iterator[None]:
             yield
         finally:
             witness.communicate(b"heard")
+
+
+def _forget(workdir: Path) -> None:
+    """Deletes the logs, also those of ends that are overcome."""
+    for log in workdir.glob(_LOG.format(host="*", number="*")):
+        log.unlink(missing_ok=True)
 
 
 def _line(error: Exception) -> str:

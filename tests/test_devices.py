@@ -26,13 +26,14 @@ os.environ["XLA_FLAGS"] = (
 )
 from conftest import config_of, shrink
 import jax
-jax.config.update("jax_enable_x64", {bits} == 64)
+jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from digits_jax import train as loop
 config = shrink(config_of({name!r}), {cache!r})
 config.model.update({model!r})
 config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
 config.population.update(size={size}, slice={width})
+loop._finish = lambda *_: None
 line = loop._epoch_line
 def stop(*_):
     raise KeyboardInterrupt
@@ -48,11 +49,11 @@ CNN = {"features": (2, 3), "hidden": (8,)}
 COMPACT = {"layers": ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classes")}
 
 
-def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0, bits=64):
+def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0):
     """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices."""
-    workdir = workdir / f"{count}-{data}-{bits}"
-    fields = {"name": name, "model": model, "count": count, "data": data, "size": size}
-    fields |= {"width": width, "bits": bits}
+    workdir = workdir / f"{count}-{data}"
+    fields = {"name": name, "model": model, "count": count, "data": data}
+    fields |= {"size": size, "width": width}
     code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
@@ -70,7 +71,7 @@ def test_members_over_four_devices(cache, tmp_path):
 
 
 def test_batches_over_devices(cache, tmp_path):
-    """Two members on 1, 2, 4 and 8 devices, of which 1, 2, 2 and 8 share a batch.
+    """Two members on 1, 4 and 8 devices, of which 1, 2 and 8 share a batch.
 
     Statistics of a part of the batch would show in the first digits.
     """
@@ -80,12 +81,9 @@ def test_batches_over_devices(cache, tmp_path):
 
     one = same()
     assert one[0]["loss"] != one[1]["loss"]
-    for count, data in ((2, 2), (4, 2), (8, 8)):
+    for count, data in ((4, 2), (8, 8)):
         for row, other in zip(one, same(count=count, data=data), strict=True):
             assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
-    short = same(count=4, data=4, bits=32)
-    for row, other in zip(same(bits=32), short, strict=True):
-        assert row == pytest.approx(other, abs=1e-3)
 
 
 def test_a_mesh_that_does_not_fit_is_one_clear_line(cache, tmp_path):

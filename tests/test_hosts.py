@@ -1,0 +1,113 @@
+"""Two processes with two devices each, as one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from digits_jax.errors import SAVED
+
+ROOT = Path(__file__).parent.parent
+COMMAND = (
+    *(sys.executable, "launch.py", "--config=configs/compact.py:phase5"),
+    "--config.model.layers=('conv3 4', 'pool', 'conv3 6', 'average 1', 'linear1 classes')",
+    *("--config.data.source=drawn", "--config.data.drawn_train=400", "--config.data.drawn_test=50"),
+    *("--config.data.train=320", "--config.data.test=40", "--config.batch_size=32"),
+    *("--config.population.size=2", "--config.population.slice=2", "--config.epochs=5"),
+)
+
+
+def start(workdir, cache, *flags, devices=1):
+    count = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    environment["XLA_FLAGS"] = f"{count} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}", f"--config.data.cache_dir={cache}", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def pair(workdir, cache, *flags):
+    """Two processes that share the batches of each member; `flags` are the second's alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    shared = ("--config.mesh.data=2", where, "--num_processes=2")
+    return [
+        start(workdir, cache, *shared, "--process_id=0", devices=2),
+        start(workdir, cache, *shared, "--process_id=1", *flags, devices=2),
+    ]
+
+
+def ends(processes):
+    """-> ([exit codes], what they said on stderr)."""
+    said = "".join(process.communicate(timeout=240)[1] for process in processes)
+    return [process.returncode for process in processes], said
+
+
+def wait_for(path, processes):
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), ends(processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
+
+
+def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
+    alone = start(tmp_path / "alone", cache)
+    workdir = tmp_path / "pair"
+    processes = pair(workdir, cache)
+    wait_for(workdir / "checkpoints" / "1", processes)
+    processes[1].send_signal(signal.SIGTERM)  # to one, and both stop at the same step
+    codes, said = ends(processes)
+    assert codes == [SAVED, SAVED], said
+    assert not list(workdir.glob("runtime-*"))
+
+    processes = pair(workdir, cache)
+    wait_for(workdir / "checkpoints" / "3", processes)
+    processes[1].kill()
+    begun = time.monotonic()
+    codes, said = ends(processes)
+    assert time.monotonic() - begun < 60
+    assert codes[0] != 0
+    assert "another one of its run has gone; start all of them again" in said
+    assert "Traceback" not in said
+    assert not (workdir / "summary.json").exists()
+
+    codes, said = ends(pair(workdir, cache))
+    assert codes == [0, 0], said
+    assert ends([alone])[0] == [0]
+    ones, others = rows(tmp_path / "alone"), rows(workdir)
+    assert len(ones) == 10
+    for one, other in zip(ones, others, strict=True):
+        assert one == pytest.approx(other, rel=1e-8, abs=1e-8)
+    assert not list(workdir.glob("runtime-*"))
+
+
+def test_processes_that_do_not_belong_together(cache, tmp_path):
+    codes, said = ends(pair(tmp_path, cache, "--config.batch_size=16"))
+    assert codes == [1, 1], said
+    assert said.count("error: the processes of this run differ in their configs") == 2
+    assert said.count("\n") == 2
+
+
+def test_a_coordinator_without_numbers_is_one_clear_line(cache, tmp_path):
+    codes, said = ends([start(tmp_path, cache, "--coordinator=127.0.0.1:1")])
+    assert codes == [1]
+    assert "the processes did not find each other: Number of processes must be defined" in said
+    assert said.count("\n") == 1
