@@ -60,9 +60,15 @@ def joined(
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     with _witnessed(gone), _apart(log):
+        local = (coordinator or "").startswith(("127.0.0.1:", "localhost:"))
         try:
             jax.distributed.initialize(
-                coordinator, processes, process, heartbeat_timeout_seconds=_HEARTBEAT
+                coordinator,
+                processes,
+                process,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                # JAX's own choice is to listen to every network.
+                coordinator_bind_address=coordinator if local else None,
             )
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the processes did not find each other: {_line(error)}") from None

@@ -38,6 +38,16 @@ class Layout:
         self.mesh = jax.make_mesh((self.members, data), (MEMBER, DATA), axis_types=axes)
         self.alone = count == 1
 
+    def __str__(self) -> str:
+        """For people."""
+        name, processes = jax.default_backend(), jax.process_count()
+        if self.alone:
+            return name
+        shape = f"{self.members} for members x {self.data} for a batch"
+        return f"{self.mesh.size} {name} devices, {shape}" + (
+            f", of {processes} processes" if processes > 1 else ""
+        )
+
     def everywhere(self, tree: PyTree) -> PyTree:
         """Arrays that every device holds; with a single device, `tree`."""
         return self._put(tree, jax.P())

@@ -271,8 +271,13 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
         + (f", {size} members" if size > 1 else "")
         + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
         + f"; {data.source} digits, {data.train.size:,} training and {validation:,} "
-        f"validation examples; {jax.default_backend()}; into {workdir}"
+        f"validation examples; {run.layout}; into {workdir}"
     )
+    if len(run.ids[0]) % run.layout.members:
+        console.print(
+            f"{size} members do not divide over the devices, so these do the same work; "
+            f"--config.mesh.data={jax.device_count()} has them share each batch"
+        )
 
 
 def epoch(
@@ -454,6 +459,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         | {name: metadata.version(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": jax.default_backend(),
+        "mesh": run.layout.mesh.shape | {"processes": jax.process_count()},
         "matmul_precision": devices.matmul_precision(),
         "data": {
             "dataset": config.data.dataset,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ RUN = (
 Row = dict[str, Any]
 
 
-def start(workdir: Path, *flags: str) -> subprocess.Popen:
+def start(workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
     """The training in a process of its own, its words in a pipe."""
     return subprocess.Popen(
         [sys.executable, "launch.py", *RUN, f"--workdir={workdir}", *flags],
         cwd=ROOT,
+        env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,18 +65,19 @@ def identical(one: Path, other: Path) -> bool:
 
 
 def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: int = 0) -> Row:
-    """`count` signals at random moments of one training, which is started again each time."""
+    """`count` signals at random moments of one training, which is started again each time.
+
+    A third of the lives end before the first epoch would; the others get through four fifths of
+    the training together.
+    """
     rng, flags = random.Random(seed), (f"--config.epochs={epochs}",)
-    begun = time.perf_counter()
-    code, said = finish(start(folder / "whole", *flags))
-    took, disturbed = time.perf_counter() - begun, folder / kind.name
-    if code:
-        raise RuntimeError(said)
-    sent, starts, waits, codes = 0, 0, [], set()
+    startup, training = _undisturbed(folder / "whole", flags)
+    disturbed, longest = folder / kind.name, 1.6 * training / (count * 2 / 3)
+    sent, waits, codes = 0, [], set()
     while True:
-        process, starts = start(disturbed, *flags), starts + 1
-        # Lives are short enough that most of the signals come before the end.
-        life = rng.uniform(0, 2.5 * took / count + 8)
+        process = start(disturbed, *flags)
+        early = rng.random() < 1 / 3
+        life = rng.uniform(0, startup) if early else startup + rng.uniform(0, longest)
         try:
             process.wait(timeout=life if sent < count else None)
         except subprocess.TimeoutExpired:
@@ -91,14 +93,30 @@ def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: i
         if code:
             raise RuntimeError(said)
         break
+    if sent < count:
+        raise RuntimeError(f"the training was over after {sent} of {count} signals")
     return {
         "signal": kind.name,
         "sent": sent,
-        "starts": starts,
+        "epochs": epochs,
         "exit codes": sorted(codes),
         "slowest exit, s": round(max(waits), 1),
         "as undisturbed": identical(folder / "whole", disturbed),
     }
+
+
+def _undisturbed(workdir: Path, flags: Iterable[str]) -> tuple[float, float]:
+    """Runs it; -> (seconds to the first checkpoint, seconds from there)."""
+    begun, first = time.perf_counter(), 0.0
+    process = start(workdir, *flags)
+    while process.poll() is None:
+        if not first and (workdir / "checkpoints" / "1").exists():
+            first = time.perf_counter()
+        time.sleep(0.02)
+    code, said = finish(process)
+    if code:
+        raise RuntimeError(said)
+    return first - begun, time.perf_counter() - first
 
 
 @contextmanager

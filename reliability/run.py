@@ -1,6 +1,6 @@
 """What a run survives, measured.
 
-python -m reliability.run [--sections=kills,stops,disk,inputs] [--count=1.0]
+python -m reliability.run [--sections=kills,stops,disk,devices,hosts,inputs] [--count=1.0]
 
 Writes results/reliability.md; sections that are not asked for stay as they are. `--count` scales
 how often each thing is tried.
@@ -17,15 +17,18 @@ from typing import Any
 
 from absl import app, flags
 
-from digits_jax import devices, report
+from digits_jax import report
 from digits_jax.console import console
 from digits_jax.data import batches
-from reliability import faults, inputs
+from digits_jax.devices import start
+from reliability import devices, faults, inputs
 
 TITLES = {
     "kills": "kill -9 at random moments of one training, started again each time",
     "stops": "SIGTERM at random moments of one training, started again each time",
     "disk": "The training on disks too small for it, then with room",
+    "devices": "20 steps of eight members on meshes of virtual devices: how far from one device's",
+    "hosts": "Two processes with two virtual devices each, of which one is killed",
     "inputs": "Damaged files and command lines",
 }
 INTRO = """# Reliability
@@ -58,14 +61,18 @@ def _measured(section: str, folder: Path) -> list[dict[str, Any]]:
 
     match section:
         case "kills":
-            return [faults.signals(folder, signal.SIGKILL, times(50), epochs=times(400))]
+            return [faults.signals(folder, signal.SIGKILL, times(50), epochs=times(150))]
         case "stops":
-            return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(160))]
+            return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(60))]
         case "disk":
             return [faults.full_disk(folder, times(30))]
+        case "devices":
+            return devices.layouts(folder)
+        case "hosts":
+            return devices.lost(folder)
     config = inputs.two_head.get_config()
     cache = batches.cache_dir(config.data)
-    devices.start(cache)
+    start(cache)
     rng, said = random.Random(0), {}
     files = inputs.readers(folder, cache)
     logging.disable(logging.WARNING)  # of checkpoints that cannot be read
