@@ -23,9 +23,10 @@ COMMAND = (
 )
 
 
-def start(workdir, cache, *flags, devices=1):
+def start(workdir, cache, *flags, devices=1, **variables):
     count = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    environment |= variables
     environment["XLA_FLAGS"] = f"{count} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [*COMMAND, f"--workdir={workdir}", f"--config.data.cache_dir={cache}", *flags],
@@ -37,16 +38,34 @@ def start(workdir, cache, *flags, devices=1):
     )
 
 
-def pair(workdir, cache, *flags):
-    """Two processes that share the batches of each member; `flags` are the second's alone."""
+def by_hand():
+    """How process `number` of two finds the other one: flags, and no environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    shared = ("--config.mesh.data=2", where, "--num_processes=2")
-    return [
-        start(workdir, cache, *shared, "--process_id=0", devices=2),
-        start(workdir, cache, *shared, "--process_id=1", *flags, devices=2),
-    ]
+    return lambda number: ((where, "--num_processes=2", f"--process_id={number}"), {})
+
+
+def by_slurm():
+    """The same as Slurm would tell it; JAX makes a port of the job's number."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+
+    def found(number):
+        me = str(number)
+        return ("--distributed",), job | {"SLURM_PROCID": me, "SLURM_LOCALID": me}
+
+    return found
+
+
+def pair(workdir, cache, *others, how=by_hand):
+    """Two processes that share the batches of each member; the second has `others` as flags."""
+    found, processes = how(), []
+    for number, mine in enumerate(((), others)):
+        flags, variables = found(number)
+        flags = ("--config.mesh.data=2", *flags, *mine)
+        processes.append(start(workdir, cache, *flags, devices=2, **variables))
+    return processes
 
 
 def ends(processes):
@@ -89,7 +108,7 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     assert "Traceback" not in said
     assert not (workdir / "summary.json").exists()
 
-    codes, said = ends(pair(workdir, cache))
+    codes, said = ends(pair(workdir, cache, how=by_slurm))
     assert codes == [0, 0], said
     assert ends([alone])[0] == [0]
     ones, others = rows(tmp_path / "alone"), rows(workdir)
