@@ -29,13 +29,14 @@ from digits_jax.types import Array, Batch, Hyper, Members, Metrics, PyTree, Trai
 _INIT, _ORDER, _STEP = range(3)
 
 
-def slice_size(size: int, backend: str, devices: int = 1) -> int:
+def slice_size(size: int, backend: str, devices: int = 1, shared: bool = False) -> int:
     """Members per program: one on each of `devices` on CPU, where a loop beats vmap (three members
     by vmap took twice the time of three solo runs), on GPU and TPU all that divide evenly over the
-    devices.
+    devices. One on each, too, where they are `shared` with others that compute the same batch: XLA
+    would gather it for convolutions of several members.
     """
-    only = devices if size >= devices else 1
-    return only if backend == "cpu" else size - size % devices or size
+    one_each = devices if size >= devices else 1
+    return one_each if backend == "cpu" or shared else size - size % devices or size
 
 
 def slices(size: int, width: int) -> list[range]:

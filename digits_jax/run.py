@@ -212,7 +212,7 @@ def build(config: Any, members: Members | None = None) -> Run:
         )
 
     asked = config.population.slice
-    width = slice_size(len(members.seed), backend, layout.members)
+    width = slice_size(len(members.seed), backend, layout.members, layout.data > 1)
     width = asked or (width if programs.compiled else 1)
     run, room = sliced(width), devices.memory()
     while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:

@@ -146,3 +146,4 @@ def test_slices():
     assert slices(3, 8) == [range(3)]
     assert (slice_size(7, "cpu"), slice_size(7, "gpu")) == (1, 7)
     assert (slice_size(7, "cpu", 4), slice_size(7, "gpu", 4), slice_size(3, "cpu", 4)) == (4, 4, 1)
+    assert slice_size(7, "gpu", 2, shared=True) == 2
