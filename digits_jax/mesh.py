@@ -20,13 +20,13 @@ MEMBER, DATA = "member", "data"
 
 
 class Layout:
-    """How a run lies on the devices, of all processes: `data` of them share each batch.
+    """How a run lies on `devices`, by default all, of all processes: `data` share each batch.
 
     UserError where the devices, or a batch of `batch_size`, do not divide so.
     """
 
-    def __init__(self, data: int = 1, batch_size: int = 0):
-        count = jax.device_count()
+    def __init__(self, data: int, batch_size: int, devices: Sequence[jax.Device] | None = None):
+        count = len(devices or jax.devices())
         if count % data:
             raise UserError(f"config.mesh.data={data} does not divide the {count} devices evenly")
         if batch_size % data:
@@ -35,7 +35,9 @@ class Layout:
             )
         self.data, self.members = data, count // data
         axes = (jax.sharding.AxisType.Auto,) * 2
-        self.mesh = jax.make_mesh((self.members, data), (MEMBER, DATA), axis_types=axes)
+        self.mesh = jax.make_mesh(
+            (self.members, data), (MEMBER, DATA), axis_types=axes, devices=devices
+        )
         self.alone = count == 1
 
     def __str__(self) -> str:

@@ -182,7 +182,11 @@ def build(config: Any, members: Members | None = None) -> Run:
     backend = devices.start(batches.cache_dir(config.data))
     data = batches.load(config.data)
     hosts.agree("their digits", *data.train, *data.test)
-    layout = Layout(config.mesh.data, config.batch_size)
+    engine = ENGINES[config.engine]
+    if hosts.several() and not engine.compiled:
+        raise UserError(f"config.engine={config.engine} trains in one process")
+    only = None if engine.compiled else jax.devices()[:1]
+    layout = Layout(config.mesh.data, config.batch_size, only)
     arrays = layout.everywhere((data.train, data.validation, data.test, data.normalizer))
     names = ("train", "validation", "test", "normalizer")
     data = data._replace(**dict(zip(names, arrays, strict=True)))
@@ -190,7 +194,6 @@ def build(config: Any, members: Members | None = None) -> Run:
     members = members or members_of(config, range(config.population.size))
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     source = _learned_from(config) if config.distill.teacher else None
-    engine = ENGINES[config.engine]
     programs = engine(config, data.recipe, steps, source.population if source else None)
     init = layout.jit(programs.init, **devices.once()) if programs.compiled else programs.init
 

@@ -275,8 +275,8 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     )
     if len(run.ids[0]) % run.layout.members:
         console.print(
-            f"{size} members do not divide over the devices, so these do the same work; "
-            f"--config.mesh.data={jax.device_count()} has them share each batch"
+            f"Devices do the same work: {run.layout.mesh.size} for {size} member(s). "
+            "--config.mesh.data=N has N of them share each batch."
         )
 
 

@@ -115,6 +115,8 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     assert len(ones) == 10
     for one, other in zip(ones, others, strict=True):
         assert one == pytest.approx(other, rel=1e-8, abs=1e-8)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["mesh"] == {"member": 2, "data": 2, "processes": 2}
     assert not list(workdir.glob("runtime-*"))
 
 
