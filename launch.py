@@ -143,10 +143,11 @@ def _variants() -> list[Any]:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; every mistake in them is a UserError."""
-    given = re.search(r"\0--?config[=\0]([^\0:]*)([^\0]*)", "\0".join(argv))
-    if given and not Path(given[1]).is_file():
-        runs = [str(path) for path in Path("configs").glob("*.py") if path.stem not in _NO_RUNS]
-        raise UserError(f"--config: there is no file '{given[1]}'; {nearest(given[1], runs)}")
+    given = None
+    for given in re.finditer(r"\0--?config[=\0]([^\0:]*)([^\0]*)", "\0".join(argv)):
+        if not Path(given[1]).is_file():
+            runs = [str(path) for path in Path("configs").glob("*.py") if path.stem not in _NO_RUNS]
+            raise UserError(f"--config: there is no file '{given[1]}'; {nearest(given[1], runs)}")
     try:
         return flags.FLAGS(argv)
     except UserError:

@@ -149,6 +149,8 @@ def _brightness(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
+                image.verify()  # the checksums of pixels, which `load` skips
+            with Image.open(path, formats=["PNG"]) as image:
                 image.load()
                 if image.mode.startswith("I"):
                     light = np.asarray(image, np.float32) / 65535

@@ -34,6 +34,7 @@ def launch(*arguments):
         ([CONFIG, "--config.epochs=many"], "epochs"),
         ([CONFIG, "--config.data.fresh_pairs=maybe"], "fresh_pairs"),
         (["--config=configs/mnist1000.py"], "mnist1000"),
+        ([CONFIG, "--config", "--mode=train"], "--mode=train"),
         ([CONFIG, "--mode=trian"], "did you mean 'train'"),
         ([CONFIG, "--workdr=x"], "workdr"),
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),

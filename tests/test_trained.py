@@ -1,6 +1,7 @@
 """The artefact of a finished run, cross-validation and distillation, end to end."""
 
 import json
+import zipfile
 
 import chex
 import jax
@@ -60,7 +61,7 @@ def test_temperatures_belong_to_the_artefact(pair):
     assert (pair / "calibration.png").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "pickle", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "shape", "pickle", "missing", "header"])
 def test_a_damaged_artefact(pair, tmp_path, damage):
     (tmp_path / "config.json").write_bytes((pair / "config.json").read_bytes())
     with np.load(pair / FILE) as file:
@@ -74,6 +75,9 @@ def test_a_damaged_artefact(pair, tmp_path, damage):
         case "missing":
             del arrays[name]
     np.savez(tmp_path / FILE, **arrays)
+    if damage == "header":  # no Python, not even a character
+        with zipfile.ZipFile(tmp_path / FILE, "a") as archive:
+            archive.writestr("odd.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': \x1d    }\n")
     if damage == "cut":
         (tmp_path / FILE).write_bytes((pair / FILE).read_bytes()[:500])
     with pytest.raises(UserError, match="is not the model of this run"):

@@ -214,6 +214,23 @@ def test_damaged_files(tmp_path):
             assert "\n" not in str(raised.value)
 
 
+def test_a_png_with_one_wrong_bit_is_refused_or_the_same_picture(tmp_path):
+    """Pillow alone skips the checksums of pixels: it draws others."""
+    path = tmp_path / "x.png"
+    right = read_one(tmp_path, SEVEN[::4, ::4])
+    whole, refused = path.read_bytes(), 0
+    first = whole.index(b"IDAT") + 4
+    for bit in range(8 * first, 8 * (len(whole) - 16)):  # to the end of the pixels
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            np.testing.assert_array_equal(user_images.read(path, "auto", ONE)[0][0], right)
+        except UserError:
+            refused += 1
+    assert refused > 8 * (len(whole) - first) - 200
+
+
 @pytest.mark.parametrize("value", [0, 120, 255])
 @pytest.mark.parametrize("size", [(90, 60), (28, 28)])
 def test_a_blank_picture(tmp_path, value, size):

@@ -178,7 +178,7 @@ def _drawn(cache: Path, seed: int, n: int) -> Digits:
         table = np.load(path, allow_pickle=False)
         if table.shape == (n, 785) and table.dtype == np.uint8:
             return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged .npy header can raise nearly anything
         pass  # not there, or damaged: draw it anew
     digits = drawn.digits(seed, n)
     table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
