@@ -67,12 +67,12 @@ def identical(one: Path, other: Path) -> bool:
 def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: int = 0) -> Row:
     """`count` signals at random moments of one training, which is started again each time.
 
-    A third of the lives end before the first epoch would; the others get through four fifths of
-    the training together.
+    A third of the lives end before the first epoch would; the others get through half of the
+    training together, so that no noise of the machine has it end before the last signal.
     """
     rng, flags = random.Random(seed), (f"--config.epochs={epochs}",)
     startup, training = _undisturbed(folder / "whole", flags)
-    disturbed, longest = folder / kind.name, 1.6 * training / (count * 2 / 3)
+    disturbed, longest = folder / kind.name, training / (count * 2 / 3)
     sent, waits, codes = 0, [], set()
     while True:
         process = start(disturbed, *flags)

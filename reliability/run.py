@@ -62,7 +62,7 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
 
     match section:
         case "kills":
-            return [faults.signals(folder, signal.SIGKILL, times(50), epochs=times(150))]
+            return [faults.signals(folder, signal.SIGKILL, times(50), epochs=times(120))]
         case "stops":
             return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(60))]
         case "disk":
