@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ RUN = (
     *("--config.data.train=256", "--config.optimizer.ema=0.9", "--config.batch_size=16"),
 )
 Row = dict[str, Any]
+_PAGE = 4096
 
 
 def start(workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
@@ -135,10 +137,11 @@ def small_disk(folder: Path) -> Iterator[Any]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def full_disk(folder: Path, steps: int) -> Row:
-    """The training on ever larger disks, `steps` in all, so that another write is the one too many.
+def full_disk(folder: Path, most: int) -> Row:
+    """The training on ever larger disks, each a page too small for one of its writes.
 
     Each time it must end with one line, and go on as if nothing had happened when there is room.
+    At most `most` disks, evenly among all writes that took more room than there ever was before.
     """
     flags = ("--config.epochs=3", "--config.keep_epochs=True")
     code, said = finish(start(folder / "whole", *flags))
@@ -147,28 +150,45 @@ def full_disk(folder: Path, steps: int) -> Row:
     disk = folder / "disk"
     with small_disk(disk) as resize:
         resize(2**30)
-        code, said = finish(start(disk / "run", *flags))
-        used = sum(os.statvfs(disk)[i] * os.statvfs(disk).f_frsize for i in (2,))
-        used -= os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize
-        lines, failed, same, epochs = set(), 0, 0, []
-        for step in range(steps):
+        levels = _levels(disk, start(disk / "run", *flags))
+        chosen = np.unique(np.linspace(0, len(levels) - 1, most).round().astype(int))
+        failed, same, epochs, where = 0, 0, set(), set()
+        for i in chosen:
             subprocess.run(["rm", "-rf", str(disk / "run")], check=True)
-            resize(max(used * (step + 1) // steps // 4096 * 4096, 4096))
+            resize(max(levels[i] - _PAGE, _PAGE))
             code, said = finish(start(disk / "run", *flags))
             failed += code != 0
             if code not in (0, 1) or "Traceback" in said or (code and "error: " not in said):
-                raise RuntimeError(f"{step}: {code} {said}")
-            lines |= {line.partition(str(disk))[0] for line in said.splitlines() if code}
+                raise RuntimeError(f"{levels[i]}: {code} {said}")
+            if code:
+                where.add(re.findall(r"run/?([\w.-]*)", said)[0] or "the folder itself")
             resize(2**30)
             saved = [int(p.name) for p in (disk / "run" / "checkpoints").glob("[0-9]")]
-            epochs.append(max(saved, default=0))
+            epochs.add(max(saved, default=0))
             code, said = finish(start(disk / "run", *flags))
             if code:
-                raise RuntimeError(f"{step}: {said}")
+                raise RuntimeError(f"{levels[i]}: {said}")
             same += identical(folder / "whole", disk / "run")
     return {
-        "disks": steps,
+        "writes that need more room": len(levels),
+        "disks": len(chosen),
         "too small": failed,
-        "resumed from epochs": sorted(set(epochs)),
-        "as undisturbed": same == steps,
+        "the write that failed": ", ".join(sorted(where)),
+        "resumed from epochs": sorted(epochs),
+        "as undisturbed": same == len(chosen),
     }
+
+
+def _levels(disk: Path, process: subprocess.Popen) -> list[int]:
+    """The bytes in use after each write that took more than there ever were, until it ends."""
+    levels = [0]
+    while process.poll() is None:
+        room = os.statvfs(disk)
+        used = (room.f_blocks - room.f_bfree) * room.f_frsize
+        if used > levels[-1]:
+            levels.append(used)
+        time.sleep(0.0005)
+    code, said = finish(process)
+    if code:
+        raise RuntimeError(said)
+    return levels[1:]

@@ -66,7 +66,7 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
         case "stops":
             return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(60))]
         case "disk":
-            return [faults.full_disk(folder, times(30))]
+            return [faults.full_disk(folder, times(40))]
         case "devices":
             return devices.layouts(folder)
         case "hosts":
