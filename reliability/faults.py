@@ -69,17 +69,20 @@ def identical(one: Path, other: Path) -> bool:
 def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: int = 0) -> Row:
     """`count` signals at random moments of one training, which is started again each time.
 
-    A third of the lives end before the first epoch would; the others get through half of the
-    training together, so that no noise of the machine has it end before the last signal.
+    A third of the lives end before the first epoch would; the others within or after one to three
+    epochs more.
     """
     rng, flags = random.Random(seed), (f"--config.epochs={epochs}",)
     startup, training = _undisturbed(folder / "whole", flags)
-    disturbed, longest = folder / kind.name, training / (count * 2 / 3)
+    disturbed = folder / kind.name
     sent, waits, codes = 0, [], set()
     while True:
         process = start(disturbed, *flags)
         early = rng.random() < 1 / 3
-        life = rng.uniform(0, startup) if early else startup + rng.uniform(0, longest)
+        goal = _saved(disturbed) + rng.randint(1, 3)
+        life = rng.uniform(0, startup if early else training / epochs)
+        while sent < count and not early and process.poll() is None and _saved(disturbed) < goal:
+            time.sleep(0.01)
         try:
             process.wait(timeout=life if sent < count else None)
         except subprocess.TimeoutExpired:
@@ -105,6 +108,12 @@ def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: i
         "slowest exit, s": round(max(waits), 1),
         "as undisturbed": identical(folder / "whole", disturbed),
     }
+
+
+def _saved(workdir: Path) -> int:
+    """The latest epoch that has a checkpoint, 0 without one."""
+    found = (workdir / "checkpoints").glob("*")
+    return max((int(p.name) for p in found if p.name.isdecimal()), default=0)
 
 
 def _undisturbed(workdir: Path, flags: Iterable[str]) -> tuple[float, float]:
@@ -163,8 +172,7 @@ def full_disk(folder: Path, most: int) -> Row:
             if code:
                 where.add(re.findall(r"run/?([\w.-]*)", said)[0] or "the folder itself")
             resize(2**30)
-            saved = [int(p.name) for p in (disk / "run" / "checkpoints").glob("[0-9]")]
-            epochs.add(max(saved, default=0))
+            epochs.add(_saved(disk / "run"))
             code, said = finish(start(disk / "run", *flags))
             if code:
                 raise RuntimeError(f"{levels[i]}: {said}")
