@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search")
+MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search", "export")
 
 _ONLY = (
     *(("data", "eval"), ("ink", "eval"), ("example", "explain")),
@@ -97,6 +97,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.explain import explain
 
             explain(config, workdir, _EXAMPLE.value)
+        case "export":
+            from digits_jax.export import export
+
+            export(config, workdir)
         case "compare":
             variants = _variants()
             from digits_jax.compare import compare

@@ -6,7 +6,9 @@ default float (float32, or float64 where x64 is enabled).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -31,6 +33,19 @@ GLOROT = nn.initializers.glorot_uniform()
 """Glorot and Bengio 2010: the same for activations that are linear around 0."""
 
 
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Within, layers are traced for every backend alike."""
+    before = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(before)
+
+
 def float_dtype() -> jnp.dtype:
     """float32, or float64 where x64 is enabled."""
     return jnp.result_type(float)
@@ -52,7 +67,7 @@ def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any)
     convolve: Callable = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **how
     )
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or _portable.get():
         return convolve(x, kernel)
     pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     return _cpu_convolution(convolve, tuple(pads), x, kernel)
@@ -346,8 +361,10 @@ def crop(x: Array, shape: tuple[int, ...]) -> Array:
 
     What a shortcut around that convolution passes on.
     """
-    top, left = ((n - m) // 2 for n, m in zip(x.shape[1:3], shape[1:3], strict=True))
-    return x[:, top : top + shape[1], left : left + shape[2]]
+    for axis in (1, 2):
+        start = (x.shape[axis] - shape[axis]) // 2
+        x = jax.lax.slice_in_dim(x, start, start + shape[axis], axis=axis)
+    return x
 
 
 def check_size(x: Array, least: int, layer: str) -> None:
@@ -363,5 +380,6 @@ def _quarters(x: Array) -> tuple[Array, Array, Array, Array]:
     """The four pixels of every 2x2 window."""
     check_size(x, 2, "a 2x2 pool")
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    top, bottom = x[:, 0:h:2], x[:, 1:h:2]
-    return top[:, :, 0:w:2], top[:, :, 1:w:2], bottom[:, :, 0:w:2], bottom[:, :, 1:w:2]
+    rows = [jax.lax.slice_in_dim(x, i, h, 2, axis=1) for i in (0, 1)]
+    a, b, c, d = (jax.lax.slice_in_dim(row, j, w, 2, axis=2) for row in rows for j in (0, 1))
+    return a, b, c, d

@@ -24,7 +24,8 @@ ORDER = (
     ),
     *("run", "train", "user_images"),
     "evaluate",
-    *("describe", "explain", "compare", "study", "search"),
+    "onnx_graph",
+    *("describe", "explain", "export", "compare", "study", "search"),
 )
 
 

@@ -42,6 +42,6 @@ class Tower(nn.Module):
         squares = digits.reshape(-1, height, height)
         logits = tower(squares, train=train, dropout_rate=dropout_rate)["digit"]
         log_p = jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10)
-        left, right = log_p[:, 0], log_p[:, 1]
+        left, right = (jax.lax.index_in_dim(log_p, i, 1, keepdims=False) for i in (0, 1))
         both = (left[:, :, None] + right[:, None, :]).reshape(batch, 100)
         return dict.fromkeys(self.heads, both)
