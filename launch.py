@@ -48,9 +48,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as the cluster's environment says."
 )
 _BY_HAND: tuple[Any, ...] = (
-    flags.DEFINE_string("coordinator", None, "The same by hand: HOST:PORT of process 0;"),
-    flags.DEFINE_integer("num_processes", None, "how many processes there are;"),
-    flags.DEFINE_integer("process_id", None, "which of them this is, from 0."),
+    flags.DEFINE_string("coordinator", None, "--distributed by hand: HOST:PORT of process 0."),
+    flags.DEFINE_integer(
+        "num_processes", None, "With --coordinator: how many processes there are."
+    ),
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0."),
 )
 
 

@@ -78,9 +78,8 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.brightness = 0.0
 
     config.population = ConfigDict({"size": 1, "slice": 0})  # slice 0: the backend's rule
-    config.mesh = ConfigDict(
-        {"data": 1}
-    )  # devices that share each batch; the members have the rest
+    # data: how many devices share each batch; the members have the others.
+    config.mesh = ConfigDict({"data": 1})
     config.search = search = ConfigDict()
     # Mirrors the config, with ("log", low, high), ("uniform", low, high) or ("choice", one, other,
     # ...) where that has a value.

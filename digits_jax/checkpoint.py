@@ -70,6 +70,11 @@ class Checkpoints:
         if not saved:
             raise UserError(f"{self._folder}: orbax declined to save epoch {epoch}")
 
+    def wait(self) -> None:
+        """Until what is being saved is saved; several processes cannot save two things at once."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Whatever goes wrong is the disk's fault, more or less: one line about it."""
@@ -86,17 +91,31 @@ class Checkpoints:
         """The epochs that are saved, the latest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
+    def _reader(self) -> ocp.CheckpointManager:
+        """Of several processes each reads all, so that one that cannot has nobody wait for it."""
+        if jax.process_count() == 1:
+            return self._manager
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
 
-        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure. Falls back to the
+        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure; the state comes on
+        one device. Falls back to the
         one before, and says so, where the latest is damaged; UserError where none can be read.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        reason = ""
+        # On one device of this process, whatever they were saved from.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        reader, reason = self._reader(), ""
         for epoch in self.epochs():
             try:
-                items = self._manager.restore(
+                items = reader.restore(
                     epoch,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()

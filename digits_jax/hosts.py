@@ -14,12 +14,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import absl.logging
+import filelock
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -30,7 +33,14 @@ from digits_jax.types import Array
 
 _HEARTBEAT = 20  # s without one, and a process counts as gone
 _LOG = "runtime-{host}-{number}.log"
-_WITNESS = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
+_SHUTDOWN = 60  # s that the others are waited for at the end
+_WITNESS = (
+    "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
+)
+_AGAIN = (
+    "start all of them again, without --config.resume=False, and they go on from the last epoch"
+)
 
 
 @contextmanager
@@ -48,44 +58,79 @@ def joined(
     `_witnessed` has the last word.
     """
     log = workdir / _LOG.format(host=socket.gethostname(), number=os.getpid())
-    gone = (
-        "error: this process was killed, or another one of its run has gone; start all of them "
-        f"again, they go on from the last epoch (what the runtime said: {log})"
-    )
+    gone = "error: this process was killed, or another one of its run has gone; "
+    runtime = "what the runtime said"
+    if coordinator and not coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator={coordinator}: it is HOST:PORT of process 0")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with log.open("ab"):
-            pass
+        log.touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
-    with _witnessed(gone), _apart(log):
-        local = (coordinator or "").startswith(("127.0.0.1:", "localhost:"))
+    with _number(workdir, process), _witnessed(f"{gone}{_AGAIN} ({runtime}: {log})"), _apart(log):
         try:
-            jax.distributed.initialize(
-                coordinator,
-                processes,
-                process,
-                heartbeat_timeout_seconds=_HEARTBEAT,
-                # JAX's own choice is to listen to every network.
-                coordinator_bind_address=coordinator if local else None,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"the processes did not find each other: {_line(error)}") from None
-        console.quiet = not leads()
-        try:
+            _initialize(coordinator, processes, process)
+            console.quiet = not leads()
             yield
+            jax.distributed.shutdown()
         except Stopped:  # all of them, at the same step
             jax.distributed.shutdown()
             _forget(workdir)
             raise
+        except UserError:
+            if leads():  # when it goes, JAX ends the others, which may have something to say
+                time.sleep(2)
+            raise
         except jax.errors.JaxRuntimeError as error:
-            raise UserError(
-                f"{_line(error)}; if another process has gone: start all of them again, they go on "
-                "from the last epoch"
-            ) from None
-        jax.distributed.shutdown()
-        _forget(workdir)
+            raise UserError(f"{_line(error)}; if another process has gone: {_AGAIN}") from None
+        except OSError:
+            raise
+        except Exception:  # a fault of ours; JAX would wait for the others, and they for this one
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        finally:
+            if log.exists() and not log.stat().st_size:
+                log.unlink(missing_ok=True)
+    _forget(workdir)
+
+
+@contextmanager
+def _number(workdir: Path, process: int | None) -> Iterator[None]:
+    """Keeps other processes from taking the number that this one was given.
+
+    JAX would end those that are at work when others come with their numbers.
+    """
+    if process is None:
+        yield
+        return
+    try:
+        with filelock.FileLock(workdir / f".lock-{process}", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"another process {process} is training in {workdir}; wait for it, or choose another "
+            "--workdir"
+        ) from None
+
+
+def _initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    local = (coordinator or "").startswith(("127.0.0.1:", "localhost:"))
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+            # JAX's own choice is to listen to every network.
+            coordinator_bind_address=coordinator if local else None,
+        )
+    except Exception as error:  # each kind of cluster fails in its own way
+        raise UserError(f"the processes did not find each other: {_line(error)}") from None
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise UserError("the processes of this run have different numbers of devices")
 
 
 def several() -> bool:
@@ -110,6 +155,27 @@ def agree(what: str, *parts: Array | bytes) -> None:
         raise UserError(f"the processes of this run differ in {what}")
 
 
+def agree_on(workdir: Path) -> None:
+    """Waits until all have prepared it; UserError where they do not see the same one."""
+    if not several():
+        return
+    multihost_utils.sync_global_devices("prepared")
+    path = workdir / "config.json"
+    agree(
+        f"what they see in --workdir={workdir}, which has to be a folder that all of them share",
+        path.read_bytes() if path.exists() else b"",
+    )
+
+
+def least(number: int) -> int:
+    """The least of all processes' numbers."""
+    if not several():
+        return number
+    return (
+        int(multihost_utils.process_allgather(np.asarray(number / 2**20, np.float32)).min()) << 20
+    )
+
+
 @contextmanager
 def reports(workdir: Path) -> Iterator[Path]:
     """Where this process reports to: `workdir`, or, but for the first, a copy that is thrown away.
@@ -129,7 +195,8 @@ def reports(workdir: Path) -> Iterator[Path]:
 class Interrupts:
     """`signals.Interrupts` for several processes: all hear of a signal to one at the same step.
 
-    It is JAX's preemption service that listens to SIGTERM and makes them agree.
+    It is JAX's preemption service that listens to SIGTERM and makes them agree; a second SIGTERM
+    says nothing new, since a cluster may send one to each. A second SIGINT exits at once.
     """
 
     at_risk = False  # the others are at work, so nobody leaves before the next step
@@ -138,10 +205,12 @@ class Interrupts:
         self._steps = 0
 
     def __enter__(self) -> "Interrupts":
-        self._before: Any = signal.signal(
-            signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-        )
+        self._before: Any = signal.signal(signal.SIGINT, self._hear)
         return self
+
+    def _hear(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)

@@ -109,8 +109,8 @@ class Run:
         for rows, mask in rows_of:
             new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
             sums.append(new)
-            outputs.append(fetch(log_p))
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
+            outputs.append(log_p)
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *fetch(outputs))
         n, heads = split.size, self.data.recipe.heads
         return fetch(functools.reduce(add, sums)), {head: joined[head][:, :n] for head in heads}
 
@@ -144,9 +144,7 @@ class Run:
             - u.alias_size_in_bytes
             for u in used
         )
-        own, every = (
-            sum(x.nbytes for x in jax.tree.leaves(states)) for states in (state, self.states)
-        )
+        own, every = (sum(map(_bytes, jax.tree.leaves(states))) for states in (state, self.states))
         return most + 2 * every - own
 
     def scores(self) -> np.ndarray:
@@ -167,9 +165,14 @@ class Run:
 
     def take(self, saved: PyTree) -> None:
         """Goes on from what a checkpoint held."""
-        self.states = saved["slices"]
+        self.states = [self.layout.over_members(state) for state in saved["slices"]]
         normalizer = self.layout.everywhere(batches.Normalizer(**saved["normalizer"]))
         self.data = self.data._replace(normalizer=normalizer)
+
+
+def _bytes(x: Any) -> int:
+    """Of an array, on one device."""
+    return x.addressable_shards[0].data.nbytes if isinstance(x, jax.Array) else x.nbytes
 
 
 def build(config: Any, members: Members | None = None) -> Run:
@@ -217,7 +220,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     asked = config.population.slice
     width = slice_size(len(members.seed), backend, layout.members, layout.data > 1)
     width = asked or (width if programs.compiled else 1)
-    run, room = sliced(width), devices.memory()
+    run, room = sliced(width), hosts.least(devices.memory() or 0)
     while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
         width = -(-width // 2)
         width -= width % layout.members if width > layout.members else 0

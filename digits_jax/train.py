@@ -75,7 +75,9 @@ def train(config: Any, workdir: Path) -> None:
     hosts.agree("their configs", settings.fingerprint(config))
     asked = config.data.source
     with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
-        if _prepare(config, workdir):
+        finished = _prepare(config, workdir)
+        hosts.agree("whether they are finished", bytes([finished]))
+        if finished:
             console.print(
                 f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
                 "--config.resume=False starts it over, --mode=eval evaluates it again."
@@ -87,7 +89,7 @@ def train(config: Any, workdir: Path) -> None:
                 _clear(folder)
             report.write_json(folder / "config.json", settings.as_dict(config))
             _introduce(run, workdir, asked)
-            hosts.agree("where they are")  # nothing is deleted any more
+            hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
                 _train(run, folder, checkpoints, clock, interrupts)
         _finish(run, folder, clock)
@@ -139,6 +141,7 @@ def _train(
                 rows = epoch(run, number, clock, interrupts)
             except Stopped:
                 clock.lap()
+                checkpoints.wait()
                 _save_part(run, checkpoints.workdir, number, clock)
                 raise Stopped(f"stopped in epoch {number}; {_again(config)}") from None
             _tell_diverged(run, workdir, number)
@@ -190,6 +193,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
             run.position = Position.of(meta["position"])
         clock.add(meta["seconds"])
         console.print(f"Resumed {where}.")
+    hosts.agree("how far they are", json.dumps([done, run.position.as_dict()]).encode())
     return done
 
 
@@ -220,10 +224,13 @@ def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
 def _keep(run: Run, workdir: Path, number: int) -> None:
     """Writes the weights that this epoch was evaluated with."""
     size = run.config.population.size
+    weights = fetch([*map(current, run.states)])
+    if not hosts.leads():
+        return
     trained.write(
         trained.epoch_file(workdir, number),
         settings.as_dict(run.config),
-        jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(current, run.states)])),
+        jax.tree.map(lambda *x: np.concatenate(x), *weights),
         run.data.normalizer,
         [number] * size,
         np.ones(size + 1),
@@ -275,7 +282,7 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
     )
     if len(run.ids[0]) % run.layout.members:
         console.print(
-            f"Devices do the same work: {run.layout.mesh.size} for {size} member(s). "
+            f"Devices do the same work: {run.layout.mesh.size} for slices of {len(run.ids[0])}. "
             "--config.mesh.data=N has N of them share each batch."
         )
 

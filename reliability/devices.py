@@ -82,13 +82,15 @@ def lost(folder: Path) -> list[Row]:
         workdir = folder / f"without-{victim}"
         processes = launch(workdir, flags, 2, 2)
         while not (workdir / "checkpoints" / "1").exists():
+            if processes[0].poll() is not None:
+                raise RuntimeError(finish(processes[0])[1])
             time.sleep(0.02)
         processes[victim].kill()
         begun = time.perf_counter()
         finish(processes[victim])
         code, said = finish(processes[1 - victim])
         took = time.perf_counter() - begun
-        if "Traceback" in said:
+        if "Traceback" in said or not code or took > 60:
             raise RuntimeError(said)
         _all_end(launch(workdir, flags, 2, 2))
         (rows, weights), (others, other_weights) = result(folder / "whole"), result(workdir)

@@ -34,6 +34,17 @@ config.model.update({model!r})
 config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
 config.population.update(size={size}, slice={width})
 loop._finish = lambda *_: None
+if {data} > 1:  # the work is shared, not done by each
+    run = loop.build(config.copy_and_resolve_references())
+    members, data, width = run.members[0], run.data, len(run.ids[0])
+    text = run.train.lower(
+        run.states[0], run.programs.zeros(width), run.order(members, 1, n=data.train.size), 0,
+        data.train, data.normalizer, members, None, steps=1,
+    ).compile().as_text()
+    assert " all-reduce(" in text
+    assert " all-gather(" not in text
+    spec = jax.tree.leaves(run.states[0].params)[0].sharding.spec
+    assert {count} == {data} or spec == jax.P("member"), spec
 line = loop._epoch_line
 def stop(*_):
     raise KeyboardInterrupt

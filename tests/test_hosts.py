@@ -19,7 +19,7 @@ COMMAND = (
     "--config.model.layers=('conv3 4', 'pool', 'conv3 6', 'average 1', 'linear1 classes')",
     *("--config.data.source=drawn", "--config.data.drawn_train=400", "--config.data.drawn_test=50"),
     *("--config.data.train=320", "--config.data.test=40", "--config.batch_size=32"),
-    *("--config.population.size=2", "--config.population.slice=2", "--config.epochs=5"),
+    *("--config.population.size=2", "--config.population.slice=2", "--config.epochs=20"),
 )
 
 
@@ -82,6 +82,11 @@ def wait_for(path, processes):
         time.sleep(0.02)
 
 
+def epochs(workdir):
+    found = (workdir / "checkpoints").iterdir()
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
 def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) | {"seconds": 0} for line in lines]
@@ -92,13 +97,17 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     workdir = tmp_path / "pair"
     processes = pair(workdir, cache)
     wait_for(workdir / "checkpoints" / "1", processes)
+    codes, said = ends(pair(workdir, cache))
+    assert codes == [1, 1], said
+    assert f"another process 0 is training in {workdir}" in said
     processes[1].send_signal(signal.SIGTERM)  # to one, and both stop at the same step
     codes, said = ends(processes)
     assert codes == [SAVED, SAVED], said
     assert not list(workdir.glob("runtime-*"))
 
     processes = pair(workdir, cache)
-    wait_for(workdir / "checkpoints" / "3", processes)
+    latest = epochs(workdir)[-1]
+    wait_for(workdir / "checkpoints" / str(latest + 2), processes)
     processes[1].kill()
     begun = time.monotonic()
     codes, said = ends(processes)
@@ -108,11 +117,17 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     assert "Traceback" not in said
     assert not (workdir / "summary.json").exists()
 
+    latest = workdir / "checkpoints" / str(epochs(workdir)[-1])
+    damaged = list((latest / "state" / "d").iterdir())
+    for path in damaged:  # both go back to the one before
+        path.write_bytes(bytes(path.stat().st_size))
+    assert damaged
     codes, said = ends(pair(workdir, cache, how=by_slurm))
     assert codes == [0, 0], said
+    assert f"the checkpoint of epoch {latest.name} cannot be read" in said
     assert ends([alone])[0] == [0]
     ones, others = rows(tmp_path / "alone"), rows(workdir)
-    assert len(ones) == 10
+    assert len(ones) == 40
     for one, other in zip(ones, others, strict=True):
         assert one == pytest.approx(other, rel=1e-8, abs=1e-8)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -125,6 +140,20 @@ def test_processes_that_do_not_belong_together(cache, tmp_path):
     assert codes == [1, 1], said
     assert said.count("error: the processes of this run differ in their configs") == 2
     assert said.count("\n") == 2
+
+
+def test_a_workdir_that_they_do_not_share(cache, tmp_path):
+    codes, said = ends(pair(tmp_path / "a", cache, f"--workdir={tmp_path / 'b'}"))
+    assert codes == [1, 1], said
+    assert said.count("which has to be a folder that all of them share") == 2
+    assert said.count("\n") == 2
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.1:", "host:port"])
+def test_a_coordinator_without_a_port_is_one_clear_line(cache, tmp_path, place):
+    codes, said = ends([start(tmp_path, cache, f"--coordinator={place}")])
+    assert codes == [1]
+    assert said == f"error: --coordinator={place}: it is HOST:PORT of process 0\n"
 
 
 def test_a_coordinator_without_numbers_is_one_clear_line(cache, tmp_path):
