@@ -24,6 +24,7 @@ from digits_jax.errors import UserError
 from digits_jax.mesh import fetch
 from digits_jax.types import PyTree
 
+log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 PART = "interrupted"  # the folder of an epoch that a signal stopped
 _DIGEST = "sha256"
@@ -124,14 +125,14 @@ class Checkpoints:
             except Exception as error:
                 self._loose = True
                 reason = _reason(error)
-                logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
+                log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
             state, meta = items["state"], items["meta"]
             # Earlier versions knew only the seconds, and no digest.
             if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == _digest(state, meta):
                 return epoch, state, meta
             reason = "its content was altered"  # Orbax would not notice
-            logging.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
+            log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
         if reason:
             raise UserError(
                 f"{self._folder}: no checkpoint can be read ({reason}); "

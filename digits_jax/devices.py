@@ -18,6 +18,7 @@ def start(cache: Path) -> str:
     """
     # Orbax tells of its every move, and of its errors before it raises them.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("digits_jax").setLevel(logging.WARNING)  # not so this house
     for chatty in ("jax._src.xla_bridge", "jax._src.compilation_cache"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))

@@ -31,6 +31,7 @@ from digits_jax.signals import Interrupts
 from digits_jax.step import current
 from digits_jax.types import Metrics
 
+log = logging.getLogger(__name__)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
@@ -182,7 +183,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
                 part = parts.restore(run.saved())
         except UserError as error:  # then the epoch is done again
             part = None
-            logging.warning("%s", error)
+            log.warning("%s", error)
         if part and part[0] == done + 1:
             restored, where = part, f"in epoch {part[0]}"
     if restored:

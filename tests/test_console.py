@@ -1,5 +1,9 @@
 """The bar's rate, on a clock that the test moves."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from digits_jax import console
@@ -33,3 +37,23 @@ def test_a_warning_is_whole_in_a_narrow_window(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "--config.resume=False" in shown
     assert "MNIST's." in shown
+
+
+def test_warnings_of_this_house_are_heard_though_others_are_silenced(tmp_path):
+    program = (
+        "import logging, sys; from pathlib import Path; from absl import app\n"
+        "from digits_jax import devices\n"
+        "def main(_):\n"
+        f"    devices.start(Path({str(tmp_path)!r}))\n"
+        "    logging.getLogger('digits_jax.checkpoint').warning('ours')\n"
+        "    logging.getLogger('orbax').warning('theirs')\n"
+        "    logging.warning('anybody')\n"
+        "app.run(main)\n"
+    )
+    root = Path(__file__).parent.parent
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    ).stderr
+    assert "ours" in said
+    assert "theirs" not in said
+    assert "anybody" not in said

@@ -24,6 +24,7 @@ from digits_jax.data.pairs import (
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array, Batch, Digits
 
+log = logging.getLogger(__name__)
 SOURCES = ("auto", "mnist", "drawn")
 NORMALIZERS = ("unit", "global", "feature")
 _GREY_LEVEL = 1 / 255
@@ -190,7 +191,7 @@ def _drawn(cache: Path, seed: int, n: int) -> Digits:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        logging.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
+        log.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
     return digits
 
 
