@@ -107,8 +107,8 @@ class Checkpoints:
         """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
 
         like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure; the state comes on
-        one device. Falls back to the
-        one before, and says so, where the latest is damaged; UserError where none can be read.
+        one device. Falls back to the one before, and says so, where the latest is damaged;
+        UserError where none can be read.
         """
         # On one device of this process, whatever they were saved from.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
