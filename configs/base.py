@@ -44,6 +44,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     data.test = 0
     data.drawn_train = 60_000  # digits to draw where the source is drawn
     data.drawn_test = 10_000
+    data.drawn_extra = 0  # drawn digits of rarer hands that train beside those of MNIST
 
     config.model = ConfigDict({"name": "", "dropout": 0.0})  # and the fields of that model
     config.label_smoothing = 0.0
@@ -74,6 +75,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.shear = 0.0
     augment.scale = 0.0  # 0.1: 0.9 to 1.1
     augment.elastic = 0.0  # px, standard deviation
+    augment.pen = 0.0  # px, lines that much thicker at most, or half as much thinner
     augment.contrast = 0.0  # standard deviations
     augment.brightness = 0.0
 

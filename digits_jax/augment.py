@@ -17,21 +17,35 @@ def augment(key: Array, images: Array, config: Any) -> Array:
 
     `config` holds the ranges: `shift_x`, `shift_y` (px; whole pixels where nothing else moves the
     image), `rotate`, `shear` (degrees), `scale` (0.1: 0.9 to 1.1), all uniform; `elastic` (px,
-    standard deviation of a smooth random displacement, after Simard et al. 2003); `contrast` and
-    `brightness` (standard deviations). Brightness and contrast act on the ink alone, so that the
-    background stays 0, and the result is clipped to [0, 1].
+    standard deviation of a smooth random displacement, after Simard et al. 2003); `pen` (px, by
+    how much lines get thicker at most, or half as much thinner); `contrast` and `brightness`
+    (standard deviations). Brightness and contrast act on the ink alone, so that the background
+    stays 0, and the result is clipped to [0, 1].
     """
     geometry, light = jax.random.split(key)
     if config.rotate or config.shear or config.scale or config.elastic:
         images = _warp(geometry, images, config)
     elif config.shift_x or config.shift_y:
         images = _shift(geometry, images, config.shift_x, config.shift_y)
+    if config.pen:
+        images = _pen(jax.random.fold_in(light, 0), images, config.pen)
     if config.contrast or config.brightness:
         gain, lift = jax.random.normal(light, (2, images.shape[0], 1, 1), images.dtype)
         ink = (images > 0).astype(images.dtype)
         images = images * (1 + config.contrast * gain) + config.brightness * lift * ink
         images = jnp.clip(images, 0, 1)
     return images
+
+
+def _pen(key: Array, images: Array, reach: float) -> Array:
+    """Part of a dilation by a cross, which is 2 px thicker; or the soft borders cut off."""
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
+    across = jnp.maximum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+    along = jnp.maximum(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
+    dilated = jnp.maximum(images, jnp.maximum(across, along))
+    unit = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, -1.0, 1.0)
+    thicker, cut = reach / 2 * jnp.maximum(unit, 0), reach / 4 * jnp.maximum(-unit, 0)
+    return jnp.maximum(images + thicker * (dilated - images) - cut, 0) / (1 - cut)
 
 
 def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:

@@ -38,6 +38,8 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 def _data(summary: Summary) -> str:
     data = summary["data"]
     source, test = data["source"], data.get("test_source", data["source"])
+    if extra := data.get("drawn_extra"):
+        return f"{data['dataset']} (and {extra:,} drawn)"
     if source == test:
         return data["dataset"] + ("" if source == "mnist" else f" ({source})")
     return f"{data['dataset']} ({source}, tested on {test})"

@@ -16,6 +16,8 @@ _SINCE = {
     "distill.teacher": "",
     "distill.weight": 0.9,
     "distill.temperature": 4.0,
+    "data.drawn_extra": 0,
+    "augment.pen": 0.0,
 }
 
 _PLACES = ("data.raw_dir", "data.cache_dir")  # on one machine
@@ -39,6 +41,7 @@ _AT_LEAST_ZERO = (
     "search.retrain",
     "data.train",
     "data.test",
+    "data.drawn_extra",
     "population.slice",
     "early_stopping.patience",
     "optimizer.learning_rate",
@@ -46,6 +49,7 @@ _AT_LEAST_ZERO = (
     "optimizer.warmup",
     "augment.shift_x",
     "augment.shift_y",
+    "augment.pen",
 )
 _BELOW_ONE = (
     *("data.validation", "model.dropout", "label_smoothing", "optimizer.ema", "augment.scale"),

@@ -473,6 +473,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
             "dataset": config.data.dataset,
             "source": data.source,
             "test_source": config.data.test_source or data.source,
+            "drawn_extra": config.data.drawn_extra if data.source == "mnist" else 0,
             **{
                 name: split.size if split else 0
                 for name, split in zip(

@@ -10,7 +10,8 @@ from scipy import ndimage
 from digits_jax.augment import _bilinear, _smooth_basis, augment
 
 OFF = dict.fromkeys(
-    ("shift_x", "shift_y", "rotate", "shear", "scale", "elastic", "contrast", "brightness"), 0.0
+    ("shift_x", "shift_y", "rotate", "shear", "scale", "elastic", "pen", "contrast", "brightness"),
+    0.0,
 )
 
 
@@ -97,3 +98,23 @@ def test_light_leaves_the_background_alone(images, getkey):
     brighter = np.asarray(augment(getkey(), images, settings(brightness=0.3, contrast=0.3)))
     assert (brighter[np.asarray(images) == 0] == 0).all()
     assert not np.allclose(brighter, images)
+
+
+def test_the_pen(getkey):
+    """One grey line of two pixels, 0.5 beside 1: what a cross, in part, makes of it."""
+    line = np.zeros((9, 9), np.float32)
+    line[:, 4], line[:, 5] = 1, 0.5
+    many = jnp.repeat(jnp.asarray(line)[None], 300, axis=0)
+    inked = np.asarray(augment(getkey(), many, settings(pen=2.0)))
+    assert (inked == inked[:, :1]).all()  # along the line nothing differs
+    row = inked[:, 4]
+    np.testing.assert_allclose(row[:, 4], 1, atol=1e-6)
+    thicker = row[:, 3] > 0
+    t, u = row[thicker, 3], row[~thicker, 5]  # the part of the dilation; what is left of 0.5
+    np.testing.assert_allclose(row[thicker, 6], 0.5 * t, atol=1e-6)
+    np.testing.assert_allclose(row[thicker, 5], 0.5 + 0.5 * t, atol=1e-6)
+    assert not row[~thicker][:, [2, 3, 6, 7]].any()
+    assert 0.3 < thicker.mean() < 0.7
+    assert t.max() > 0.95
+    assert (u <= 0.5).all()
+    assert u.min() < 0.05

@@ -176,3 +176,26 @@ def test_examples_by_class(numbered):
     images = batches.examples(shown, data.recipe)[0].astype(int)
     numbers = images[:, 0, 0] * 256 + images[:, 0, 1]
     np.testing.assert_array_equal(numbers, [c + 10 * i for c in range(10) for i in range(3)])
+
+
+def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
+    fields = {"drawn_extra": 50, "cache_dir": str(tmp_path), "train": 0}
+    one = batches.load(data_config(dataset="mnist"))
+    more = batches.load(data_config(dataset="mnist", **fields))
+    assert [s.size for s in (more.train, more.validation, more.test)] == [950, 100, 60]
+    np.testing.assert_array_equal(more.validation.rows, one.validation.rows)
+    np.testing.assert_array_equal(more.test.images, one.test.images)
+    extra = drawn.digits(0, 50, even=True)
+    images, labels = batches.examples(more.train, more.recipe)
+    np.testing.assert_array_equal(images[900:], extra.images)
+    np.testing.assert_array_equal(labels["digit"][900:], extra.labels)
+    pairs = batches.load(data_config(**fields | {"train": 400}))
+    assert 0 < np.mean(np.asarray(pairs.train.rows) >= 1000) < 0.2
+
+
+def test_even_digits_show_what_the_weights_leave_out():
+    even, usual = (drawn.table(even)[1].cumulative for even in (True, False))
+    assert (np.diff(usual[1], prepend=0) > 0).sum() == 7
+    shares = np.diff(even[1], prepend=0)
+    np.testing.assert_allclose(shares[:9], 1 / 9, rtol=1e-5)
+    assert not shares[9:].any()

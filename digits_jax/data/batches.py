@@ -112,6 +112,12 @@ def load(config: Any) -> Dataset:
             f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
         )
 
+    if config.drawn_extra and source != "drawn":
+        extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
+        train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
+        more = np.arange(n, n + config.drawn_extra, dtype=np.int32)
+        kept = [np.concatenate([ids, more]) for ids in kept]
+
     def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, cut: int = 0) -> Split:
         index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
         rows = np.stack([digit_ids[index[: cut or None]] for digit_ids in ids])
@@ -166,7 +172,7 @@ def _digits(config: Any, source: str) -> tuple[str, str, tuple[Digits, Digits]]:
     return "drawn", reason, (train, test)
 
 
-def _drawn(cache: Path, seed: int, n: int) -> Digits:
+def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
     """Drawn digits, kept on disk under a name that changes with what drew them.
 
     Rounding differs between versions of JAX and backends, so they belong to it.
@@ -174,14 +180,15 @@ def _drawn(cache: Path, seed: int, n: int) -> Digits:
     source = Path(drawn.__file__)
     code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()
     code += f"{jax.__version__} {jax.default_backend()}".encode()
-    path = cache / "drawn" / f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}.npy"
+    name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{'-even' if even else ''}.npy"
+    path = cache / "drawn" / name
     try:
         table = np.load(path, allow_pickle=False)
         if table.shape == (n, 785) and table.dtype == np.uint8:
             return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
     except Exception:  # a damaged .npy header can raise nearly anything
         pass  # not there, or damaged: draw it anew
-    digits = drawn.digits(seed, n)
+    digits = drawn.digits(seed, n, even)
     table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:

@@ -69,8 +69,8 @@ def curve_basis(corner: np.ndarray, samples: int) -> np.ndarray:
 
 
 @functools.cache
-def table() -> tuple[dict, Skeletons]:
-    """The constants, and the skeletons as arrays."""
+def table(even: bool = False) -> tuple[dict, Skeletons]:
+    """The constants, and the skeletons as arrays; `even`: as if all families were as common."""
     content = json.loads(_TABLE.read_text(encoding="utf-8"))
     families = [content["families"][str(label)] for label in range(CLASSES)]
     f = max(len(of_class) for of_class in families)
@@ -88,7 +88,7 @@ def table() -> tuple[dict, Skeletons]:
         pen_down=np.ones((CLASSES, f, SAMPLES - 1), bool),
     )
     for label, of_class in enumerate(families):
-        share = np.cumsum([family["weight"] for family in of_class])
+        share = np.cumsum([1 if even else family["weight"] for family in of_class])
         skeletons.cumulative[label, : len(of_class) - 1] = share[:-1] / share[-1]
         for k, family in enumerate(of_class):
             lengths = [len(stroke) for stroke in family["exemplars"][0]]
@@ -116,9 +116,9 @@ def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
     return {name: x.reshape(shapes[name]) for name, x in zip(shapes, pieces, strict=True)}
 
 
-def _curve(z: dict[str, Array], label: Array) -> tuple[Array, Array]:
+def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]:
     """A digit's line before the pen: curve [SAMPLES, 2] (x, y) and pen_down [SAMPLES - 1]."""
-    c, skeletons = table()
+    c, skeletons = table(even)
     below = jnp.asarray(skeletons.cumulative)[label] < norm.cdf(z["family"])
     family = below.sum(dtype=jnp.int32)
     exemplars, used, basis, pen_down = (
@@ -195,33 +195,35 @@ def centre(image: Array) -> Array:
     return rows.T @ image @ columns
 
 
-def _digit(key: Array, label: Array) -> Array:
+def _digit(key: Array, label: Array, even: bool) -> Array:
     _, _, e, p, _ = table()[1].exemplars.shape
     z = _noise(
         key, family=(), mix=(e,), amount=(), jitter=(p + 2, 2),
         wave=(3, 2), phase=(1, 3), shift=(3, 2), aspect=(), slant=(), rotation=(),
         pen=(), trend=(), wobble=(SAMPLES,), soft=(),
     )  # fmt: skip
-    curve, pen_down = _curve(z, label)
+    curve, pen_down = _curve(z, label, even)
     radius, soft = _pen(z)
     return centre(jnp.round(255 * ink(fit(curve, radius), radius, pen_down, soft)))
 
 
-def draw(key: Array, labels: Array) -> Array:
+def draw(key: Array, labels: Array, even: bool = False) -> Array:
     """Draws one digit per label: labels [N] int to images [N, 28, 28] uint8. Pure and jittable.
 
-    Image i depends on `key`, i and its label, and on nothing else.
+    even: every family of a digit as often as any other, so that rare hands are not rare; some of
+    them have no weight else. Image i depends on `key`, i and its label, and on nothing else.
     """
     index = jnp.arange(labels.shape[0], dtype=jnp.uint32)
     keys = jax.vmap(random.fold_in, (None, 0))(key, index)
-    return jax.vmap(_digit)(keys, labels.astype(jnp.int32)).astype(jnp.uint8)
+    one = functools.partial(_digit, even=even)
+    return jax.vmap(one)(keys, labels.astype(jnp.int32)).astype(jnp.uint8)
 
 
-_draw = jax.jit(draw)
+_draw = jax.jit(draw, static_argnames="even")
 
 
-def digits(seed: int, n: int) -> Digits:
-    """`n` digits in NumPy arrays; the first m of them are `digits(seed, m)`.
+def digits(seed: int, n: int, even: bool = False) -> Digits:
+    """`n` digits in NumPy arrays; the first m of them are `digits(seed, m)`. even: as in `draw`.
 
     Every CHUNK digits hold as many of each class, in random order.
     """
@@ -229,7 +231,7 @@ def digits(seed: int, n: int) -> Digits:
     def chunk(i):
         order, drawing = random.split(random.fold_in(random.key(seed), i))
         labels = random.permutation(order, jnp.arange(CHUNK, dtype=jnp.int32) % CLASSES)
-        return np.asarray(_draw(drawing, labels)), np.asarray(labels, np.uint8)
+        return np.asarray(_draw(drawing, labels, even=even)), np.asarray(labels, np.uint8)
 
     images, labels = zip(*map(chunk, range(max(1, -(-n // CHUNK)))), strict=True)
     return Digits(np.concatenate(images)[:n], np.concatenate(labels)[:n])
