@@ -17,10 +17,10 @@ from ml_collections import config_flags
 from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search", "export")
+MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search", "export", "demo")
 
 _ONLY = (
-    *(("data", "eval"), ("ink", "eval"), ("example", "explain")),
+    *(("data", "eval"), ("ink", "eval"), ("example", "explain"), ("port", "demo")),
     *(("variants", "compare"), ("runs", "compare")),
     *(("distributed", "train"), ("coordinator", "train")),
     *(("num_processes", "train"), ("process_id", "train")),
@@ -44,6 +44,7 @@ _RUNS = flags.DEFINE_list(
     "runs", [], "mode=compare: two finished runs to test against each other; no --config then."
 )
 _INK = flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
+_PORT = flags.DEFINE_integer("port", 8000, "mode=demo: of 127.0.0.1; 0 takes a free one.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as the cluster's environment says."
 )
@@ -106,6 +107,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.export import export
 
             export(config, workdir)
+        case "demo":
+            from digits_jax.export import demo
+
+            demo(config, workdir, _PORT.value)
         case "compare":
             variants = _variants()
             from digits_jax.compare import compare

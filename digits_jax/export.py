@@ -1,4 +1,4 @@
-"""A trained run for others: as ONNX, whole and in 8 bits, as StableHLO, and with a model card."""
+"""A trained run for others: as ONNX, whole and in 8 bits, as StableHLO; its card and its page."""
 
 import hashlib
 import json
@@ -15,12 +15,13 @@ from digits_jax import layers, report, trained
 from digits_jax.console import console, percent
 from digits_jax.data import batches
 from digits_jax.data.batches import normalize
+from digits_jax.demo import site
 from digits_jax.errors import UserError
 from digits_jax.evaluate import open_run
 from digits_jax.trained import Trained
 from digits_jax.types import Array
 
-FOLDER = "export"
+FOLDER, PAGE = "export", "demo"
 WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "README.md"
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # between probabilities of JAX and of what was written
@@ -29,7 +30,7 @@ _SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
 
 
 def export(config: Any, workdir: Path) -> None:
-    """Writes `workdir`/export: the run in files that need none of this code.
+    """Writes `workdir`/export: the run in files that need none of this code, and a page of them.
 
     `config` counts as it does in `open_run`. Raises UserError where a package is missing, where the
     run is not finished, or where a file does not say what the run says.
@@ -51,6 +52,7 @@ def export(config: Any, workdir: Path) -> None:
         raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
     folder, heads, said = workdir / FOLDER, run.recipe.heads, probabilities(run)
     folder.mkdir(exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # it comes last
     (folder / trained.FILE).write_bytes(weights)
 
     data = batches.load(run.config.data)
@@ -76,11 +78,30 @@ def export(config: Any, workdir: Path) -> None:
     accuracy = {
         name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
     }
+    cache = batches.cache_dir(config.data)
+    try:
+        site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
+    except UserError as error:
+        console.print(f"[yellow]without a page to draw on[/yellow]: {error}")
     report.write_text(folder / CARD, _card(run, summary, folder, accuracy))
     console.print(
         f"{folder}: {WHOLE} reads {percent(accuracy[WHOLE])} of {len(images):,} test images, "
         f"{SMALL} {percent(accuracy[SMALL])}; {HLO} for {', '.join(PLATFORMS)}; {CARD}"
     )
+
+
+def demo(config: Any, workdir: Path, port: int) -> None:
+    """Serves the run's page on 127.0.0.1:`port`, exported before where it is not.
+
+    Raises UserError as `export` does, without onnxruntime-web, and for a port that is taken.
+    """
+    folder = workdir / FOLDER
+    page, weights = folder / PAGE, [folder / trained.FILE, workdir / trained.FILE]
+    site.runtime(batches.cache_dir(config.data))
+    done = all(path.is_file() for path in (page / "facts.json", folder / CARD, *weights))
+    if not done or len({path.read_bytes() for path in weights}) > 1:
+        export(config, workdir)
+    site.serve(page, port)
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
@@ -127,13 +148,37 @@ def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
     return said
 
 
+def _network(config: Any, summary: dict[str, Any]) -> str:
+    network = f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters"
+    if config.population.size == 1:
+        return network
+    return f"the averaged probabilities of {config.population.size} networks ({network} each)"
+
+
+def _source(facts: dict[str, Any]) -> str:
+    if facts["source"] == "drawn":
+        return "digits that a program draws, no handwriting"
+    extra = facts.get("drawn_extra")
+    more = f"; beside them {extra:,} digits that a program draws" if extra else ""
+    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+
+
+def _line(run: Trained, summary: dict[str, Any]) -> str:
+    """What the page says of its network."""
+    facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
+    right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
+    twice = " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
+    return (
+        f"{run.config.name}: {_network(run.config, summary)}, trained on {facts['dataset']} "
+        f"({_source(facts)}){right}.{twice}"
+    )
+
+
 def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[str, float]) -> str:
     """The model card (Mitchell et al. 2019, arXiv:1810.03993), from the run's own files."""
     config, recipe, facts = run.config, run.recipe, summary["data"]
-    members, (height, width) = config.population.size, recipe.shape
-    network = f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters"
-    if members > 1:
-        network = f"the averaged probabilities of {members} networks ({network} each)"
+    height, width = recipe.shape
+    network = _network(config, summary)
     heads = ", ".join(f"`{head}` [B, {classes}]" for head, classes in recipe.heads.items())
     rows = [
         (WHOLE, f"ONNX, opset {OPSET}", percent(accuracy[WHOLE])),
@@ -149,9 +194,10 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
     ece = summary.get("calibration", {})
     ece = ece.get("ensemble", ece).get("ece_tempered")
     sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
-    source = "MNIST, by Y. LeCun, C. Cortes and C. Burges"
-    if facts["source"] == "drawn":
-        source = "digits that a program draws, no handwriting"
+    page = ""
+    if (folder / PAGE / "facts.json").is_file():
+        twice = " Of two digits it reads each on its own." if recipe.digits == 1 else ""
+        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=twice, runtime=site.RUNTIME)
     reading = " of 10 x left + right" if "number" in recipe.heads else ""
     return _CARD.format(
         name=config.name,
@@ -160,8 +206,9 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
         table=table,
         shape=f"[B, {height}, {width}]",
         says=f"{heads}, probabilities{reading}",
-        source=source,
+        source=_source(facts),
         sure=sure,
+        page=page,
         **{key: value for key, value in facts.items() if key != "source"},
     )
 
@@ -181,10 +228,16 @@ _CARD = """# {name}
 **Trained on** {train:,} examples of `{dataset}` ({source});
 {validation:,} more chose the weights and the temperature. **Tested on** {test:,} examples
 (`{test_source}` digits), once, at the end.{sure}
-
+{page}
 **Limits.** It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's writers
 were American clerks and students of the 1990s; other hands, pens and crossed sevens are read less
 well. Not for amounts, addresses or exams without a second look.
+"""
+
+
+_PAGE = """
+**The page** in `{folder}/` reads what is drawn on it with `{whole}`, in the browser and from any
+static host.{twice} It brings {runtime} (MIT licence, Microsoft).
 """
 
 

@@ -23,8 +23,7 @@ ORDER = (
         "trained",
     ),
     *("run", "train", "user_images"),
-    "evaluate",
-    "onnx_graph",
+    *("evaluate", "onnx_graph", "demo"),
     *("describe", "explain", "export", "compare", "study", "search"),
 )
 

@@ -1,0 +1,281 @@
+// The page: a paper, a pen, and what the network says of it.
+
+import { SIDE, bounds, centre, ink, legible, paint, part } from "./ink.js";
+import { open } from "./reader.js";
+
+const DIGIT = 280; // pixels of the paper for each digit
+const SURE = 0.6; // the network doubts what it gives less
+const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+const $ = (id) => document.getElementById(id);
+const [paper, seen] = [$("paper"), $("seen")];
+
+let facts = null; // facts.json
+let read = null; // once the network is there
+let strokes = [];
+let redo = null; // what Clear or Example took away, for Undo
+let cursor = null; // of the keyboard: {x, y, down}
+const pens = new Map(); // pointer -> its stroke
+
+// ---- Paper
+
+const count = () => Number(document.querySelector("input[name=count]:checked")?.value ?? 1);
+const size = () => {
+  const sides = [DIGIT, DIGIT];
+  sides[facts?.axis ?? 0] *= count();
+  return sides;
+};
+
+/** Fits the canvas's own pixels to the screen's. */
+function lay() {
+  const [width, height] = size();
+  paper.style.aspectRatio = `${width} / ${height}`;
+  paper.style.setProperty("--digits", width / height);
+  const scale = (paper.clientWidth / width) * devicePixelRatio;
+  paper.width = Math.round(width * scale);
+  paper.height = Math.round(height * scale);
+  show();
+}
+
+function show() {
+  const [width, height] = size();
+  const style = getComputedStyle(paper);
+  const context = paper.getContext("2d");
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, paper.width, paper.height);
+  context.scale(paper.width / width, paper.height / height);
+  if (count() > 1) {
+    context.strokeStyle = style.borderTopColor;
+    context.lineWidth = 1;
+    context.setLineDash([4, 6]);
+    context.strokeRect(...(facts?.axis ? [-9, DIGIT, width + 18, height] : [DIGIT, -9, width, height + 18]));
+    context.setLineDash([]);
+  }
+  context.strokeStyle = style.color;
+  paint(context, strokes);
+  if (cursor && document.activeElement === paper) {
+    context.strokeStyle = style.caretColor;
+    context.lineWidth = cursor.down ? 4 : 2;
+    context.beginPath();
+    context.arc(cursor.x, cursor.y, Math.max(pen() / 2, 5) + 3, 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+const pen = () => Number($("pen").value);
+
+function begin(point) {
+  const stroke = { width: pen(), points: [point] };
+  strokes.push(stroke);
+  redo = null;
+  return stroke;
+}
+
+function place(event) {
+  const box = paper.getBoundingClientRect();
+  const [width, height] = size();
+  return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+}
+
+paper.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
+  event.preventDefault();
+  paper.focus({ preventScroll: true });
+  paper.setPointerCapture(event.pointerId);
+  cursor = null;
+  pens.set(event.pointerId, begin(place(event)));
+  changed();
+});
+
+paper.addEventListener("pointermove", (event) => {
+  const stroke = pens.get(event.pointerId);
+  if (!stroke) return;
+  const events = event.getCoalescedEvents?.() ?? [];
+  for (const each of events.length ? events : [event]) stroke.points.push(place(each));
+  changed();
+});
+
+for (const type of ["pointerup", "pointercancel"]) {
+  paper.addEventListener(type, (event) => {
+    if (pens.delete(event.pointerId)) changed(true);
+  });
+}
+
+paper.addEventListener("keydown", (event) => {
+  const [width, height] = size();
+  const move = KEYS[event.key];
+  if (move) {
+    event.preventDefault();
+    cursor ??= { x: width / 2, y: height / 2, down: null };
+    const step = event.shiftKey ? 28 : 7;
+    cursor.x = Math.min(Math.max(cursor.x + step * move[0], 0), width);
+    cursor.y = Math.min(Math.max(cursor.y + step * move[1], 0), height);
+    cursor.down?.points.push([cursor.x, cursor.y]);
+    changed();
+  } else if (event.key === " ") {
+    event.preventDefault();
+    cursor ??= { x: width / 2, y: height / 2, down: null };
+    cursor.down = cursor.down ? null : begin([cursor.x, cursor.y]);
+    changed(true);
+  }
+});
+for (const type of ["focus", "blur"]) paper.addEventListener(type, show);
+
+// ---- Tools
+
+function undo() {
+  if (redo) [strokes, redo] = [redo, null];
+  else strokes = strokes.slice(0, -1);
+  if (cursor) cursor.down = null;
+  changed(true);
+}
+
+function replace(others) {
+  if (strokes.length) redo = strokes;
+  strokes = others;
+  if (cursor) cursor.down = null;
+  changed(true);
+}
+
+/** Digits of facts.json's examples, one in each part of the paper. */
+function example() {
+  const digits = Array.from({ length: count() }, () => Math.floor(10 * Math.random()));
+  const drawn = digits.flatMap((digit, k) => {
+    const kinds = facts.examples[digit];
+    const side = DIGIT * (0.45 + 0.25 * Math.random());
+    const [left, top] = [0, 1].map((axis) => (axis === facts.axis ? k * DIGIT : 0) + (DIGIT - side) / 2);
+    return kinds[Math.floor(kinds.length * Math.random())].map((points) => ({
+      width: pen(),
+      points: points.map(([x, y]) => [left + x * side, top + y * side]),
+    }));
+  });
+  replace(drawn);
+}
+
+$("undo").addEventListener("click", undo);
+$("clear").addEventListener("click", () => replace([]));
+$("example").addEventListener("click", example);
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
+  else if (event.key === "Escape") replace([]);
+  else if (event.key === "e" && !event.ctrlKey && !event.metaKey && facts) example();
+  else return;
+  event.preventDefault();
+});
+$("count").addEventListener("change", () => {
+  [strokes, redo, cursor] = [[], null, null];
+  lay();
+  changed(true);
+});
+new ResizeObserver(lay).observe(paper);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+
+// ---- Reading
+
+/** What to say of the strokes before the network is asked: {digits, note}; null digits: nothing. */
+export function prepare(strokes, wanted, axis) {
+  const [width, height] = axis === 0 ? [wanted * DIGIT, DIGIT] : [DIGIT, wanted * DIGIT];
+  const normal = (part) => centre(ink(part, width, height));
+  if (!strokes.length) return { digits: null, note: wanted > 1 ? "Draw two digits." : "Draw a digit." };
+  if (!legible(strokes)) return { digits: null, note: "Too small to read." };
+  if (wanted === 1) {
+    const { left, right, top, bottom } = bounds(strokes);
+    const { digits, touching } = part(strokes, 0, left + right);
+    const two = digits.every((digit) => digit.length) && !touching && right - left > 1.2 * (bottom - top);
+    return { digits: [normal(strokes)], note: two ? "These look like two digits." : "" };
+  }
+  const { digits, touching } = part(strokes, axis, wanted * DIGIT);
+  if (!digits.every((digit) => digit.length && legible(digit))) {
+    return { digits: null, note: `One digit so far; draw another ${axis ? "above or below" : "beside"} it.` };
+  }
+  return { digits: digits.map(normal), note: touching ? "The digits touch; they were cut apart." : "" };
+}
+
+let waiting = false;
+let asked = 0; // how many answers were asked for
+
+/** After every change; `whole` at the end of a stroke. */
+function changed(whole = false) {
+  show();
+  if (whole) answer(true);
+  else if (!waiting) {
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      answer(false);
+    });
+  }
+}
+
+async function answer(aloud) {
+  const began = performance.now();
+  const turn = ++asked;
+  document.body.dataset.busy = "1";
+  const { digits, note } = prepare(strokes, count(), facts?.axis ?? 0);
+  const reading = digits && read ? await read(digits) : null;
+  if (turn !== asked) return; // there is more ink by now
+  const { answers, image } = reading ?? { answers: [], image: null };
+  const doubt = answers.length && answers[0].p < SURE;
+  const words =
+    note || (doubt ? `Not sure: it could be ${answers[0].text} or ${answers[1].text}.` : "") || (answers.length ? "" : "…");
+  $("answer").textContent = answers.length ? answers[0].text : "\u00a0";
+  $("answer").classList.toggle("doubt", Boolean(doubt || note));
+  $("note").textContent = words || "\u00a0";
+  $("bars").replaceChildren(...answers.slice(0, 5).map(bar));
+  look(image);
+  document.body.dataset.busy = "0"; // all ink is read
+  $("undo").disabled = !strokes.length && !redo;
+  $("clear").disabled = !strokes.length;
+  if (aloud) {
+    const best = answers.length ? `Reads ${answers[0].text}, ${percent(answers[0].p)}.` : "";
+    $("said").textContent = `${best} ${words === "…" ? "" : words}`.trim();
+    if (reading) performance.measure("answer", { start: began });
+  }
+}
+
+const percent = (p) => `${(100 * p).toFixed(1)} %`;
+
+function bar({ text, p }) {
+  const item = document.createElement("li");
+  const [digit, share, length] = ["b", "span", "i"].map((tag) => document.createElement(tag));
+  digit.textContent = text;
+  share.textContent = percent(p);
+  length.style.setProperty("--part", p);
+  item.append(digit, length, share);
+  return item;
+}
+
+/** Shows the network's image, ink on paper as on the screen. */
+function look(image) {
+  const [width, height] = image ? [image.width, image.height] : (facts?.shape.toReversed() ?? [SIDE, SIDE]);
+  [seen.width, seen.height] = [width, height];
+  seen.style.setProperty("--digits", width / height);
+  $("size").textContent = `${height}×${width}`;
+  if (!image) return;
+  const [red, green, blue] = getComputedStyle(paper).color.match(/[\d.]+/g).map(Number);
+  const pixels = new ImageData(width, height);
+  image.values.forEach((value, i) => pixels.data.set([red, green, blue, 255 * value], 4 * i));
+  seen.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+// ---- Begin
+
+lay();
+performance.mark("drawable");
+try {
+  facts = await (await fetch("./facts.json")).json();
+  for (const radio of document.getElementsByName("count")) {
+    radio.disabled = !facts.counts.includes(Number(radio.value));
+    radio.checked = Number(radio.value) === Math.min(...facts.counts);
+  }
+  $("count").hidden = facts.counts.length === 1;
+  $("card").textContent = facts.card;
+  lay();
+  read = await open(facts, (part) => ($("progress").value = part));
+  $("loading").hidden = true;
+  performance.mark("ready");
+} catch (error) {
+  $("loading").textContent = `The network could not be loaded: ${error.message}`;
+  $("loading").className = "error";
+}
+changed(true);
