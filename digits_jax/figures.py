@@ -238,6 +238,32 @@ def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 
+def pruning(rows: Rows, path: str | os.PathLike) -> None:
+    """Accuracy over the weights that are left; hollow before training on, full after it."""
+    split = "test" if "test" in rows[0] else "validation"
+    left = [row["weights"] for row in rows]
+    with page(path, 5.6, 3.4) as figure:
+        ax = figure.subplots()
+        after, before = (
+            [100 * (1 - row[name]) for row in rows] for name in (split, f"{split}_before")
+        )
+        ax.plot(left, before, "o--", color=FAINT, markerfacecolor="white", label="pruned")
+        ax.plot(left, after, "o-", color=BLUE, label="and trained on")
+        ax.set_xscale("log")
+        _error_axis(ax, np.array([*after, *before]))
+        for x, y, row in zip(left, after, rows, strict=True):
+            ax.annotate(
+                f"{100 * row['pruned']:g} %",
+                (x, y),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+            )
+        ax.set_xlabel("weights left")
+        ax.set_ylabel(f"{split} accuracy, %")
+        ax.legend(loc="lower right")
+
+
 def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """[C, C] int64: how often class i (row) was read as class j (column)."""
     flat = np.asarray(labels, np.int64).ravel() * classes + np.asarray(predictions).ravel()

@@ -75,12 +75,13 @@ def apply_gradient(
     hyper: Hyper,
     factor: Array | float,
     decoupled: bool,
+    sparse: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """-> (params, opt_state) after one update at the rate `hyper.learning_rate * factor`.
 
     Weight decay touches weights alone, neither biases nor BatchNorm: coupled, it is the gradient of
     lambda/2 |w|^2 and passes through the optimiser; decoupled (Loshchilov and Hutter 2019,
-    arXiv:1711.05101), it shrinks the weights after it.
+    arXiv:1711.05101), it shrinks the weights after it. `sparse`: a weight that is zero stays zero.
     """
     decay = jax.tree.map(
         lambda w: hyper.weight_decay * w if w.ndim > 1 else jnp.zeros_like(w), params
@@ -90,5 +91,9 @@ def apply_gradient(
     updates, opt_state = tx.update(grads, opt_state, params)
     if decoupled:
         updates = jax.tree.map(jnp.add, updates, decay)
+    if sparse:
+        updates = jax.tree.map(
+            lambda w, u: jnp.where((w == 0) & (w.ndim > 1), 0, u), params, updates
+        )
     rate = hyper.learning_rate * factor
     return jax.tree.map(lambda w, u: w - (rate * u).astype(w.dtype), params, updates), opt_state

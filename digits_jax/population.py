@@ -108,6 +108,7 @@ class Population:
             bfloat16=config.bfloat16,
             drops=config.model.dropout > 0,
             distill=(config.distill.weight, config.distill.temperature),
+            sparse=bool(config.prune.run),
         )
 
     def init(self, members: Members) -> TrainState:

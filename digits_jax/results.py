@@ -133,7 +133,10 @@ def read(results: Path) -> dict[str, Summary]:
     summaries = {}
     for run, path in sorted(paths.items()):
         try:
-            summaries[run] = json.loads(path.read_text(encoding="utf-8"))
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if summary["config"].get("prune", {}).get("run"):
+                continue  # its members are no seeds of one network
+            summaries[run] = summary
             table({run: summaries[run]})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the summary of a run ({error!r})") from None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, hosts, models
+from digits_jax import devices, hosts, models, pruning
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
 from digits_jax.engine import ENGINES
@@ -17,7 +17,7 @@ from digits_jax.errors import UserError
 from digits_jax.mesh import Layout, fetch
 from digits_jax.metrics import add
 from digits_jax.population import Population, Teacher, members_of, slice_size, slices
-from digits_jax.step import current
+from digits_jax.step import current, starting
 from digits_jax.trained import Trained
 from digits_jax.types import Members, Metrics, PyTree, TrainState
 
@@ -204,6 +204,12 @@ def build(config: Any, members: Members | None = None) -> Run:
         ids = slices(len(members.seed), width)
         parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
         states = [init(part) for part in parts]
+        if config.prune.run:
+            first = [pruning.begin(config, range_of) for range_of in ids]
+            states = [
+                layout.over_members(starting(state, *weights))
+                for state, weights in zip(states, first, strict=True)
+            ]
         return Run(
             config,
             data,

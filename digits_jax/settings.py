@@ -17,6 +17,8 @@ _SINCE = {
     "distill.weight": 0.9,
     "distill.temperature": 4.0,
     "data.drawn_extra": 0,
+    "prune.run": "",
+    "prune.fractions": [],
     "augment.pen": 0.0,
 }
 
@@ -60,7 +62,8 @@ _SEEDS = 2**32
 def check(config: Any) -> None:
     """Raises UserError for a value that makes no sense; choices by name are checked where used.
 
-    With `data.folds` a population of one becomes one member per fold.
+    With `data.folds` a population of one becomes one member per fold, with `prune.run` one per
+    fraction.
     """
     fields = flatten(config)
     for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
@@ -79,6 +82,16 @@ def check(config: Any) -> None:
             "config.optimizer.step_epochs must be numbers, like (10, 15), "
             f"not {tuple(config.optimizer.step_epochs)}"
         )
+    if config.prune.run:
+        fractions = config.prune.fractions
+        if not fractions or not all(0 <= fraction < 1 for fraction in fractions):
+            raise UserError(f"config.prune.fractions must lie in [0, 1), not {tuple(fractions)}")
+        if config.population.size not in (1, len(fractions)) or config.data.folds:
+            raise UserError(
+                f"config.population.size={config.population.size}: a run that prunes has a member "
+                f"for each of its {len(fractions)} fractions, and no folds"
+            )
+        config.population.size = len(fractions)
     if config.data.folds:
         if config.data.folds == 1:
             raise UserError("config.data.folds must be 0 or at least 2, not 1")

@@ -46,6 +46,13 @@ def init_state(
     )
 
 
+def starting(state: TrainState, params: PyTree, model_state: PyTree) -> TrainState:
+    """A first state with those weights instead."""
+    best = dataclasses.replace(state.best, params=params, model_state=model_state)
+    ema = None if state.ema is None else params
+    return dataclasses.replace(state, params=params, model_state=model_state, ema=ema, best=best)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -60,6 +67,7 @@ def train_step(
     bfloat16: bool = False,
     drops: bool = True,
     distill: tuple[float, float] = (0.0, 1.0),
+    sparse: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
 
@@ -69,7 +77,7 @@ def train_step(
     (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
     Without `drops` there is no dropout, whatever `hyper` says, and no bits are drawn for it.
     `distill` is (weight, temperature): with batch.targets the loss is (1 - weight) times that of
-    the labels plus weight times `losses.distillation`.
+    the labels plus weight times `losses.distillation`. `sparse`: as in `apply_gradient`.
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
@@ -97,8 +105,9 @@ def train_step(
         return loss, (logits, losses, updates.get("batch_stats", {}))
 
     grads, (logits, losses, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
+    factor = schedule(state.step)
     params, opt_state = apply_gradient(
-        tx, grads, state.opt_state, state.params, hyper, schedule(state.step), decoupled
+        tx, grads, state.opt_state, state.params, hyper, factor, decoupled, sparse
     )
     average = state.ema
     if ema:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, figures, hosts, report, settings, trained
+from digits_jax import devices, figures, hosts, pruning, report, settings, trained
 from digits_jax.checkpoint import FOLDER, PART, Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
@@ -38,7 +38,14 @@ _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when the
     *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
     *("calibration.png", trained.FILE, trained.EPOCHS),
-    *("predictions.csv", "filters.png", "feature_maps.png", "attribution.png"),
+    *(
+        "predictions.csv",
+        "pruning.md",
+        "pruning.png",
+        "filters.png",
+        "feature_maps.png",
+        "attribution.png",
+    ),
     "config.json",
 )
 Stopping = Interrupts | hosts.Interrupts
@@ -510,9 +517,32 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
     )
     summary = report.write(workdir, facts, rows, *tested)
-    if tested:
+    if config.prune.run:
+        console.print(_pruned(run, workdir, summary))
+    elif tested:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
+
+
+def _pruned(run: Run, workdir: Path, summary: report.Row) -> str:
+    """What pruning took and what training on gave back."""
+    first = [run.layout.over_members(pruning.begin(run.config, range_of)) for range_of in run.ids]
+    splits = {"validation": run.data.validation}
+    if run.config.report_test:
+        splits["test"] = run.data.test
+    before = {
+        name: [
+            means(sums, m)["accuracy"]
+            for weights, members in zip(first, run.members, strict=True)
+            for sums in [run.evaluate(weights, split, members.fold)[0]]
+            for m in range(len(sums.examples))
+        ]
+        for name, split in splits.items()
+        if split is not None
+    }
+    chosen = [fetch(run.programs.chosen(state))[0] for state in run.states]
+    weights = jax.tree.map(lambda *x: np.concatenate(x), *chosen)
+    return pruning.write(workdir, run.config, pruning.rows(run.config, weights, summary, before))
 
 
 def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ ORDER = (
         "hosts",
         "settings",
         "trained",
+        "pruning",
     ),
     *("run", "train", "user_images"),
     *("evaluate", "onnx_graph", "demo"),

@@ -35,7 +35,8 @@ class NumpyPopulation(Population):
         teaching: Population | None = None,
     ):
         super().__init__(config, recipe, steps_per_epoch)
-        for field, asked in (("bfloat16", config.bfloat16), ("distill.teacher", teaching)):
+        asked_for = {"bfloat16": config.bfloat16, "prune.run": config.prune.run}
+        for field, asked in {**asked_for, "distill.teacher": teaching}.items():
             if asked:
                 raise UserError(f"config.{field} is for config.engine=jax")
         self._network = network.build(config.model, recipe.heads)

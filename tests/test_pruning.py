@@ -1,0 +1,109 @@
+"""Pruned networks: which weights go, that they stay away, and what is reported."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import config_of, shrink
+
+from digits_jax import pruning
+from digits_jax.errors import UserError
+from digits_jax.train import train
+from digits_jax.trained import Trained
+
+PARAMS = {
+    "a": {"kernel": np.array([[0.5, -3.0], [1.0, -0.25]]), "bias": np.array([0.1, 0.2])},
+    "b": {"kernel": np.array([[2.0], [-0.75]])},
+}
+
+
+def test_the_smallest_weights_of_all_layers_go():
+    """Of 0.25, 0.5, 0.75, 1, 2 and 3 a half."""
+    half = pruning.prune(PARAMS, 0.5)
+    np.testing.assert_array_equal(half["a"]["kernel"], [[0, -3], [1, 0]])
+    np.testing.assert_array_equal(half["b"]["kernel"], [[2], [0]])
+    np.testing.assert_array_equal(half["a"]["bias"], [0.1, 0.2])
+    jax.tree.map(np.testing.assert_array_equal, pruning.prune(PARAMS, 0.0), PARAMS)
+    left = [np.count_nonzero(pruning.prune(PARAMS, f)["a"]["kernel"]) for f in (0.2, 0.4, 0.9)]
+    assert left == [3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def runs(cache, tmp_path_factory):
+    """A network, and the same pruned to three fractions and trained on."""
+    folder = tmp_path_factory.mktemp("pruning")
+
+    def config():
+        config = shrink(config_of("compact:phase5"), cache)
+        config.model.layers = ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classes")
+        config.optimizer.update(ema=0.9, weight_decay=1e-2, decoupled=True)
+        return config
+
+    train(config(), folder / "whole")
+    pruned = config()
+    pruned.prune.update(run=str(folder / "whole"), fractions=(0.0, 0.5, 0.9))
+    train(pruned, folder / "pruned")
+    return folder, config, pruned
+
+
+def test_what_is_gone_stays_away(runs):
+    folder, _, config = runs
+    assert config.population.size == 3
+    whole = Trained(folder / "whole").member(0)
+    first, state = pruning.begin(config, range(3))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), (first, state), whole)
+    after = Trained(folder / "pruned").weights[0]
+    sizes = 0
+    for name, layer in after.items():
+        for field, w in layer.items():
+            zero = first[name][field] == 0
+            if w.ndim > 2:
+                np.testing.assert_array_equal(w == 0, zero)
+                sizes += w[0].size
+            assert not np.array_equal(w, first[name][field])  # it was trained on
+    rows = (folder / "pruned" / "pruning.md").read_text().splitlines()[-3:]
+    assert [int(row.split("|")[2]) for row in rows] == [
+        sizes,
+        sizes - round(0.5 * sizes),
+        sizes - round(0.9 * sizes),
+    ]
+
+
+def test_before_and_after(runs):
+    folder, *_ = runs
+    lines = (folder / "pruned" / "pruning.md").read_text().splitlines()
+    head, rows = [c.strip() for c in lines[-5].split("|")], [c.split("|") for c in lines[-3:]]
+    before, after = (head.index(name) for name in ("test before", "test"))
+    summaries = [
+        json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "pruned")
+    ]
+    assert float(rows[0][before]) == pytest.approx(100 * summaries[0]["test"]["accuracy"], abs=0.01)
+    for row, member in zip(rows, summaries[1]["members"], strict=True):
+        assert float(row[after]) == pytest.approx(100 * member["test"], abs=0.01)
+    sizes = [int(row[3].replace(",", "")) for row in rows]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert (folder / "pruned" / "pruning.png").stat().st_size > 5000
+
+
+def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
+    folder, config, _ = runs
+    other = config()
+    other.prune.run = str(folder / "whole")
+    other.model.layers = ("conv3 4", "pool", "average 1", "linear1 classes")
+    with pytest.raises(UserError, match=r"has model\.layers=.* a network is pruned as it was"):
+        train(other, tmp_path)
+    for fields, words in (
+        ({"fractions": (0.5, 1.0)}, r"must lie in \[0, 1\)"),
+        ({"fractions": ()}, r"must lie in \[0, 1\)"),
+        ({"run": str(tmp_path / "none")}, "holds no run"),
+    ):
+        wrong = config()
+        wrong.prune.run = str(folder / "whole")
+        wrong.prune.update(fields)
+        with pytest.raises(UserError, match=words):
+            train(wrong, tmp_path)
+    two = config()
+    two.prune.run, two.population.size = str(folder / "whole"), 2
+    with pytest.raises(UserError, match="a member for each of its 7 fractions"):
+        train(two, tmp_path)
