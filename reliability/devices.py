@@ -8,28 +8,47 @@ from pathlib import Path
 
 import numpy as np
 
-from reliability.faults import Row, finish, result, start
+from configs import compact, lenet5, mnist
+from reliability.faults import RUN, Row, finish, result, start
 
 _RUN = ("--config.epochs=1", "--config.data.train=320", "--config.population.size=8")  # 20 steps
+# Two members and one epoch in float32 of MNIST: {what: (config, flags)}
+_EPOCHS = {
+    "mnist.py:mlp128": (mnist.get_config("mlp128"), ()),
+    "lenet5.py, tanh and average pooling": (
+        lenet5.get_config(),
+        ("--config.model.activation=tanh", "--config.model.pooling=average"),
+    ),
+    "lenet5.py": (lenet5.get_config(), ()),
+    "compact.py:phase5": (compact.get_config("phase5"), ()),
+}
 _LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8), (4, 1), (2, 2), (1, 4), (2, 1), (1, 2))
 
 
 def launch(
-    workdir: Path, flags: Iterable[str], devices: int, processes: int = 1, bits: int = 32
+    workdir: Path,
+    flags: Iterable[str],
+    devices: int,
+    processes: int = 1,
+    bits: int = 32,
+    run: Iterable[str] = RUN,
 ) -> list[subprocess.Popen]:
-    """The training by so many processes with so many devices each."""
+    """The training `run` by so many processes with so many devices each."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(bits == 64)),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     if processes == 1:
-        return [start(workdir, *flags, **environment)]
+        return [start(workdir, *flags, run=run, **environment)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}"]
     shared += [f"--num_processes={processes}", *flags]
-    return [start(workdir, *shared, f"--process_id={i}", **environment) for i in range(processes)]
+    return [
+        start(workdir, *shared, f"--process_id={i}", run=run, **environment)
+        for i in range(processes)
+    ]
 
 
 def _all_end(processes: list[subprocess.Popen]) -> None:
@@ -40,25 +59,68 @@ def _all_end(processes: list[subprocess.Popen]) -> None:
 
 
 def layouts(folder: Path) -> list[Row]:
-    """How far metrics and weights are from one device's, the same training on each mesh."""
+    """How far metrics and weights are from one device's in float64, the same training each time."""
     table = []
-    for bits in (64, 32):
-        _all_end(launch(folder / f"one-{bits}", _RUN, 1, bits=bits))
+    _all_end(launch(folder / "one", _RUN, 1, bits=64))
     for members, data in _LAYOUTS:
         for processes in (1, 2) if members * data == 4 else (1,):
-            row: Row = {
-                "processes": processes,
-                "devices": members * data,
-                "members x batch": f"{members} x {data}",
-            }
-            for bits in (64, 32):
-                workdir = folder / f"{processes}-{members}-{data}-{bits}"
-                flags = (*_RUN, f"--config.mesh.data={data}")
-                _all_end(launch(workdir, flags, members * data // processes, processes, bits))
-                metrics, weights = _apart(folder / f"one-{bits}", workdir)
-                row[f"float{bits}: metrics"] = f"{metrics:.1e}"
-                row[f"float{bits}: weights"] = f"{weights:.1e}"
-            table.append(row)
+            workdir = folder / f"{processes}-{members}-{data}"
+            flags = (*_RUN, f"--config.mesh.data={data}")
+            _all_end(launch(workdir, flags, members * data // processes, processes, 64))
+            metrics, weights = _apart(folder / "one", workdir)
+            table.append(
+                {
+                    "processes": processes,
+                    "devices": members * data,
+                    "members x batch": f"{members} x {data}",
+                    "metrics": f"{metrics:.1e}",
+                    "weights": f"{weights:.1e}",
+                }
+            )
+    return table
+
+
+def epochs(folder: Path) -> list[Row]:
+    """How far an epoch's metrics are from one device's in float32, on MNIST.
+
+    Beside the meshes one device again, with a learning rate that is one rounding higher: what no
+    arithmetic in float32 can be expected to keep.
+    """
+    table = []
+    for name, (config, more) in _EPOCHS.items():
+        file, _, variant = name.partition(",")[0].partition(":")
+        rate = float(np.nextafter(np.float32(config.optimizer.learning_rate), np.float32(1)))
+        run: tuple[str, ...] = (f"--config=configs/{file}" + (f":{variant}" if variant else ""),)
+        run += ("--config.epochs=1", "--config.population.size=2", "--config.report_test=False")
+        others = {
+            "one device, the rate one rounding higher": (1, 1, 1, rate),
+            "2 devices, 2 x 1": (2, 1, 1, None),
+            "2 devices, 1 x 2": (2, 1, 2, None),
+            "4 devices of 2 processes, 2 x 2": (2, 2, 2, None),
+            "8 devices, 2 x 4": (8, 1, 4, None),
+        }
+        one = folder / name
+        _all_end(launch(one, more, 1, run=run))
+        for layout, (devices, processes, data, other_rate) in others.items():
+            workdir, flags = folder / f"{name}-{layout}", (*more, f"--config.mesh.data={data}")
+            if other_rate:
+                flags += (f"--config.optimizer.learning_rate={other_rate!r}",)
+            _all_end(launch(workdir, flags, devices, processes, run=run))
+            rows = list(zip(result(one)[0], result(workdir)[0], strict=True))
+
+            def apart(*fields: str, rows: list[tuple[Row, Row]] = rows) -> str:
+                return f"{max(abs(a[k] - b[k]) for a, b in rows for k in fields):.0e}"
+
+            table.append(
+                {
+                    "run": name,
+                    "members x batch": layout,
+                    "loss": apart("loss"),
+                    "accuracy": apart("accuracy"),
+                    "loss after it": apart("train_loss", "validation_loss"),
+                    "accuracy after it": apart("train_accuracy", "validation_accuracy"),
+                }
+            )
     return table
 
 

@@ -30,10 +30,12 @@ Row = dict[str, Any]
 _PAGE = 4096
 
 
-def start(workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    """The training in a process of its own, its words in a pipe."""
+def start(
+    workdir: Path, *flags: str, run: Iterable[str] = RUN, **environment: str
+) -> subprocess.Popen:
+    """The training `run` in a process of its own, its words in a pipe."""
     return subprocess.Popen(
-        [sys.executable, "launch.py", *RUN, f"--workdir={workdir}", *flags],
+        [sys.executable, "launch.py", *run, f"--workdir={workdir}", *flags],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.DEVNULL,

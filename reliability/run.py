@@ -1,6 +1,6 @@
 """What a run survives, measured.
 
-python -m reliability.run [--sections=kills,stops,disk,devices,hosts,inputs] [--count=1.0]
+python -m reliability.run [--sections=kills,stops,disk,devices,epochs,hosts,inputs] [--count=1.0]
 
 Writes results/reliability.md; sections that are not asked for stay as they are. `--count` scales
 how often each thing is tried.
@@ -26,8 +26,9 @@ from reliability import devices, faults, inputs
 TITLES = {
     "kills": "kill -9 at random moments of one training, started again each time",
     "stops": "SIGTERM at random moments of one training, started again each time",
-    "disk": "The training on disks too small for it, then with room",
-    "devices": "20 steps of eight members on meshes of virtual devices: how far from one device's",
+    "disk": "The training on disks a page too small for each of its writes, then with room",
+    "devices": "20 steps of eight members in float64 on virtual devices: how far from one device's",
+    "epochs": "An epoch of two members in float32 on virtual devices: how far from one device's",
     "hosts": "Two processes with two virtual devices each, of which one is killed",
     "inputs": "Damaged files and command lines",
 }
@@ -66,9 +67,11 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
         case "stops":
             return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(60))]
         case "disk":
-            return [faults.full_disk(folder, times(40))]
+            return [faults.full_disk(folder, times(1000))]  # more than there are
         case "devices":
             return devices.layouts(folder)
+        case "epochs":
+            return devices.epochs(folder)
         case "hosts":
             return devices.lost(folder)
     config = inputs.two_head.get_config()
