@@ -29,11 +29,12 @@ OPSET = 18  # of ONNX, old enough for every runtime in use
 _SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
 
 
-def export(config: Any, workdir: Path) -> None:
+def export(config: Any, workdir: Path) -> dict[str, float]:
     """Writes `workdir`/export: the run in files that need none of this code, and a page of them.
 
-    `config` counts as it does in `open_run`. Raises UserError where a package is missing, where the
-    run is not finished, or where a file does not say what the run says.
+    `config` counts as it does in `open_run`. Returns the test accuracies of the two ONNX files.
+    Raises UserError where a package is missing, where the run is not finished, or where a file does
+    not say what the run says.
     """
     try:
         import flatbuffers  # noqa: F401  of jax.export
@@ -88,6 +89,7 @@ def export(config: Any, workdir: Path) -> None:
         f"{folder}: {WHOLE} reads {percent(accuracy[WHOLE])} of {len(images):,} test images, "
         f"{SMALL} {percent(accuracy[SMALL])}; {HLO} for {', '.join(PLATFORMS)}; {CARD}"
     )
+    return accuracy
 
 
 def demo(config: Any, workdir: Path, port: int) -> None:

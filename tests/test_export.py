@@ -1,5 +1,6 @@
 """Exported runs say what the run says."""
 
+import hashlib
 import json
 import sys
 
@@ -13,6 +14,7 @@ from jax import export as stablehlo
 
 from digits_jax import devices, export, layers, models, onnx_graph
 from digits_jax.data.pairs import RECIPES
+from digits_jax.demo import site
 from digits_jax.errors import UserError
 from digits_jax.train import train
 from digits_jax.trained import Trained
@@ -65,14 +67,18 @@ def test_every_network_as_a_graph(tmp_path, name, fields):
 
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory):
-    """Two members of a two-head CNN."""
+    """Two members of a two-head CNN; a page with another runtime, which nobody has to fetch."""
     workdir = tmp_path_factory.mktemp("run")
     config = shrink(config_of("two_head"), cache)
     config.model.update(features=(2, 3), hidden=(8,))
     config.population.size = 2
     train(config, workdir)
-    export.export(config, workdir)
-    return config, workdir
+    (cache / site.RUNTIME).mkdir(exist_ok=True)
+    (cache / site.RUNTIME / "x.mjs").write_text("module")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "FILES", {"x.mjs": hashlib.sha256(b"module").hexdigest()})
+        export.export(config, workdir)
+        yield config, workdir
 
 
 def test_an_exported_ensemble_says_what_it_says(run):
@@ -102,7 +108,7 @@ def test_an_exported_ensemble_says_what_it_says(run):
 
 def test_its_files_and_its_card(run):
     folder = run[1] / export.FOLDER
-    names = {export.WHOLE, export.SMALL, export.HLO, export.CARD, "model.npz"}
+    names = {export.WHOLE, export.SMALL, export.HLO, export.CARD, "model.npz", export.PAGE}
     assert {path.name for path in folder.iterdir()} == names
     model = onnx.load(folder / export.WHOLE)
     assert {p.key: p.value for p in model.metadata_props}["name"] == "two_head"
@@ -112,6 +118,43 @@ def test_its_files_and_its_card(run):
     assert "digits that a program draws, no handwriting" in card
     summary = json.loads((run[1] / "summary.json").read_text())
     assert f"{100 * summary['ensemble']:.2f} %" in card
+    assert "**The page** in `demo/`" in card
+    facts = json.loads((folder / export.PAGE / "facts.json").read_text())
+    assert facts["card"].startswith("two_head: the averaged probabilities of 2 networks (cnn, ")
+
+
+def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkeypatch):
+    config, workdir = run
+    served, exported = [], []
+    monkeypatch.setattr(site, "serve", lambda *how: served.append(how))
+    monkeypatch.setattr(export, "export", lambda *_: exported.append(1))
+    export.demo(config, workdir, 8123)
+    assert served == [(workdir / export.FOLDER / export.PAGE, 8123)]
+    assert not exported
+    card = workdir / export.FOLDER / export.CARD
+    for path in (card, workdir / export.FOLDER / "model.npz"):
+        before = path.read_bytes()
+        path.unlink() if path == card else path.write_bytes(before + b" ")
+        export.demo(config, workdir, 0)
+        path.write_bytes(before)
+    assert len(exported) == 2
+
+
+def test_without_the_runtime_all_but_the_page_is_written(run, tmp_path, monkeypatch, capsys):
+    config, workdir = run
+    for name in ("config.json", "model.npz", "summary.json"):
+        (tmp_path / name).write_bytes((workdir / name).read_bytes())
+
+    def missing(_):
+        raise UserError("no npm here")
+
+    monkeypatch.setattr(site, "runtime", missing)
+    export.export(config, tmp_path)
+    assert "without a page to draw on: no npm here" in capsys.readouterr().out
+    card = (tmp_path / export.FOLDER / export.CARD).read_text()
+    assert "**The page**" not in card
+    with pytest.raises(UserError, match="no npm here"):
+        export.demo(config, workdir, 0)
 
 
 def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
