@@ -1,6 +1,14 @@
-"""One digit, 28x28, for the page to draw on: trained to read many pens and hands.
+"""One digit, 28x28, for the page to draw on: trained to read many hands and pens.
 
 python launch.py --config=configs/demo.py
+python launch.py --config=configs/demo.py --workdir=results/demo --mode=demo
+
+Accuracy on MNIST's test images, chosen on validation, seed 0 (2026-11-22, two busy CPU cores):
+
+resnet   73,082 parameters   99.21 %   17 min of training
+
+Half of what it trains on is drawn, in hands that MNIST has few of: it reads MNIST a little worse
+than configs/resnet.py, and other people's digits far better (results/drawings.md).
 """
 
 from ml_collections import ConfigDict

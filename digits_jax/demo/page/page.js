@@ -80,7 +80,7 @@ function place(event) {
 paper.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
   event.preventDefault();
-  paper.focus({ preventScroll: true });
+  paper.focus({ preventScroll: true, focusVisible: false });
   paper.setPointerCapture(event.pointerId);
   cursor = null;
   pens.set(event.pointerId, begin(place(event)));
