@@ -99,7 +99,7 @@ def runtime(cache: Path) -> Path:
         raise UserError(f"the page needs {RUNTIME} and there is no npm here: {ways}")
     package = "@".join(RUNTIME.rsplit("-", 1))
     with tempfile.TemporaryDirectory() as place:
-        command = [npm, "pack", package, "--silent", "--fetch-retries=0"]
+        command = [npm, "pack", package, "--silent", "--fetch-retries=0", "--fetch-timeout=60000"]
         environment = os.environ | {"PATH": search}
         with console.status(f"fetching {RUNTIME} (33 MB)"):
             subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False)
