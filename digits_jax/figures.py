@@ -240,6 +240,8 @@ def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
 
 def pruning(rows: Rows, path: str | os.PathLike) -> None:
     """Accuracy over the weights that are left; hollow before training on, full after it."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     split = "test" if "test" in rows[0] else "validation"
     left = [row["weights"] for row in rows]
     with page(path, 5.6, 3.4) as figure:
@@ -250,6 +252,10 @@ def pruning(rows: Rows, path: str | os.PathLike) -> None:
         ax.plot(left, before, "o--", color=FAINT, markerfacecolor="white", label="pruned")
         ax.plot(left, after, "o-", color=BLUE, label="and trained on")
         ax.set_xscale("log")
+        ticks = [m * 10.0**k for k in range(10) for m in (1, 2, 5)]
+        ax.xaxis.set_major_locator(FixedLocator([x for x in ticks if min(left) <= x <= max(left)]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         _error_axis(ax, np.array([*after, *before]))
         for x, y, row in zip(left, after, rows, strict=True):
             ax.annotate(
@@ -261,7 +267,7 @@ def pruning(rows: Rows, path: str | os.PathLike) -> None:
             )
         ax.set_xlabel("weights left")
         ax.set_ylabel(f"{split} accuracy, %")
-        ax.legend(loc="lower right")
+        ax.legend(loc="lower right", labelcolor=INK)
 
 
 def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

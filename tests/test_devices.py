@@ -45,14 +45,24 @@ if {data} > 1:  # the work is shared, not done by each
     assert " all-gather(" not in text
     spec = jax.tree.leaves(run.states[0].params)[0].sharding.spec
     assert {count} == {data} or spec == jax.P("member"), spec
+if {wild}:  # the second member's rate is no rate
+    built = loop.build
+    def build(config):
+        run = built(config)
+        rates = [members.hyper.learning_rate for members in run.members]
+        rates[-1][-1] = 1e300
+        return run
+    loop.build = build
 line = loop._epoch_line
 def stop(*_):
     raise KeyboardInterrupt
-loop._epoch_line = stop
-try:
-    loop.train(config, loop.Path({workdir!r}))
-except KeyboardInterrupt:
-    loop._epoch_line = line
+if {begin}:
+    loop._epoch_line = stop
+    try:
+        loop.train(config.copy_and_resolve_references(), loop.Path({workdir!r}))
+    except KeyboardInterrupt:
+        loop._epoch_line = line
+if {end}:
     loop.train(config, loop.Path({workdir!r}))
 """
 CNN = {"features": (2, 3), "hidden": (8,)}
@@ -60,11 +70,14 @@ CNN = {"features": (2, 3), "hidden": (8,)}
 COMPACT = {"layers": ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classes")}
 
 
-def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0):
-    """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices."""
-    workdir = workdir / f"{count}-{data}"
-    fields = {"name": name, "model": model, "count": count, "data": data}
-    fields |= {"size": size, "width": width}
+def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0, wild=False, part="both"):
+    """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices.
+
+    part: "first" or "second" for ten of them alone; wild: the last member diverges.
+    """
+    workdir = workdir / (f"{count}-{data}-{wild}" if part == "both" else "in-parts")
+    fields = {"name": name, "model": model, "count": count, "data": data, "wild": wild}
+    fields |= {"size": size, "width": width, "begin": part != "second", "end": part != "first"}
     code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
@@ -95,6 +108,19 @@ def test_batches_over_devices(cache, tmp_path):
     for count, data in ((4, 2), (8, 8)):
         for row, other in zip(one, same(count=count, data=data), strict=True):
             assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+    same(count=4, data=2, part="first")  # and it goes on on a single device
+    for row, other in zip(one, same(part="second"), strict=True):
+        assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+
+
+def test_a_member_that_diverges_stops_alone_on_a_mesh_too(cache, tmp_path):
+    one, four = (
+        rows(tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)
+        for how in ({}, {"count": 4, "data": 2})
+    )
+    assert [row["member"] for row in one] == [0, 0]
+    for row, other in zip(one, four, strict=True):
+        assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 
 def test_a_mesh_that_does_not_fit_is_one_clear_line(cache, tmp_path):
