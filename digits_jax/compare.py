@@ -187,6 +187,8 @@ def _finished(workdir: Path) -> dict[str, Any]:
     try:
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
         summary["members"], summary["config"]["data"]["dataset"]
+        if summary["config"].get("prune", {}).get("run"):
+            raise UserError(f"{workdir}: its members are pruned differently, and no seeds")
         return summary
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None

@@ -21,6 +21,11 @@ def open_run(config: Any, workdir: Path) -> Trained:
     """
     devices.start(batches.cache_dir(config.data))
     trained = Trained(workdir)
+    if trained.config.prune.run and trained.config.population.size > 1:
+        raise UserError(
+            f"{workdir} holds a network pruned to several fractions; prune it to one, for example "
+            '--config.prune.fractions="(0.9,)", to use it'
+        )
     if trained.config.name != config.name:
         raise UserError(f"{workdir} holds a run of {trained.config.name}, not of {config.name}")
     trained.config.data.update(raw_dir=config.data.raw_dir, cache_dir=config.data.cache_dir)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def export(config: Any, workdir: Path) -> dict[str, float]:
     folder, heads, said = workdir / FOLDER, run.recipe.heads, probabilities(run)
     folder.mkdir(exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # it comes last
+    shutil.rmtree(folder / PAGE, ignore_errors=True)  # of another network, perhaps
     (folder / trained.FILE).write_bytes(weights)
 
     data = batches.load(run.config.data)
@@ -99,10 +101,11 @@ def demo(config: Any, workdir: Path, port: int) -> None:
     """
     folder = workdir / FOLDER
     page, weights = folder / PAGE, [folder / trained.FILE, workdir / trained.FILE]
-    site.runtime(batches.cache_dir(config.data))
-    done = all(path.is_file() for path in (page / "facts.json", folder / CARD, *weights))
+    done = site.whole(page) and all(path.is_file() for path in (folder / CARD, *weights))
     if not done or len({path.read_bytes() for path in weights}) > 1:
         export(config, workdir)
+    if not site.whole(page):
+        site.runtime(batches.cache_dir(config.data))  # says what is missing
     site.serve(page, port)
 
 

@@ -18,7 +18,6 @@ from digits_jax.trained import Trained
 from digits_jax.types import PyTree
 
 _FREE = ("data.raw_dir", "data.cache_dir", "data.drawn_test", "data.test", "model.dropout")
-_FIGURES = ("validation_before", "validation", "test_before", "test")
 
 
 def prune(params: PyTree, fraction: float) -> PyTree:
@@ -53,25 +52,24 @@ def begin(config: Any, ids: range) -> tuple[PyTree, PyTree]:
     return jax.tree.map(lambda *x: np.stack(x), *members)
 
 
-def rows(config: Any, weights: PyTree, summary: report.Row, before: report.Row) -> list[report.Row]:
-    """A row for each member: its fraction, weights left, bytes, accuracies before and after.
+def rows(config: Any, params: PyTree, figures: dict[str, list[float]]) -> list[report.Row]:
+    """A row for each member: its fraction, weights left, bytes, and its part of `figures`.
 
-    weights: the params that were kept, [P, ...]; before: {split: [P] accuracies}, untrained.
+    params: those that were kept, [P, ...]; figures: {name: [P] accuracies}.
     """
     table = []
     for i, fraction in enumerate(config.prune.fractions):
-        member = jax.tree.map(lambda w, i=i: np.asarray(w[i]), weights)
+        member = jax.tree.map(lambda w, i=i: np.asarray(w[i]), params)
         left = sum(np.count_nonzero(w) for w in jax.tree.leaves(member) if w.ndim > 1)
-        table.append({"pruned": fraction, "weights": left, "bytes": _bytes(member)})
-        for split, accuracies in before.items():
-            table[-1] |= {f"{split}_before": accuracies[i], split: summary["members"][i][split]}
+        row = {"pruned": fraction, "weights": int(left), "bytes": _bytes(member)}
+        table.append(row | {name: values[i] for name, values in figures.items()})
     return table
 
 
 def write(workdir: Path, config: Any, table: list[report.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
     figures.pruning(table, workdir / "pruning.png")
-    splits = [name for name in _FIGURES if name in table[0]]
+    splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
     head = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
     lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
     for row in table:

@@ -206,6 +206,7 @@ def build(config: Any, members: Members | None = None) -> Run:
         states = [init(part) for part in parts]
         if config.prune.run:
             first = [pruning.begin(config, range_of) for range_of in ids]
+            hosts.agree("the weights that they prune", *jax.tree.leaves(first))
             states = [
                 layout.over_members(starting(state, *weights))
                 for state, weights in zip(states, first, strict=True)

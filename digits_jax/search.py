@@ -52,6 +52,8 @@ def search(config: Any, workdir: Path) -> None:
     check_choice("config.search.sampler", config.search.sampler, SAMPLERS)
     if config.data.folds or not config.data.validation:
         raise UserError("a search needs data.validation, and no data.folds")
+    if config.prune.run:
+        raise UserError("--mode=search cannot prune: its trials are members of one population")
     space = space_of(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

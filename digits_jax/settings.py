@@ -22,6 +22,8 @@ _SINCE = {
     "augment.pen": 0.0,
 }
 
+FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # that config.prune takes for ()
+MOST_PEN = 2.0  # px; a dilation by a cross is no more
 _PLACES = ("data.raw_dir", "data.cache_dir")  # on one machine
 
 # Fields that say where things are or what happens around a run, not what is trained.
@@ -73,6 +75,8 @@ def check(config: Any) -> None:
     for name in _BELOW_ONE:
         if not 0 <= fields[name] < 1:
             raise UserError(f"config.{name} must lie in [0, 1), not {fields[name]}")
+    if config.augment.pen > MOST_PEN:
+        raise UserError(f"config.augment.pen must be at most {MOST_PEN}, not {config.augment.pen}")
     if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:
         raise UserError("config.distill: weight must lie in [0, 1] and temperature above 0")
     if config.seed + config.population.size > _SEEDS:
@@ -83,9 +87,9 @@ def check(config: Any) -> None:
             f"not {tuple(config.optimizer.step_epochs)}"
         )
     if config.prune.run:
-        fractions = config.prune.fractions
-        if not fractions or not all(0 <= fraction < 1 for fraction in fractions):
-            raise UserError(f"config.prune.fractions must lie in [0, 1), not {tuple(fractions)}")
+        fractions = config.prune.fractions = tuple(config.prune.fractions) or FRACTIONS
+        if not all(isinstance(x, int | float) and 0 <= x < 1 for x in fractions):
+            raise UserError(f"config.prune.fractions must lie in [0, 1), not {fractions}")
         if config.population.size not in (1, len(fractions)) or config.data.folds:
             raise UserError(
                 f"config.population.size={config.population.size}: a run that prunes has a member "

@@ -80,6 +80,8 @@ def train(config: Any, workdir: Path) -> None:
     """
     clock = Clock()
     settings.check(config)
+    if config.prune.run and Path(config.prune.run).resolve() == workdir.resolve():
+        raise UserError(f"config.prune.run={config.prune.run} is the --workdir; choose another")
     hosts.agree("their configs", settings.fingerprint(config))
     asked = config.data.source
     with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
@@ -516,33 +518,38 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         epoch_of,
         np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
     )
-    summary = report.write(workdir, facts, rows, *tested)
     if config.prune.run:
-        console.print(_pruned(run, workdir, summary))
-    elif tested:
+        facts["pruning"] = table = _pruned(run)
+        console.print(pruning.write(workdir, config, table))
+    summary = report.write(workdir, facts, rows, *tested)
+    if tested and not config.prune.run:
         console.print(f"[bold]test {report.headline(summary)}[/bold]")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 
-def _pruned(run: Run, workdir: Path, summary: report.Row) -> str:
-    """What pruning took and what training on gave back."""
-    first = [run.layout.over_members(pruning.begin(run.config, range_of)) for range_of in run.ids]
+def _pruned(run: Run) -> list[report.Row]:
+    """What pruning took from each member, and what training on gave back."""
+    first = [run.layout.over_members(pruning.begin(run.config, ids)) for ids in run.ids]
+    chosen = [run.programs.chosen(state) for state in run.states]
     splits = {"validation": run.data.validation}
     if run.config.report_test:
         splits["test"] = run.data.test
-    before = {
-        name: [
-            means(sums, m)["accuracy"]
-            for weights, members in zip(first, run.members, strict=True)
-            for sums in [run.evaluate(weights, split, members.fold)[0]]
-            for m in range(len(sums.examples))
+
+    def accuracies(weights: list[Any], split: batches.Split) -> list[float]:
+        sums = [
+            run.evaluate(part, split, members.fold)[0]
+            for part, members in zip(weights, run.members, strict=True)
         ]
+        return [means(part, m)["accuracy"] for part in sums for m in range(len(part.examples))]
+
+    figures = {
+        f"{name}{when}": accuracies(weights, split)
         for name, split in splits.items()
         if split is not None
+        for when, weights in (("_before", first), ("", chosen))
     }
-    chosen = [fetch(run.programs.chosen(state))[0] for state in run.states]
-    weights = jax.tree.map(lambda *x: np.concatenate(x), *chosen)
-    return pruning.write(workdir, run.config, pruning.rows(run.config, weights, summary, before))
+    params = jax.tree.map(lambda *x: np.concatenate(x), *fetch([part[0] for part in chosen]))
+    return pruning.rows(run.config, params, figures)
 
 
 def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:

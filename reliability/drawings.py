@@ -170,7 +170,8 @@ def by_mouse(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
             ]
             pen = int(rng.integers(PENS[0], PENS[1] + 1))
             page.fill("#pen", str(pen))
-            page.keyboard.press("Escape")
+            if page.is_enabled("#clear"):
+                page.click("#clear")
             page.evaluate("performance.clearMeasures()")
             for k, i in enumerate(ids):
                 draw(page, placed(rng, digits[i], pen, k * PAPER))

@@ -73,8 +73,8 @@ def test_the_runtime_is_fetched_once_and_checked(known, tmp_path, monkeypatch):
 
 
 def test_without_npm_or_without_internet_the_ways_out_are_named(tmp_path, monkeypatch):
-    npm(tmp_path, monkeypatch, "exit 1")
-    with pytest.raises(UserError, match=r"npm could not fetch: .* put dist/"):
+    npm(tmp_path, monkeypatch, "echo no route >&2; exit 1")
+    with pytest.raises(UserError, match=r"npm could not fetch \(no route\): .* put dist/"):
         site.runtime(tmp_path)
     (tmp_path / "npm").unlink()
     monkeypatch.setenv("PATH", "")
@@ -260,6 +260,49 @@ def test_what_cannot_be_read_is_said(page):
     drawings.draw(page, example(2, size=150, left=115) + example(6, size=150, left=235))
     assert drawings.answer(page) == "26"
     assert page.inner_text("#note") == "The digits touch; they were cut apart."
+    page.click("#clear")
+    drawings.draw(page, [line for k in range(3) for line in example(1, size=150, left=180 * k)])
+    drawings.answer(page)
+    assert page.inner_text("#note") == "These look like more than two digits."
+
+
+def test_ink_stays_on_the_paper(page):
+    """A line out of the paper, which would leave one of two digits without ink."""
+    page.check("input[name=count][value='2']", force=True)
+    drawings.draw(page, [np.array([[240.0, 140.0], [300.0, 140.0], [700.0, 150.0]])])
+    drawings.answer(page)
+    assert "NaN" not in page.inner_text("main")
+
+
+def test_a_pen_that_was_lifted_unseen_draws_no_further(page):
+    drawings.draw(page, example(1))
+    page.evaluate("addEventListener('pointerup', (event) => event.stopPropagation(), true)")
+    drawings.draw(page, [np.array([[30.0, 30.0], [40.0, 40.0]])])
+    strokes = page.evaluate("async () => (await import('./page.js')).lines()")
+    page.mouse.move(600, 600)
+    page.mouse.move(500, 600)
+    assert page.evaluate("async () => (await import('./page.js')).lines()") == strokes
+    page.keyboard.press("Control+z")
+    assert drawings.answer(page) == "1"
+
+
+def test_what_was_drawn_before_the_network_came_stays(chromium, folder):
+    """facts.json comes late: two digits are chosen and drawn already."""
+    with drawings.served(folder) as address:
+        page = chromium.new_page()
+        held = []
+        page.route("**/facts.json", lambda route: held.append(route))
+        page.goto(address)
+        page.wait_for_function("performance.getEntriesByName('drawable').length")
+        assert page.is_disabled("#example")
+        page.check("input[name=count][value='2']", force=True)
+        drawings.draw(page, example(4) + example(2, left=360))
+        page.wait_for_function("document.body.dataset.busy === '0'")
+        assert page.inner_text("#note") == "The network is still loading."
+        held[0].continue_()
+        page.wait_for_function("performance.getEntriesByName('ready').length")
+        assert drawings.answer(page) == "42"
+        page.close()
 
 
 def test_with_the_keyboard(page):
@@ -374,8 +417,9 @@ def test_a_model_that_is_missing_is_said(chromium, folder, tmp_path):
         page = chromium.new_page()
         page.goto(address)
         page.wait_for_selector("#loading.error")
-        assert "/model.onnx cannot be read (404)" in page.inner_text("#loading")
+        assert "./model.onnx cannot be read (404)" in page.inner_text("#loading")
         drawings.draw(page, example(3))
         assert drawings.answer(page) == ""
+        assert "could not be loaded" in page.inner_text("#said")
         assert page.is_enabled("#clear")  # drawing goes on
         page.close()

@@ -132,12 +132,19 @@ def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkey
     assert served == [(workdir / export.FOLDER / export.PAGE, 8123)]
     assert not exported
     card = workdir / export.FOLDER / export.CARD
+    script = workdir / export.FOLDER / export.PAGE / "page.js"  # of another version, perhaps
     for path in (card, workdir / export.FOLDER / "model.npz"):
         before = path.read_bytes()
         path.unlink() if path == card else path.write_bytes(before + b" ")
         export.demo(config, workdir, 0)
         path.write_bytes(before)
     assert len(exported) == 2
+    before = script.read_bytes()
+    script.write_bytes(before + b" ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export", lambda *_: script.write_bytes(before))
+        export.demo(config, workdir, 0)
+    assert script.read_bytes() == before
 
 
 def test_without_the_runtime_all_but_the_page_is_written(run, tmp_path, monkeypatch, capsys):
@@ -154,7 +161,7 @@ def test_without_the_runtime_all_but_the_page_is_written(run, tmp_path, monkeypa
     card = (tmp_path / export.FOLDER / export.CARD).read_text()
     assert "**The page**" not in card
     with pytest.raises(UserError, match="no npm here"):
-        export.demo(config, workdir, 0)
+        export.demo(config, tmp_path, 0)
 
 
 def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):

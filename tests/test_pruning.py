@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import pruning
+from configs.base import get_base
+from digits_jax import pruning, settings
+from digits_jax.compare import compare_runs
 from digits_jax.errors import UserError
+from digits_jax.evaluate import evaluate
+from digits_jax.search import search
 from digits_jax.train import train
 from digits_jax.trained import Trained
 
@@ -95,7 +99,7 @@ def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
         train(other, tmp_path)
     for fields, words in (
         ({"fractions": (0.5, 1.0)}, r"must lie in \[0, 1\)"),
-        ({"fractions": ()}, r"must lie in \[0, 1\)"),
+        ({"fractions": ("a",)}, r"must lie in \[0, 1\)"),
         ({"run": str(tmp_path / "none")}, "holds no run"),
     ):
         wrong = config()
@@ -103,7 +107,25 @@ def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
         wrong.prune.update(fields)
         with pytest.raises(UserError, match=words):
             train(wrong, tmp_path)
+    own = config()
+    own.prune.run = str(folder / "whole")
+    with pytest.raises(UserError, match="is the --workdir; choose another"):
+        train(own, folder / "whole")
+    with pytest.raises(UserError, match="cannot prune"):
+        search(own, tmp_path)
+    with pytest.raises(UserError, match="holds a network pruned to several fractions"):
+        evaluate(config(), folder / "pruned", None, "auto")
+    with pytest.raises(UserError, match="pruned differently, and no seeds"):
+        compare_runs(folder / "whole", folder / "pruned")
     two = config()
     two.prune.run, two.population.size = str(folder / "whole"), 2
     with pytest.raises(UserError, match="a member for each of its 7 fractions"):
         train(two, tmp_path)
+
+
+def test_runs_of_before_are_still_the_same_run():
+    """What settings fills into an old config.json is what a config has today."""
+    config = settings.flatten(get_base("any", "", ["any"]))
+    for field, value in settings._SINCE.items():
+        now = config[field]
+        assert (list(now) if isinstance(now, tuple | list) else now) == value, field

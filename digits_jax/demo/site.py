@@ -45,6 +45,17 @@ def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> 
     report.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
 
 
+def whole(folder: Path) -> bool:
+    """Whether `folder` is a page as `write` leaves it, by this version."""
+    own = all(_same(path, folder / path.name) for path in PAGE.iterdir())
+    runtime = all(_is(folder / "runtime" / name, digest) for name, digest in FILES.items())
+    return own and runtime and (folder / "facts.json").is_file()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
 def facts(model: str, recipe: Recipe, card: str) -> dict[str, Any]:
     """What the page knows of its network.
 
@@ -99,10 +110,19 @@ def runtime(cache: Path) -> Path:
         raise UserError(f"the page needs {RUNTIME} and there is no npm here: {ways}")
     package = "@".join(RUNTIME.rsplit("-", 1))
     with tempfile.TemporaryDirectory() as place:
-        command = [npm, "pack", package, "--silent", "--fetch-retries=0", "--fetch-timeout=60000"]
+        command = [
+            npm,
+            "pack",
+            package,
+            "--loglevel=error",
+            "--fetch-retries=0",
+            "--fetch-timeout=60000",
+        ]
         environment = os.environ | {"PATH": search}
         with console.status(f"fetching {RUNTIME} (33 MB)"):
-            subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False)
+            npm_says = subprocess.run(
+                command, cwd=place, env=environment, capture_output=True, text=True, check=False
+            ).stderr.strip()
         try:
             with tarfile.open(Path(place) / f"{RUNTIME}.tgz") as archive:
                 for name, digest in FILES.items():
@@ -115,8 +135,9 @@ def runtime(cache: Path) -> Path:
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / name).write_bytes(content)
         except (FileNotFoundError, KeyError, EOFError, tarfile.TarError):
+            why = f" ({npm_says.splitlines()[0]})" if npm_says else ""
             raise UserError(
-                f"the page needs {RUNTIME}, which npm could not fetch: {ways}"
+                f"the page needs {RUNTIME}, which npm could not fetch{why}: {ways}"
             ) from None
     return folder
 
@@ -142,6 +163,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that was closed while it loaded is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
     """Of `folder`, on 127.0.0.1 alone; port 0 takes a free one. A taken one raises UserError."""
 
@@ -149,7 +177,7 @@ def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
         return Handler(*args, directory=str(folder))
 
     try:
-        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return _Server(("127.0.0.1", port), handler)
     except (OSError, OverflowError) as error:
         raise UserError(f"--port={port} can't be had ({error}); another one, or 0, may") from None
 

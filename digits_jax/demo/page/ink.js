@@ -57,6 +57,7 @@ export function legible(strokes) {
 
 /** Float32Array [28 * 28]: the ink scaled to fit 20x20, its centre of mass on pixel 14, 14. */
 export function centre({ values, width, height }) {
+  if (!values.some((value) => value > 0)) return new Float32Array(SIDE * SIDE);
   const columns = new Float64Array(width);
   const rows = new Float64Array(height);
   values.forEach((value, i) => {
@@ -98,8 +99,8 @@ const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** [first, last + 1] of what is not zero. */
 function span(profile) {
-  const inked = (value) => value > 0;
-  return [profile.findIndex(inked), profile.findLastIndex(inked) + 1];
+  const inked = Array.from(profile, (value) => value > 0);
+  return [inked.indexOf(true), inked.lastIndexOf(true) + 1];
 }
 
 function mean(profile) {
@@ -149,8 +150,8 @@ function hamming(x) {
  *
  * Strokes whose ink touches belong together. The pieces are parted at their widest gap, preferably
  * one in the middle of the paper; without a gap each goes to the half that it lies in, and what
- * is of one piece is cut. Returns {digits: [first, second], touching}; one of the two is empty where
- * there is only one digit.
+ * is of one piece is cut. Returns {digits: [first, second], note}; one of the two is empty where there
+ * is only one digit.
  */
 export function part(strokes, axis, length) {
   const middle = length / 2;
@@ -159,15 +160,20 @@ export function part(strokes, axis, length) {
   const astride = whole.low < middle && middle < whole.high;
 
   const pieces = connected(strokes).sort((a, b) => centreOf(a, axis) - centreOf(b, axis));
-  const { gap, cut } = widestGap(pieces, axis, middle);
-  if (cut && (astride || gap > 0.3 * (across.high - across.low))) {
-    return { digits: [pieces.slice(0, cut).flat(), pieces.slice(cut).flat()], touching: false };
+  const wideEnough = 0.3 * (across.high - across.low);
+  const { gap, cut, gaps } = widestGap(pieces, axis, middle);
+  if (cut && (astride || gap > wideEnough)) {
+    const more = gaps.filter((other) => other > wideEnough).length > 1;
+    return {
+      digits: [pieces.slice(0, cut).flat(), pieces.slice(cut).flat()],
+      note: more ? "These look like more than two digits." : "",
+    };
   }
   // Two digits are wider than one.
   const wide = (whole.high - whole.low) / (across.high - across.low);
   if (!astride || wide < (strokes.length === 1 ? 1.1 : 0.8)) {
     const first = (whole.low + whole.high) / 2 < middle;
-    return { digits: first ? [strokes, []] : [[], strokes], touching: false };
+    return { digits: first ? [strokes, []] : [[], strokes], note: "" };
   }
   const alone = strokes.map((stroke) => [stroke]);
   for (const groups of [pieces, alone, strokes.flatMap(cutUp)]) {
@@ -175,23 +181,26 @@ export function part(strokes, axis, length) {
       const side = (group) => centreOf(group, axis) < where;
       const first = groups.filter(side).flat();
       const second = groups.filter((group) => !side(group)).flat();
-      if (first.length && second.length) return { digits: [first, second], touching: true };
+      const note = "The digits touch; they were cut apart.";
+      if (first.length && second.length) return { digits: [first, second], note };
     }
   }
-  return { digits: [strokes, []], touching: false };
+  return { digits: [strokes, []], note: "" };
 }
 
-/** How wide the best gap between neighbouring pieces is, and how many pieces lie before it. */
+/** How wide the best gap between neighbouring pieces is, how many of them lie before it, and all gaps. */
 function widestGap(pieces, axis, middle) {
   let best = { gap: 0, cut: 0, score: 0 };
+  const gaps = [];
   for (let cut = 1; cut < pieces.length; cut++) {
     const end = extent(pieces.slice(0, cut).flat(), axis).high;
     const start = extent(pieces.slice(cut).flat(), axis).low;
     const gap = start - end;
+    gaps.push(gap);
     const score = gap + (end <= middle && middle <= start ? middle / 2 : 0);
     if (gap > 0 && score > best.score) best = { gap, cut, score };
   }
-  return best;
+  return { ...best, gaps };
 }
 
 function extent(strokes, axis) {
@@ -225,14 +234,14 @@ function touch(one, other) {
   const reach = (one.width + other.width) / 2;
   const [a, b] = [bounds([one]), bounds([other])];
   if (a.left > b.right || b.left > a.right || a.top > b.bottom || b.top > a.bottom) return false;
-  return dense(one.points).some((point) => distance(point, other.points) < reach);
+  return dense(one.points, Math.max(reach / 2, 2)).some((point) => distance(point, other.points) < reach);
 }
 
-/** The same line, with a point in every two pixels. */
-function dense(points) {
+/** The same line, its points no further apart than `step` pixels. */
+function dense(points, step = 2) {
   return points.flatMap(([x, y], i) => {
     const [fromX, fromY] = points[Math.max(i - 1, 0)];
-    const steps = Math.ceil(Math.hypot(x - fromX, y - fromY) / 2) || 1;
+    const steps = Math.ceil(Math.hypot(x - fromX, y - fromY) / step) || 1;
     return Array.from({ length: steps }, (_, k) => {
       const t = (k + 1) / steps;
       return [fromX + t * (x - fromX), fromY + t * (y - fromY)];

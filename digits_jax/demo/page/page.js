@@ -1,7 +1,7 @@
 // The page: a paper, a pen, and what the network says of it.
 
 import { SIDE, bounds, centre, ink, legible, paint, part } from "./ink.js";
-import { open } from "./reader.js";
+import { get, open } from "./reader.js";
 
 const DIGIT = 280; // pixels of the paper for each digit
 const SURE = 0.6; // the network doubts what it gives less
@@ -12,6 +12,7 @@ const [paper, seen] = [$("paper"), $("seen")];
 
 let facts = null; // facts.json
 let read = null; // once the network is there
+let failed = ""; // why it never will be
 let strokes = [];
 let redo = null; // what Clear or Example took away, for Undo
 let cursor = null; // of the keyboard: {x, y, down}
@@ -74,7 +75,8 @@ function begin(point) {
 function place(event) {
   const box = paper.getBoundingClientRect();
   const [width, height] = size();
-  return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+  const on = (part, length) => Math.min(Math.max(part, 0), 1) * length;
+  return [on((event.clientX - box.left) / box.width, width), on((event.clientY - box.top) / box.height, height)];
 }
 
 paper.addEventListener("pointerdown", (event) => {
@@ -90,20 +92,22 @@ paper.addEventListener("pointerdown", (event) => {
 paper.addEventListener("pointermove", (event) => {
   const stroke = pens.get(event.pointerId);
   if (!stroke) return;
+  if (!event.buttons) return void lift(event); // it was lifted unseen
   const events = event.getCoalescedEvents?.() ?? [];
   for (const each of events.length ? events : [event]) stroke.points.push(place(each));
   changed();
 });
 
-for (const type of ["pointerup", "pointercancel"]) {
-  paper.addEventListener(type, (event) => {
-    if (pens.delete(event.pointerId)) changed(true);
-  });
+function lift(event) {
+  if (pens.delete(event.pointerId)) changed(true);
 }
+for (const type of ["pointerup", "pointercancel", "lostpointercapture"]) paper.addEventListener(type, lift);
+paper.addEventListener("contextmenu", (event) => event.preventDefault());
 
 paper.addEventListener("keydown", (event) => {
   const [width, height] = size();
   const move = KEYS[event.key];
+  if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's
   if (move) {
     event.preventDefault();
     cursor ??= { x: width / 2, y: height / 2, down: null };
@@ -117,23 +121,28 @@ paper.addEventListener("keydown", (event) => {
     cursor ??= { x: width / 2, y: height / 2, down: null };
     cursor.down = cursor.down ? null : begin([cursor.x, cursor.y]);
     changed(true);
-  }
+  } else if (event.key === "Escape") replace([]);
 });
 for (const type of ["focus", "blur"]) paper.addEventListener(type, show);
 
 // ---- Tools
 
+function liftAll() {
+  pens.clear();
+  if (cursor) cursor.down = null;
+}
+
 function undo() {
   if (redo) [strokes, redo] = [redo, null];
   else strokes = strokes.slice(0, -1);
-  if (cursor) cursor.down = null;
+  liftAll();
   changed(true);
 }
 
 function replace(others) {
   if (strokes.length) redo = strokes;
   strokes = others;
-  if (cursor) cursor.down = null;
+  liftAll();
   changed(true);
 }
 
@@ -156,18 +165,21 @@ $("undo").addEventListener("click", undo);
 $("clear").addEventListener("click", () => replace([]));
 $("example").addEventListener("click", example);
 document.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
-  else if (event.key === "Escape") replace([]);
-  else if (event.key === "e" && !event.ctrlKey && !event.metaKey && facts) example();
-  else return;
+  if (!(event.ctrlKey || event.metaKey) || event.key !== "z") return;
   event.preventDefault();
+  undo();
 });
-$("count").addEventListener("change", () => {
+$("count").addEventListener("change", renew);
+
+/** An empty paper of the right size. */
+function renew() {
   [strokes, redo, cursor] = [[], null, null];
+  liftAll();
   lay();
   changed(true);
-});
+}
 new ResizeObserver(lay).observe(paper);
+addEventListener("resize", lay);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 
 // ---- Reading
@@ -180,15 +192,18 @@ export function prepare(strokes, wanted, axis) {
   if (!legible(strokes)) return { digits: null, note: "Too small to read." };
   if (wanted === 1) {
     const { left, right, top, bottom } = bounds(strokes);
-    const { digits, touching } = part(strokes, 0, left + right);
-    const two = digits.every((digit) => digit.length) && !touching && right - left > 1.2 * (bottom - top);
+    const sides = [right - left, bottom - top];
+    const two = [0, 1].some((axis) => {
+      const { digits, note } = part(strokes, axis, axis ? top + bottom : left + right);
+      return digits.every((digit) => digit.length) && !note.includes("touch") && sides[axis] > 1.2 * sides[1 - axis];
+    });
     return { digits: [normal(strokes)], note: two ? "These look like two digits." : "" };
   }
-  const { digits, touching } = part(strokes, axis, wanted * DIGIT);
+  const { digits, note } = part(strokes, axis, wanted * DIGIT);
   if (!digits.every((digit) => digit.length && legible(digit))) {
     return { digits: null, note: `One digit so far; draw another ${axis ? "above or below" : "beside"} it.` };
   }
-  return { digits: digits.map(normal), note: touching ? "The digits touch; they were cut apart." : "" };
+  return { digits: digits.map(normal), note };
 }
 
 let waiting = false;
@@ -208,6 +223,15 @@ function changed(whole = false) {
 }
 
 async function answer(aloud) {
+  try {
+    await say(aloud);
+  } catch (error) {
+    failed = error.message;
+    $("note").textContent = $("said").textContent = `This went wrong: ${error.message}`;
+  }
+}
+
+async function say(aloud) {
   const began = performance.now();
   const turn = ++asked;
   document.body.dataset.busy = "1";
@@ -216,8 +240,9 @@ async function answer(aloud) {
   if (turn !== asked) return; // there is more ink by now
   const { answers, image } = reading ?? { answers: [], image: null };
   const doubt = answers.length && answers[0].p < SURE;
-  const words =
-    note || (doubt ? `Not sure: it could be ${answers[0].text} or ${answers[1].text}.` : "") || (answers.length ? "" : "…");
+  const unsure = doubt ? `Not sure: it could be ${answers[0].text} or ${answers[1].text}.` : "";
+  const without = failed || (digits ? "The network is still loading." : "");
+  const words = [note, unsure, reading ? "" : without].filter(Boolean).join(" ");
   $("answer").textContent = answers.length ? answers[0].text : "\u00a0";
   $("answer").classList.toggle("doubt", Boolean(doubt || note));
   $("note").textContent = words || "\u00a0";
@@ -228,7 +253,7 @@ async function answer(aloud) {
   $("clear").disabled = !strokes.length;
   if (aloud) {
     const best = answers.length ? `Reads ${answers[0].text}, ${percent(answers[0].p)}.` : "";
-    $("said").textContent = `${best} ${words === "…" ? "" : words}`.trim();
+    $("said").textContent = `${best} ${words}`.trim();
     if (reading) performance.measure("answer", { start: began });
   }
 }
@@ -247,7 +272,7 @@ function bar({ text, p }) {
 
 /** Shows the network's image, ink on paper as on the screen. */
 function look(image) {
-  const [width, height] = image ? [image.width, image.height] : (facts?.shape.toReversed() ?? [SIDE, SIDE]);
+  const [width, height] = image ? [image.width, image.height] : [...(facts?.shape ?? [SIDE, SIDE])].reverse();
   [seen.width, seen.height] = [width, height];
   seen.style.setProperty("--digits", width / height);
   $("size").textContent = `${height}×${width}`;
@@ -258,24 +283,33 @@ function look(image) {
   seen.getContext("2d").putImageData(pixels, 0, 0);
 }
 
+/** What is drawn: a copy of its points, stroke by stroke. */
+export const lines = () => strokes.map(({ points }) => points.slice());
+
 // ---- Begin
 
 lay();
+changed();
 performance.mark("drawable");
 try {
-  facts = await (await fetch("./facts.json")).json();
+  facts = await (await get("./facts.json")).json();
+  const before = size().join();
+  const wanted = facts.counts.includes(count()) ? count() : Math.min(...facts.counts);
   for (const radio of document.getElementsByName("count")) {
     radio.disabled = !facts.counts.includes(Number(radio.value));
-    radio.checked = Number(radio.value) === Math.min(...facts.counts);
+    radio.checked = Number(radio.value) === wanted;
   }
   $("count").hidden = facts.counts.length === 1;
   $("card").textContent = facts.card;
-  lay();
+  $("example").disabled = false;
+  if (size().join() === before) changed(true);
+  else renew();
   read = await open(facts, (part) => ($("progress").value = part));
   $("loading").hidden = true;
   performance.mark("ready");
 } catch (error) {
-  $("loading").textContent = `The network could not be loaded: ${error.message}`;
+  failed = `The network could not be loaded: ${error.message}.`;
+  $("loading").textContent = failed;
   $("loading").className = "error";
 }
 changed(true);

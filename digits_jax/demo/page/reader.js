@@ -13,7 +13,7 @@ const WASM = "./runtime/ort-wasm-simd-threaded.wasm";
  */
 export async function open(facts, progress) {
   const [wasm, model, ort] = await Promise.all([
-    ...(await fetchAll([WASM, facts.model], progress)),
+    ...(await fetchAll([WASM, `./${facts.model}`], progress)),
     import(RUNTIME),
   ]);
   ort.env.wasm.numThreads = 1; // more need headers that static hosts do not send
@@ -62,12 +62,16 @@ function compose(digits, { axis, offset }) {
   return { values, width, height };
 }
 
+/** What `fetch` gives; an error that names the address where it does not come. */
+export async function get(address) {
+  const response = await fetch(address).catch(() => null);
+  if (!response?.ok) throw new Error(`${address} cannot be read (${response?.status ?? "no answer"})`);
+  return response;
+}
+
 /** The content of each address, as promises, with a common progress. */
 async function fetchAll(addresses, progress) {
-  const responses = await Promise.all(addresses.map((address) => fetch(address)));
-  responses.forEach(({ ok, status, url }) => {
-    if (!ok) throw new Error(`${new URL(url).pathname} cannot be read (${status})`);
-  });
+  const responses = await Promise.all(addresses.map(get));
   const sizes = responses.map(({ headers }) => Number(headers.get("Content-Length")));
   const total = sizes.reduce((sum, size) => sum + size, 0);
   let come = 0;
