@@ -20,7 +20,8 @@ INTRO = """# ONNX, whole and in 8 bits
 
 Of each run that `python -m reliability.exports` exported: the probabilities of onnxruntime differ
 from JAX's by at most 1e-5 on 1,000 test images (else the export fails), and the test accuracies
-of both files in percent. Runs of one network were trained for this table, some for a few epochs only.
+of both files in percent. Runs of one network were trained for this table, some of them for a few
+epochs only.
 
 | run | network | bytes | in 8 bits | accuracy | in 8 bits | difference |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
