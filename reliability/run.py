@@ -26,7 +26,7 @@ from reliability import devices, faults, inputs
 TITLES = {
     "kills": "kill -9 at random moments of one training, started again each time",
     "stops": "SIGTERM at random moments of one training, started again each time",
-    "disk": "The training on disks that are each a page too small for one of its writes, then with room",
+    "disk": "The training on disks each a page too small for one of its writes, then with room",
     "devices": "20 steps of eight members in float64 on virtual devices: how far from one device's",
     "epochs": (
         "An epoch of two members in float32 on virtual devices: how far from one device's. Smooth "
