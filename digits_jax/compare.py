@@ -190,7 +190,7 @@ def _finished(workdir: Path) -> dict[str, Any]:
         if summary["config"].get("prune", {}).get("run"):
             raise UserError(f"{workdir}: its members are pruned differently, and no seeds")
         return summary
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None
 
 

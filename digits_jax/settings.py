@@ -126,7 +126,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
         return recorded
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path} is not the config of a run; --config.resume=False starts the run over"
         ) from None

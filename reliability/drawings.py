@@ -108,8 +108,7 @@ def answer(page: Any) -> str:
 def placed(rng: np.random.Generator, strokes: Strokes, pen: float, left: float = 0) -> Strokes:
     """At a random size, slant and place of the square that begins at `left`, all ink on it."""
     slant = np.tan(np.deg2rad(rng.uniform(-SLANT, SLANT)))
-    bent = [stroke - [[0, 0]] for stroke in strokes]
-    bent = [np.stack([x - slant * y, y], axis=1) for x, y in (stroke.T for stroke in bent)]
+    bent = [np.stack([x - slant * y, y], axis=1) for x, y in (stroke.T for stroke in strokes)]
     points = np.concatenate(bent)
     low, high = points.min(axis=0), points.max(axis=0)
     size = min(rng.uniform(*SIZES), PAPER - pen - 2)
@@ -130,7 +129,7 @@ def real(path: Path) -> tuple[list[Strokes], np.ndarray]:
 
 
 def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
-    """Every digit alone, and as many pairs, by the page's own code but without the mouse."""
+    """Every digit alone, and a third as many pairs, by the page's own code but without the mouse."""
     rng = np.random.default_rng(0)
 
     def drawing(ids: list[int]) -> tuple[list[dict[str, Any]], int]:
