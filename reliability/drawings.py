@@ -129,7 +129,7 @@ def real(path: Path) -> tuple[list[Strokes], np.ndarray]:
 
 
 def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
-    """Every digit alone, and a third as many pairs, by the page's own code but without the mouse."""
+    """Every digit alone, and a third as many pairs, by the page's own code without the mouse."""
     rng = np.random.default_rng(0)
 
     def drawing(ids: list[int]) -> tuple[list[dict[str, Any]], int]:

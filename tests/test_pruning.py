@@ -129,3 +129,15 @@ def test_runs_of_before_are_still_the_same_run():
     for field, value in settings._SINCE.items():
         now = config[field]
         assert (list(now) if isinstance(now, tuple | list) else now) == value, field
+
+
+def test_a_damaged_section_is_one_clear_line(runs, tmp_path):
+    folder, *_ = runs
+    for name in ("config.json", "summary.json"):
+        content = json.loads((folder / "whole" / name).read_text())
+        content.get("config", content)["prune"] = "none"
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is not the config of a run"):
+        settings.read(tmp_path)
+    with pytest.raises(UserError, match="holds no finished run"):
+        compare_runs(tmp_path, tmp_path)
