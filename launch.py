@@ -17,7 +17,10 @@ from ml_collections import config_flags
 from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
-MODES = ("train", "eval", "epochs", "describe", "explain", "compare", "search", "export", "demo")
+MODES = (
+    *("train", "eval", "epochs", "robustness", "describe", "explain", "compare", "search"),
+    *("export", "demo"),
+)
 
 _ONLY = (
     *(("data", "eval"), ("ink", "eval"), ("example", "explain"), ("port", "demo")),
@@ -95,6 +98,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.evaluate import best_test_epoch
 
             best_test_epoch(config, workdir)
+        case "robustness":
+            from digits_jax.robustness import robustness
+
+            robustness(config, workdir)
         case "describe":
             from digits_jax.describe import describe
 

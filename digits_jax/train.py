@@ -37,15 +37,8 @@ _SPLITS = ("train", "validation", "test")
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
-    *("calibration.png", trained.FILE, trained.EPOCHS),
-    *(
-        "predictions.csv",
-        "pruning.md",
-        "pruning.png",
-        "filters.png",
-        "feature_maps.png",
-        "attribution.png",
-    ),
+    *("calibration.png", trained.FILE, trained.EPOCHS, "predictions.csv", "robustness.png"),
+    *("pruning.md", "pruning.png", "filters.png", "feature_maps.png", "attribution.png"),
     "config.json",
 )
 Stopping = Interrupts | hosts.Interrupts

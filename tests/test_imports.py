@@ -24,7 +24,7 @@ ORDER = (
         "pruning",
     ),
     *("run", "train", "user_images"),
-    *("evaluate", "onnx_graph", "demo"),
+    *("evaluate", "robustness", "onnx_graph", "demo"),
     *("describe", "explain", "export", "compare", "study", "search"),
 )
 
