@@ -1,5 +1,6 @@
 """Members and batches over several devices, and slices that fit a device's memory."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -144,3 +145,40 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
     assert config.population.slice == 3
     assert sum(len(members.seed) for members in run.members) == 6
     np.testing.assert_array_equal(run.members[1].seed, [3, 4, 5])
+
+
+FREED = """
+import ctypes, resource, threading
+from digits_jax import devices
+devices._keep_freed_memory()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+size = 40 * 2**20  # two do not fit into one of a thread's heaps
+def step():
+    buffer = c.malloc(size)
+    c.memset(buffer, 1, size)
+    c.free(buffer)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    step()
+    kept = c.malloc(size)
+    step()
+    before = faults()
+    for _ in range(10):
+        step()
+    print(faults() - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="not glibc")
+def test_a_thread_gets_the_pages_it_freed():
+    """Mapped anew, ten buffers of 40 MB would be 100,000 faults on pages of 4 kB."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREED], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 100
