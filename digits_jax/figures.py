@@ -596,20 +596,19 @@ def learning(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
 
 def robustness(
     found: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    clean: float,
+    clean: Mapping[str, Any],
     shown: Mapping[str, Sequence[np.ndarray]],
     path: str | os.PathLike,
 ) -> None:
     """Accuracy over the level of each corruption, a panel each, and above it what it does.
 
-    found: {corruption: {level: {"mean", "std"}}}; clean: the accuracy without any; shown, in the
+    found: {corruption: {level: {"mean", "std"}}}; clean: {"mean", "std"} without any; shown, in the
     same order: {title: an image [H, W] uint8 of each level}.
     """
     with page(path, 8, 4.4) as figure:
         rows = figure.subplots(4, 3, height_ratios=(1, 3, 1, 3)).reshape(2, 2, 3)
         strips, panels = rows[:, 0].ravel(), rows[:, 1].ravel()
-        least = min(x["mean"] for levels in found.values() for x in levels.values())
-        errors = np.maximum(100 * (1 - np.array([clean, least])), LEAST_ERROR)
+        errors: list[np.ndarray] = []
         for strip, ax, levels, (title, images) in zip(
             strips, panels, found.values(), shown.items(), strict=True
         ):
@@ -617,15 +616,18 @@ def robustness(
             strip.set_axis_off()
             strip.set_title(title)
             x = [0.0, *map(float, levels)]
-            mean = np.array([clean, *(level["mean"] for level in levels.values())])
-            spread = np.array([0, *(level["std"] or 0 for level in levels.values())])
+            mean, spread = np.array(
+                [(at["mean"], at["std"] or 0) for at in (clean, *levels.values())]
+            ).T
             middle, low, high = (
                 np.maximum(100 * (1 - y), LEAST_ERROR) for y in (mean, mean + spread, mean - spread)
             )
             ax.plot(x, middle, "o-", color=BLUE)
             ax.fill_between(x, low, high, color=BLUE, alpha=0.2, lw=0)
             ax.set_xticks(x)
-            _error_axis(ax, errors)
+            errors += [low, high]
+        for ax in panels:
+            _error_axis(ax, np.concatenate(errors))
         for row in panels.reshape(2, 3):
             row[0].set_ylabel("test accuracy, %")
 

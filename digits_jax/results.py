@@ -32,6 +32,10 @@ pictures.
 ![Learning curves](curves.png)
 
 """
+DAMAGED = """**Damaged digits**: shifted by whole pixels, turned by degrees, with Gaussian noise,
+blurred, with thicker and thinner strokes (px), each at its strongest level; the mean over all
+levels of all of them; and the calibration error of the digits as they are, in 15 bins, after
+temperature scaling. By `--mode=robustness`; a run's robustness.png shows all levels."""
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -125,6 +129,35 @@ def table(summaries: dict[str, Summary], folder: str = "", *, whole: bool = True
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def damaged(summaries: dict[str, Summary]) -> str:
+    """A markdown table of the runs that --mode=robustness has looked at, "" where there are none.
+
+    The accuracy at the strongest level of each corruption, the mean over all levels of all of them,
+    and the expected calibration error of the digits as they are, with temperature.
+    """
+    looked = {run: summary for run, summary in summaries.items() if "robustness" in summary}
+    if not looked:
+        return ""
+    columns: dict[tuple[str, str], None] = {}
+    for summary in looked.values():
+        columns |= {(name, list(x)[-1]): None for name, x in summary["robustness"].items()}
+    lines = [
+        ["run", "as they are", *(f"{name} {level}" for name, level in columns), "all", "ECE"],
+        ["---", *["---:"] * (len(columns) + 3)],
+    ]
+    for run, summary in looked.items():
+        found = summary["robustness"]
+        every = [x["mean"] for levels in found.values() for x in levels.values()]
+        figures_of = [
+            summary["mean"],
+            *(found.get(name, {}).get(level, {}).get("mean") for name, level in columns),
+            sum(every) / len(every),
+            summary.get("calibration", {}).get("ece_tempered"),
+        ]
+        lines.append([f"[{run}]({run}/)", *map(report.percent, figures_of)])
+    return f"\n\n{DAMAGED}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def read(results: Path) -> dict[str, Summary]:
     """{run: summary} of all summary.json below, sorted by path; UserError for a damaged one."""
     paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
@@ -137,7 +170,8 @@ def read(results: Path) -> dict[str, Summary]:
             if summary["config"].get("prune", {}).get("run"):
                 continue  # its members are no seeds of one network
             summaries[run] = summary
-            table({run: summaries[run]})
+            table({run: summary})
+            damaged({run: summary})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the summary of a run ({error!r})") from None
     return summaries
@@ -152,7 +186,7 @@ def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
     """The table of each README: that of the folder, and that beside it, which is shorter."""
     folder = f"{results.absolute().name}/"
     return {
-        results / "README.md": table(summaries),
+        results / "README.md": table(summaries) + damaged(summaries),
         results.absolute().parent / "README.md": table(reported(summaries), folder, whole=False),
     }
 

@@ -76,11 +76,11 @@ def _thin(_: np.random.Generator, images: np.ndarray, level: float) -> np.ndarra
 
 
 def _grown(images: np.ndarray, level: float, extreme: Callable[..., np.ndarray]) -> np.ndarray:
+    """The largest or smallest within level / 2, where each pixel is a square of 4x4 finer ones."""
     size = round(level * _FINE) + 1
     parts = []
     for start in range(0, len(images), 500):  # a fine image takes 50 kB
-        part = images[start : start + 500]
-        fine = ndimage.zoom(part, (1, _FINE, _FINE), order=1, mode="grid-constant", grid_mode=True)
+        fine = images[start : start + 500].repeat(_FINE, axis=1).repeat(_FINE, axis=2)
         fine = extreme(fine, (1, size, size))
         n, height, width = fine.shape
         fine = fine.reshape(n, height // _FINE, _FINE, width // _FINE, _FINE)
@@ -115,7 +115,7 @@ def robustness(config: Any, workdir: Path) -> None:
     path = workdir / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        clean = summary["mean"]
+        clean = {"mean": summary["mean"], "std": summary["std"]}
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"{workdir}: no test accuracy is reported there yet; damaged digits come afterwards"
@@ -132,7 +132,7 @@ def robustness(config: Any, workdir: Path) -> None:
         split = test._replace(images=corrupt(digits, name, level))
         images, labels = batches.examples(split, trained.recipe)
         tested = report.test_metrics(labels, trained.predict(images))
-        kept = ("mean", "std", "interval", "ensemble")
+        kept = ("mean", "std", "ensemble")
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
     summary["robustness"] = found
@@ -140,7 +140,7 @@ def robustness(config: Any, workdir: Path) -> None:
     figures.robustness(found, clean, shown, workdir / "robustness.png")
     console.print(_table(found))
     console.print(
-        f"{report.percent(clean)} % of the digits as they are; {workdir / 'robustness.png'}"
+        f"{report.percent(clean['mean'])} % of the digits as they are; {workdir / 'robustness.png'}"
     )
 
 

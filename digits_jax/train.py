@@ -133,7 +133,7 @@ def _train(
     """The epochs that are left."""
     config = run.config
     done = _resume(run, checkpoints, clock)
-    for name in ("summary.json", trained.FILE):  # they would say that the run is finished
+    for name in ("summary.json", trained.FILE, "robustness.png"):  # of a run that is finished
         (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
     with report.EventWriter(workdir, kept) as events:

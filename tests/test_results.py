@@ -74,10 +74,23 @@ def test_tables_by_hand(tmp_path):
     assert (folder / "README.md").read_text() == text.replace("# Results", "# Ours") + "after\n"
 
 
+def test_the_table_of_damaged_digits_by_hand():
+    found = {
+        "shift": {"1": {"mean": 0.9}, "2": {"mean": 0.5}},
+        "blur": {"0.5": {"mean": 0.8}, "1": {"mean": 0.6}},
+    }
+    run = TWO | {"robustness": found, "calibration": {"ece_tempered": 0.0123}}
+    text = results.damaged({"a": SUMMARY, "b": run})
+    head, _, *lines = rows_of(text)
+    assert head == "| run | as they are | shift 2 | blur 1 | all | ECE |"
+    assert lines == ["| [b](b/) | 75.00 | 50.00 | 60.00 | 70.00 | 1.23 |"]
+    assert results.damaged({"a": SUMMARY}) == ""
+
+
 def test_errors_name_the_file(tmp_path):
     with pytest.raises(UserError, match="no summary"):
         results.write(tmp_path)
-    for damaged in ("{", "{}", "[]"):
+    for damaged in ("{", "{}", "[]", json.dumps(TWO | {"robustness": {"shift": 3}})):
         (tmp_path / "summary.json").write_text(damaged)
         with pytest.raises(UserError, match=r"summary\.json: not the summary of a run"):
             results.write(tmp_path)

@@ -1,6 +1,7 @@
 """What damages digits, by hand; and a run's figures."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from digits_jax.data import batches
 from digits_jax.errors import UserError
 from digits_jax.robustness import CORRUPTIONS, corrupt, robustness
 from digits_jax.train import train
+from digits_jax.trained import Trained
 
 
 def bar(width=4, n=64):
@@ -30,7 +32,7 @@ def test_corruptions_are_the_same_every_time_and_stronger_with_the_level(name):
         np.testing.assert_array_equal(damaged, corrupt(images, name, level))
         away.append(np.abs(damaged.astype(float) - images).mean())
     assert away[0] > 0
-    assert away == sorted(away)
+    assert all(a < b for a, b in pairwise(away))
 
 
 def test_shifts_are_whole_pixels_in_eight_directions():
@@ -77,7 +79,14 @@ def test_strokes_grow_and_shrink_by_the_level(name, sign):
         np.testing.assert_allclose(across, clean + sign * level, atol=0.01)
 
 
+@pytest.mark.parametrize("name", ["thick", "thin"])
+def test_strokes_that_do_not_grow_stay_as_they_are(name):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    np.testing.assert_array_equal(corrupt(images, name, 0), images)
+
+
 def test_a_run_says_how_it_takes_damage(cache, tmp_path):
+    """Each digit is damaged on its own, then the image is composed."""
     config = shrink(config_of("two_head:mlp"), cache)
     config.epochs = config.population.size = 2
     train(config, tmp_path)
@@ -86,16 +95,24 @@ def test_a_run_says_how_it_takes_damage(cache, tmp_path):
     after = json.loads((tmp_path / "summary.json").read_text())
     found = after.pop("robustness")
     assert after == before
-    assert list(found) == list(CORRUPTIONS)
-    for name, kind in CORRUPTIONS.items():
-        assert [float(level) for level in found[name]] == list(kind.levels)
-        assert all(0 <= x["mean"] <= 1 and x["std"] >= 0 for x in found[name].values())
+    assert {name: [float(x) for x in levels] for name, levels in found.items()} == {
+        name: list(kind.levels) for name, kind in CORRUPTIONS.items()
+    }
     assert (tmp_path / "robustness.png").stat().st_size > 1000
-    recipe, test = batches.RECIPES["two_digit"], batches.load(config.data).test
-    images, _ = batches.examples(test, recipe)
-    damaged = corrupt(np.asarray(test.images), "shift", 1)
-    upper = batches.examples(test._replace(images=damaged), recipe)[0][0]
-    assert not np.array_equal(upper, images[0])  # each digit on its own, then composed
+    test, run = batches.load(config.data).test, Trained(tmp_path)
+    for name, level in (("rotation", 20), ("noise", 0.4)):
+        digits = corrupt(np.asarray(test.images), name, level)
+        images = np.zeros((test.size, 42, 28), np.uint8)
+        upper, lower = np.asarray(test.rows).T
+        images[:, :28] = digits[upper]
+        images[:, 14:] = np.maximum(images[:, 14:], digits[lower])
+        right = {
+            head: run.predict(images)[head].argmax(-1) == np.asarray(test.labels)[rows]
+            for head, rows in (("upper", upper), ("lower", lower))
+        }
+        expected = np.mean([right["upper"].mean(1), right["lower"].mean(1)], axis=0)
+        assert found[name][f"{level:g}"]["mean"] == pytest.approx(expected.mean())
+        assert found[name][f"{level:g}"]["std"] == pytest.approx(expected.std(ddof=1))
 
 
 def test_a_run_without_test_accuracy_is_not_damaged(cache, tmp_path):
