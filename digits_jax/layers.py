@@ -69,8 +69,10 @@ def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any)
     )
     if jax.default_backend() != "cpu" or _portable.get():
         return convolve(x, kernel)
-    pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return _cpu_convolution(convolve, tuple(pads), x, kernel)
+    pads = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    if how.get("feature_group_count", 1) > 1:
+        return _cpu_depthwise(pads, x, kernel)
+    return _cpu_convolution(convolve, pads, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -149,6 +151,61 @@ def _fold(dy: Array, kernel: Array, pads: tuple, shape: tuple[int, ...]) -> Arra
 
 
 _cpu_convolution.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_depthwise(pads: tuple, x: Array, kernel: Array) -> Array:
+    """Each channel of [B, H, W, C] by its own kernel, of [h, w, 1, C]: a sum of shifted images.
+
+    Channels and columns are one axis, long enough for the machine's vectors. With its gradients
+    XLA's own takes 6.0 ms for [64, 7, 7, 16] by 3x3 on a core, this 0.9.
+    """
+    height, width = (
+        n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape, strict=False)
+    )
+    wide = _wide(x, pads)
+    taps = [
+        tap * jnp.tile(kernel[i, j, 0], width)[None, None]
+        for i, j, tap in _taps(wide, kernel.shape, height, width)
+    ]
+    return functools.reduce(jnp.add, taps).reshape(len(x), height, width, -1)
+
+
+def _wide(x: Array, pads: tuple) -> Array:
+    """[B, H, W, C], padded, as [B, H', W' * C]; as an array, which XLA would else build anew for
+    each use of it.
+    """
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    return jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1))
+
+
+def _taps(
+    wide: Array, kernel: tuple[int, ...], height: int, width: int
+) -> Iterator[tuple[int, int, Array]]:
+    """(row, column, what that tap of the kernel sees, [B, height, width * C])."""
+    rows, columns, _, channels = kernel
+    for i in range(rows):
+        for j in range(columns):
+            yield i, j, wide[:, i : i + height, j * channels : (j + width) * channels]
+
+
+def _depthwise_backward(pads: tuple, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    size = kernel.shape[:2]
+    back = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(size, pads, strict=True))
+    dx = _cpu_depthwise(back, dy, kernel[::-1, ::-1])
+    height, width, channels = dy.shape[1:]
+    flat = dy.reshape(len(dy), height, -1)
+    sums = [
+        (tap * flat).sum(1).sum(0) for *_, tap in _taps(_wide(x, pads), kernel.shape, height, width)
+    ]
+    gradient = jnp.stack(sums).reshape(*size, width, channels).sum(2)
+    return dx, gradient[:, :, None]
+
+
+_cpu_depthwise.defvjp(
+    lambda pads, x, kernel: (_cpu_depthwise(pads, x, kernel), (x, kernel)), _depthwise_backward
+)
 _MANY, _SOME = 32, 12  # channels
 _SLICE, _MOST_SLICES = 16, 16  # examples; more slices would only take longer to compile
 
@@ -169,13 +226,18 @@ def conv(
     *,
     padding: str = "SAME",
     bias: bool = True,
+    depthwise: bool = False,
     kernel_init: nn.initializers.Initializer = HE,
 ) -> Conv:
-    """A `size` x `size` convolution, [B, H, W, C] to [B, H', W', features]."""
+    """A `size` x `size` convolution, [B, H, W, C] to [B, H', W', features].
+
+    `depthwise`: of each channel by itself, C are `features`.
+    """
     check_choice("model.padding", padding, PADDINGS)
     return Conv(
         features,
         (size, size),
+        feature_group_count=features if depthwise else 1,
         padding=padding,
         use_bias=bias,
         kernel_init=kernel_init,
@@ -224,13 +286,15 @@ class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` over all axes but the last, as x * a + b with one a and one b per channel.
 
     It keeps x alone for the gradient, where Flax keeps x - mean, too: a step of the small ResNet
-    takes 0.86 to 0.9 of the time.
+    takes 0.86 to 0.9 of the time. Without `use_scale` a is what normalises alone.
     """
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
         channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
-        scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
+        scale: Any = 1.0
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
         running: Any = [
             self.variable("batch_stats", name, make, channels, self.param_dtype)
@@ -251,14 +315,24 @@ class BatchNorm(nn.BatchNorm):
         return x * a + b
 
 
-def batch_norm(train: bool, momentum: float = 0.9) -> BatchNorm:
+SLOW = 0.99
+"""A momentum of BatchNorm for networks that are evaluated with averaged weights: statistics of some
+hundred steps, as those are.
+"""
+
+
+def batch_norm(train: bool, momentum: float = 0.9, *, scale: bool = True) -> BatchNorm:
     """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last.
 
-    `momentum` is that of the running statistics: 0.9 here is 0.1 in PyTorch. A network that is
-    evaluated with averaged weights wants 0.99: statistics of some hundred steps, as those are.
+    `momentum` is that of the running statistics: 0.9 here is 0.1 in PyTorch. `scale`: it learns
+    one beside the shift.
     """
     return BatchNorm(
-        use_running_average=not train, momentum=momentum, epsilon=1e-5, param_dtype=float_dtype()
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=1e-5,
+        use_scale=scale,
+        param_dtype=float_dtype(),
     )
 
 

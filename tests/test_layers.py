@@ -53,11 +53,16 @@ def test_max_pool_refuses_what_has_no_2x2():
         lambda: dense(3),
         lambda: batch_norm(train=False),
         lambda: batch_norm(train=True),
+        lambda: batch_norm(train=True, scale=False),
+        lambda: conv(2, depthwise=True),
         lambda: AveragePool(),
         lambda: AdaptiveAveragePool(3),
         lambda: SqueezeExcite(1),
     ],
-    ids=["conv", "conv_valid", "dense", "norm", "norm_train", "average", "adaptive", "squeeze"],
+    ids=(
+        *("conv", "conv_valid", "dense", "norm", "norm_train", "norm_unscaled", "depthwise"),
+        *("average", "adaptive", "squeeze"),
+    ),
 )
 def test_numeric_gradients(getkey, x64, layer):
     module = layer()
@@ -81,17 +86,31 @@ def test_convolutions_and_gradients_are_laxs(getkey, batch, channels, features, 
     """41 leaves a part of a slice; 300 would take more than 16 slices of 16."""
     module = conv(features, size, padding=padding, bias=False)
     x = jax.random.normal(getkey(), (batch, 6, 7, channels))
-    kernel = jax.random.normal(getkey(), (size, size, channels, features))
+    assert_is_laxs(module, x, jax.random.normal(getkey(), (size, size, channels, features)), 1)
 
+
+@pytest.mark.parametrize(
+    ("size", "padding"), [(3, "SAME"), (5, "VALID"), (4, "SAME"), (1, "VALID")]
+)
+def test_depthwise_convolutions_and_gradients_are_laxs(getkey, size, padding):
+    module = conv(3, size, padding=padding, bias=False, depthwise=True)
+    x = jax.random.normal(getkey(), (5, 6, 7, 3))
+    assert_is_laxs(module, x, jax.random.normal(getkey(), (size, size, 1, 3)), 3)
+
+
+def assert_is_laxs(module, x, kernel, groups):
     def ours(x, kernel):
         return module.apply({"params": {"kernel": kernel}}, x)
 
     def theirs(x, kernel):
-        axes = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
+        return jax.lax.conv_general_dilated(
+            *(x, kernel, (1, 1), module.padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
 
     chex.assert_trees_all_close(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
-    weights = jax.random.normal(getkey(), theirs(x, kernel).shape)
+    weights = jax.random.normal(jax.random.key(0), theirs(x, kernel).shape)
     one, two = (
         jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).mean(), argnums=(0, 1))(x, kernel)
         for f in (ours, theirs)

@@ -276,12 +276,52 @@ def test_heads_of_a_compact_net_are_their_own():
         ("fc classes", "average 1"),
         ("average 0", "linear1 classes"),
         ("conv0 4", "linear1 classes"),
+        ("sep 4", "linear1 classes"),
+        ("fc 8", "sep3 8", "fc classes"),
     ],
     ids=str,
 )
 def test_layers_that_do_not_exist(layers):
     with pytest.raises(UserError, match=r"model\.layers.*'conv3 16'"):
         initialised(compact(layers=layers))
+
+
+def test_separable_is_each_channel_and_then_all(getkey):
+    """By hand with lax."""
+    model = compact(layers=("sep3 4", "sep5 3", "linear1 classes"), norm="none", activation="tanh")
+    variables = initialised(model)
+    assert models.count_parameters(variables["params"]) == 9 + 4 + 25 * 4 + 4 * 3 + 30
+    images = jax.random.uniform(getkey(), (2, 28, 28))
+    x = images[..., None]
+    kernels = [variables["params"][f"Conv_{i}"]["kernel"] for i in range(5)]
+    for depthwise, pointwise in (kernels[:2], kernels[2:4]):
+        x = jax.lax.conv_general_dilated(
+            *(x, depthwise, (1, 1), "VALID"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+        x = jnp.tanh(x @ pointwise[0, 0])
+    expected = (x @ kernels[4][0, 0]).mean((1, 2))
+    logits = model.apply(variables, images, train=False, dropout_rate=0.0)["digit"]
+    chex.assert_trees_all_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_without_scale_has_one_of_ones(getkey):
+    with_scale, without = (
+        compact(layers=("conv3 4", "linear1 classes"), norm="before", scale=scale)
+        for scale in (True, False)
+    )
+    variables = initialised(with_scale)
+    shift = variables["params"]["BatchNorm_0"]["bias"]
+    fewer = variables | {"params": variables["params"] | {"BatchNorm_0": {"bias": shift}}}
+    chex.assert_trees_all_equal_shapes(fewer, initialised(without))
+    images = jax.random.uniform(getkey(), (3, 28, 28))
+    rngs, how = {"dropout": getkey()}, {"train": True, "dropout_rate": 0.0}
+    one, other = (
+        model.apply(weights, images, **how, rngs=rngs, mutable=["batch_stats"])
+        for model, weights in ((with_scale, variables), (without, fewer))
+    )
+    chex.assert_trees_all_close(one, other, rtol=1e-6)
 
 
 def test_compact_refuses_a_small_image():

@@ -21,15 +21,17 @@ from digits_jax.layers import (
 from digits_jax.types import Array
 
 NORMS = ("after", "before", "none")
-_LAYER = re.compile(r"pool|(average|fc|conv[1-9]|linear[1-9]) ([1-9]\d*|classes)")
+_BLOCKS = ("conv", "sep")  # with activation and BatchNorm
+_LAYER = re.compile(r"pool|(average|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
 _NETWORK = re.compile(
-    r"((pool|(average|conv\d|linear\d) \d+), )*"
+    r"((pool|(average|conv\d|linear\d|sep\d) \d+), )*"
     r"((fc \d+, )*fc classes|linear\d classes(, pool|, average \d+)*)"
 )
 _GRAMMAR = (
-    "'conv3 16' (with activation, BatchNorm and dropout), 'linear1 8' (bare), 'pool', 'average 3', "
-    "'fc 72' (and no other kind after it); then one of 'linear1 classes', 'linear3 classes', "
-    "'fc classes', and after that at most 'pool' and 'average'"
+    "'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the same, separable), "
+    "'linear1 8' (bare), 'pool', 'average 3', 'fc 72' (and no other kind after it); then one of "
+    "'linear1 classes', 'linear3 classes', 'fc classes', and after that at most 'pool' and "
+    "'average'"
 )
 
 
@@ -37,21 +39,26 @@ class Compact(nn.Module):
     """The network that `layers` spells.
 
     layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
-    'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N', adaptive average to NxN
-    (1: global); 'fc N', fully connected with activation and dropout. The layer whose N is
-    'classes' begins each head, bare; pixels that are left after it are averaged.
+    'sepK N', the same separable, a KxK convolution of each channel and a 1x1 one of them all
+    (Chollet 2017, arXiv:1610.02357); 'linearK N', a KxK convolution alone; 'pool', 2x2 maximum;
+    'average N', adaptive average to NxN (1: global); 'fc N', fully connected with activation and
+    dropout. The layer whose N is 'classes' begins each head, bare; pixels that are left after it
+    are averaged.
     heads: classes by head; activation: one of `layers.ACTIVATIONS`; norm: BatchNorm 'after' or
-    'before' the activation, or 'none'; padding, bias: of the convolutions (the fully connected
-    layers always have one); spatial: dropout takes whole channels; dropout_start:
-    the first layer's dropout as a fraction of the last one's, which is `model.dropout`, and linear
-    between; squeeze: reduction of the channel attention after each 'conv', 0 for none; residual:
-    adds a 'conv' layer's input where the channels agree, cropped where there is no padding.
+    'before' the activation, or 'none'; scale: BatchNorm learns one (before ReLU and a convolution,
+    that has it in its kernel anyhow); padding; bias: of the convolutions but the depthwise ones
+    (the fully connected layers always have one); spatial: dropout takes whole channels;
+    dropout_start: the first layer's dropout as a fraction of the last one's, which is
+    `model.dropout`, and linear between; squeeze: reduction of the channel attention after each
+    'conv' and 'sep', 0 for none; residual: adds their input where the channels agree, cropped where
+    there is no padding.
     """
 
     heads: Mapping[str, int]
     layers: tuple[str, ...]
     activation: str = "relu"
     norm: str = "after"
+    scale: bool = True
     padding: str = "VALID"
     bias: bool = False
     spatial: bool = True
@@ -89,15 +96,18 @@ class Compact(nn.Module):
         if kind == "fc":
             y = dense(int(number), kernel_init=init)(x.reshape(x.shape[0], -1))
             return y if bare else activation(self.activation)(y)
-        size = int(kind[-1])
-        y = conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init)(x)
+        size, padding, y = int(kind[-1]), self.padding, x
+        if kind.startswith("sep"):
+            each = conv(x.shape[-1], size, padding=padding, bias=False, depthwise=True)
+            size, y = 1, each(x)
+        y = conv(int(number), size, padding=padding, bias=self.bias, kernel_init=init)(y)
         if kind.startswith("linear"):
             return y
         if self.norm == "before":
-            y = batch_norm(train)(y)
+            y = batch_norm(train, scale=self.scale)(y)
         y = activation(self.activation)(y)
         if self.norm == "after":
-            y = batch_norm(train)(y)
+            y = batch_norm(train, scale=self.scale)(y)
         if self.squeeze:
             y = SqueezeExcite(self.squeeze)(y)
         if self.residual and x.shape[-1] == y.shape[-1]:
@@ -114,12 +124,12 @@ class Compact(nn.Module):
         return next(i for i, layer in enumerate(self.layers) if layer.endswith("classes"))
 
     def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> dict[int, Array]:
-        """{index of a layer: rate of the dropout after it}: of 'conv' and 'fc', past their pool.
+        """{index of a layer: rate of the dropout after it}: of blocks and 'fc', past their pool.
 
         Before a max pool, dropout would let the largest of the survivors pass, scaled up, which no
         evaluation sees.
         """
-        sites = [i for i, layer in enumerate(layers) if layer.startswith(("conv", "fc"))]
+        sites = [i for i, layer in enumerate(layers) if layer.startswith((*_BLOCKS, "fc"))]
         rise = (1 - self.dropout_start) / max(len(sites) - 1, 1)
         return {
             i + (layers[i + 1 : i + 2] == ("pool",)): last * (self.dropout_start + rise * n)

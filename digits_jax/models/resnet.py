@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from digits_jax.layers import (
+    SLOW,
     AdaptiveAveragePool,
     MaxPool,
     SqueezeExcite,
@@ -14,8 +15,6 @@ from digits_jax.layers import (
     dropout,
 )
 from digits_jax.types import Array
-
-_MOMENTUM = 0.99  # for averaged weights
 
 
 class Residual(nn.Module):
@@ -32,9 +31,9 @@ class Residual(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         shortcut = x
         if x.shape[-1] != self.features:
-            shortcut = batch_norm(train, _MOMENTUM)(conv(self.features, 1, bias=False)(x))
-        y: Array = nn.relu(batch_norm(train, _MOMENTUM)(conv(self.features, bias=False)(x)))
-        y = batch_norm(train, _MOMENTUM)(conv(self.features, bias=False)(y))
+            shortcut = batch_norm(train, SLOW)(conv(self.features, 1, bias=False)(x))
+        y: Array = nn.relu(batch_norm(train, SLOW)(conv(self.features, bias=False)(x)))
+        y = batch_norm(train, SLOW)(conv(self.features, bias=False)(y))
         if self.squeeze:
             y = SqueezeExcite(self.squeeze)(y)
         return nn.relu(shortcut + y)
@@ -58,7 +57,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         x: Array = conv(self.stem, bias=False)(images[..., None])
-        x = nn.relu(batch_norm(train, _MOMENTUM)(x))
+        x = nn.relu(batch_norm(train, SLOW)(x))
         for channels in self.features:
             x = MaxPool()(x)
             for _ in range(self.blocks):

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from digits_jax.errors import UserError
-from digits_jax.layers import MaxPool, batch_norm, conv, dense, dropout
+from digits_jax.layers import SLOW, MaxPool, batch_norm, conv, dense, dropout
 from digits_jax.types import Array
-
-_MOMENTUM = 0.99  # for averaged weights
 
 
 class VGG(nn.Module):
@@ -37,10 +35,10 @@ class VGG(nn.Module):
                 x = conv(channels, bias=False)(x)
                 if layer == depth - 1:
                     x = MaxPool()(x)
-                x = nn.relu(batch_norm(train, _MOMENTUM)(x))
+                x = nn.relu(batch_norm(train, SLOW)(x))
         x = x.reshape(x.shape[0], -1)
         for units in self.hidden:
-            x = nn.relu(batch_norm(train, _MOMENTUM)(dense(units)(x)))
+            x = nn.relu(batch_norm(train, SLOW)(dense(units)(x)))
             if train:
                 x = dropout(x, dropout_rate, self.make_rng("dropout"))
         return {head: dense(n, name=head)(x) for head, n in self.heads.items()}
