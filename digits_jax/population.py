@@ -19,6 +19,7 @@ from digits_jax.data.batches import (
     epoch_order,
     eval_batch,
     normalize,
+    taught_batch,
     train_batch,
 )
 from digits_jax.data.pairs import Recipe
@@ -71,6 +72,17 @@ class Teacher(NamedTuple):
 
     weights: list[tuple[PyTree, PyTree]]
     normalizer: Normalizer
+
+
+class Lessons(NamedTuple):
+    """Distorted copies of the N training examples and a teacher's softened answers to them.
+
+    images: [V * N, H, W] uint8, one copy of all examples after another; targets: {head:
+    [V * N, C] float16}.
+    """
+
+    images: Array
+    targets: dict[str, Array]
 
 
 class Population:
@@ -142,7 +154,7 @@ class Population:
         split: Split,
         normalizer: Normalizer,
         members: Members,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Lessons | None = None,
         *,
         steps: int,
     ) -> tuple[TrainState, Metrics]:
@@ -169,7 +181,7 @@ class Population:
         split: Split,
         normalizer: Normalizer,
         member: Members,
-        teacher: Teacher | None,
+        teacher: Teacher | Lessons | None,
     ) -> tuple[TrainState, Metrics]:
         batch, key = self.batch(state.step, order, i, split, normalizer, member, teacher)
         state, new = self._train(state, batch, key, member.hyper)
@@ -183,23 +195,30 @@ class Population:
         split: Split,
         normalizer: Normalizer,
         member: Members,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Lessons | None = None,
     ) -> tuple[Batch, jax.Array]:
         """What one member trains on in step `i` of the epoch, its `step`-th, and dropout's key."""
         batch_size, split = self._config.batch_size, split.of(member.fold)
         key = jax.random.fold_in(_key(member.seed, _STEP), step)
         key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
+        examples = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
+        if isinstance(teacher, Lessons):
+            views = len(teacher.images) // split.size
+            view = jax.random.randint(key_augment, (batch_size,), 0, views)
+            rows, copies = map(over_data, (split.rows[examples], view * split.size + examples))
+            made = (teacher.images, teacher.targets, copies)
+            return taught_batch(split, rows, self._recipe, normalizer, *made), key_dropout
         if self._config.data.fresh_pairs and self._recipe.digits > 1:
             shape = (batch_size, self._recipe.digits)
             rows = split.pool[jax.random.randint(key_pairs, shape, 0, len(split.pool))]
         else:
-            rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
+            rows = split.rows[examples]
         rows = over_data(rows)
-        teach = functools.partial(self._targets, teacher) if teacher else None
+        teach = functools.partial(self.targets, teacher) if teacher else None
         batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config, teach)
         return batch, key_dropout
 
-    def _targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
+    def targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
         """images: [B, H, W] in [0, 1] -> {head: [B, C]}, the teacher's softened probabilities.
 
         Averaged over its members; its slices are looped over, as they were when it was trained.

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax import devices, hosts, models, pruning
+from digits_jax import devices, hosts, lessons, models, pruning
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
 from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError
 from digits_jax.mesh import Layout, fetch
 from digits_jax.metrics import add
-from digits_jax.population import Population, Teacher, members_of, slice_size, slices
+from digits_jax.population import Lessons, Population, Teacher, members_of, slice_size, slices
 from digits_jax.step import current, starting
 from digits_jax.trained import Trained
 from digits_jax.types import Members, Metrics, PyTree, TrainState
@@ -71,7 +71,7 @@ class Run:
     members: list[Members]
     states: list[TrainState]
     programs: Population
-    teacher: Teacher | None
+    teacher: Teacher | Lessons | None
     layout: Layout
     chunk: int
     parameters: int
@@ -190,14 +190,19 @@ def build(config: Any, members: Members | None = None) -> Run:
         raise UserError(f"config.engine={config.engine} trains in one process")
     only = None if engine.compiled else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
-    arrays = layout.everywhere((data.train, data.validation, data.test, data.normalizer))
-    names = ("train", "validation", "test", "normalizer")
-    data = data._replace(**dict(zip(names, arrays, strict=True)))
     config.data.source = data.source
     members = members or members_of(config, range(config.population.size))
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     source = _learned_from(config) if config.distill.teacher else None
     programs = engine(config, data.recipe, steps, source.population if source else None)
+    teacher: Any = source.teacher() if source else None
+    if source and config.distill.views:
+        teacher = lessons.make(config, data, programs, teacher)
+        hosts.agree("what their teacher says", *jax.tree.leaves(teacher))
+    arrays = data.train, data.validation, data.test, data.normalizer, teacher
+    *arrays, teacher = layout.everywhere(arrays)
+    names = ("train", "validation", "test", "normalizer")
+    data = data._replace(**dict(zip(names, arrays, strict=True)))
     init = layout.jit(programs.init, **devices.once()) if programs.compiled else programs.init
 
     def sliced(width: int) -> Run:
@@ -218,7 +223,7 @@ def build(config: Any, members: Members | None = None) -> Run:
             parts,
             states,
             programs,
-            layout.everywhere(source.teacher()) if source else None,
+            teacher,
             layout,
             chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
             parameters=models.count_parameters(states[0].params) // len(ids[0]),

@@ -21,6 +21,7 @@ ORDER = (
         "hosts",
         "settings",
         "trained",
+        "lessons",
         "pruning",
     ),
     *("run", "train", "user_images"),

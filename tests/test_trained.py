@@ -16,6 +16,7 @@ from digits_jax.errors import UserError
 from digits_jax.evaluate import best_test_epoch
 from digits_jax.losses import distillation
 from digits_jax.population import Population, Teacher, members_of
+from digits_jax.run import build
 from digits_jax.train import train
 from digits_jax.trained import FILE, Trained, epoch_file
 
@@ -134,13 +135,13 @@ def test_a_teachers_targets(cache, pair):
     config.distill.temperature = 3.0
     student = Population(config, teacher.recipe, 1, teacher.population)
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
-    targets = student._targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
+    targets = student.targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
     for head, log_p in teacher.predict(images).items():
         soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(targets[head], soft.mean(axis=0), rtol=1e-5)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], teacher.weights) for i in range(2)]
     doubled = Teacher(parts, teacher.normalizer)
-    slices = student._targets(doubled, jnp.asarray(images / 255, jnp.float32))
+    slices = student.targets(doubled, jnp.asarray(images / 255, jnp.float32))
     chex.assert_trees_all_close(slices, targets, rtol=1e-5)
 
 
@@ -164,6 +165,77 @@ def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
     assert losses[0] == losses[1]
     train(config, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["config"]["distill"]["weight"] == 1
+
+
+@pytest.fixture
+def taught(cache, pair, tmp_path):
+    """A config whose teacher is asked beforehand, with a cache of its own beside the digits."""
+    config = tiny(cache)
+    config.data.update(fresh_pairs=False, cache_dir=str(tmp_path / "cache"))
+    config.distill.update(teacher=str(pair), weight=1.0, temperature=3.0, views=3)
+    config.augment.update(shift_x=2.0, per_digit=True)
+    return config
+
+
+def test_lessons_are_images_and_what_the_teacher_says_of_them(taught, pair):
+    run, teacher = build(taught), Trained(pair)
+    images, targets = np.asarray(run.teacher.images).reshape(3, 96, 42, 28), run.teacher.targets
+    plain, _ = batches.examples(run.data.train, run.data.recipe)
+    for one, other in ((images[0], plain), (images[0], images[1]), (images[1], images[2])):
+        assert (one != other).any(axis=(1, 2)).mean() > 0.9  # in 24 of 25 cases a digit moves
+    ink = images.sum(axis=(2, 3)) / plain.sum(axis=(1, 2))
+    assert ink.min() > 0.6 and 0.9 < np.median(ink) < 1.1
+    for head, log_p in teacher.predict(images.reshape(-1, 42, 28)).items():
+        soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(targets[head], soft.mean(axis=0), atol=5e-4)  # 16 bits
+
+
+def test_a_step_takes_its_examples_copies(taught, pair):
+    """Each row of the batch is a copy of its own example, with its label and its answer."""
+    run = build(taught)
+    members = jax.tree.map(lambda x: x[0], run.members[0])
+    order = run.order(run.members[0], 1, n=96)[0]
+    batch, _ = run.programs.batch(
+        *(jnp.zeros((), jnp.int32), order, 1, run.data.train, run.data.normalizer, members),
+        run.teacher,
+    )
+    examples = np.asarray(order)[32:64]
+    copies = np.asarray(run.teacher.images).reshape(3, 96, 42, 28)[:, examples] / 255
+    same = (copies == np.asarray(batch.images, float)[None]) | np.isclose(copies, batch.images)
+    of = same.all(axis=(2, 3))
+    assert of.any(axis=0).all()
+    assert len({int(v) for v in of.argmax(axis=0)}) == 3
+    labels = batches.labels(run.data.train, run.data.recipe)
+    for head, targets in batch.targets.items():
+        np.testing.assert_array_equal(batch.labels[head], labels[head][examples])
+        answers = np.asarray(run.teacher.targets[head]).reshape(3, 96, 10)
+        picked = answers[of.argmax(axis=0), examples]
+        np.testing.assert_array_equal(targets, picked.astype(np.float32))
+
+
+def test_lessons_are_kept_and_mended(taught, tmp_path, monkeypatch):
+    first = build(taught).teacher
+    (folder,) = (tmp_path / "cache" / "lessons").iterdir()
+    paths = sorted(folder.iterdir())
+    assert [path.name for path in paths] == ["000.npy", "001.npy", "002.npy"]
+    whole = paths[1].read_bytes()
+    paths[0].unlink()
+    paths[1].write_bytes(whole[:1000])
+    before = paths[2].stat().st_mtime_ns
+    chex.assert_trees_all_equal(build(taught).teacher, first)
+    assert paths[1].read_bytes() == whole
+    assert paths[2].stat().st_mtime_ns == before
+    taught.augment.shift_x = 1.0
+    build(taught)
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_learning_from_lessons_end_to_end(taught, tmp_path):
+    train(taught, tmp_path / "run")
+    assert "test" in json.loads((tmp_path / "run" / "summary.json").read_text())
+    taught.data.fresh_pairs = True
+    with pytest.raises(UserError, match=r"fresh_pairs=False"):
+        train(taught, tmp_path / "other")
 
 
 def test_a_teacher_that_knows_what_the_student_is_validated_on(cache, pair, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -292,6 +292,28 @@ def train_batch(
         recipe.label(split.labels[rows]),
         jnp.ones(rows.shape[0], images.dtype),
         teacher(images) if teacher else None,
+    )
+
+
+def taught_batch(
+    split: Split,
+    rows: Array,
+    recipe: Recipe,
+    normalizer: Normalizer,
+    images: Array,
+    targets: Mapping[str, Array],
+    copies: Array,
+) -> Batch:
+    """As `train_batch`, of images that are distorted and taught already.
+
+    copies: [B], which of `images` [N, H, W] uint8 and of `targets` {head: [N, C]}.
+    """
+    pixels = _unit(_gather(images, copies))
+    return Batch(
+        normalize(pixels, normalizer),
+        recipe.label(split.labels[rows]),
+        jnp.ones(rows.shape[0], pixels.dtype),
+        {head: soft[copies].astype(pixels.dtype) for head, soft in targets.items()},
     )
 
 
