@@ -10,7 +10,7 @@ import numpy as np
 from digits_jax.data.batches import Normalizer, Split, eval_batch
 from digits_jax.data.pairs import Recipe
 from digits_jax.errors import UserError
-from digits_jax.population import Population, Teacher
+from digits_jax.population import Lessons, Population, Teacher
 from digits_jax.scratch import network
 from digits_jax.scratch import optim as rules
 from digits_jax.scratch.step import eval_step, init_state, train_step
@@ -66,7 +66,7 @@ class NumpyPopulation(Population):
         split: Split,
         normalizer: Normalizer,
         members: Members,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Lessons | None = None,
         *,
         steps: int,
     ) -> tuple[TrainState, Metrics]:
