@@ -95,7 +95,8 @@ def _compact(model: Any, activation: type[torch.nn.Module]) -> Callable[[str], l
 def torch_network(config: Any, heads: dict[str, int], shape: tuple[int, int]) -> torch.nn.Module:
     """The network of `config` in PyTorch; checked to have as many parameters."""
     model, rate = config.model, config.model.dropout
-    names = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+    names = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "silu": "SiLU"}
+    names |= {"sigmoid": "Sigmoid", "tanh": "Tanh"}
     activation = getattr(torch.nn, names[model.get("activation", "relu")])
     tails: dict[str, torch.nn.Module] = {h: torch.nn.LazyLinear(n) for h, n in heads.items()}
     match model.name:
@@ -120,7 +121,7 @@ def torch_network(config: Any, heads: dict[str, int], shape: tuple[int, int]) ->
                 for _ in range(model.blocks):
                     body.append(_Residual(n, width != n))
                     width = n
-            body += [_Average(1), torch.nn.Flatten(), torch.nn.Dropout(rate)]
+            body += [_Average(model.get("average", 1)), torch.nn.Flatten(), torch.nn.Dropout(rate)]
         case "compact":
             modules, body = _compact(model, activation), []
             begin = next(i for i, x in enumerate(model.layers) if x.endswith("classes"))

@@ -22,6 +22,7 @@ from digits_jax.types import Array
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,
+    "silu": nn.silu,
     "sigmoid": nn.sigmoid,
     "tanh": nn.tanh,
 }

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digits_jax import augment
 from digits_jax.console import EpochBar, console, warn
 from digits_jax.data.batches import Dataset, cache_dir, distorted
 from digits_jax.population import Lessons, Population, Teacher
 
-_PART = 500  # examples at a time
+_PART = 100  # examples at a time: of ten small networks on a CPU 1.4 times as fast as of 500
 
 
 def make(config: Any, data: Dataset, programs: Population, teacher: Teacher) -> Lessons:
@@ -74,7 +75,8 @@ def _name(config: Any, data: Dataset, teacher: Teacher) -> str:
     """Changes with whatever the lessons come from; rounding differs between versions of JAX."""
     said = f"{jax.__version__} {jax.default_backend()} {config.data.seed} "
     said += f"{config.distill.temperature} {config.augment.to_json(sort_keys=True)}"
-    digest = hashlib.sha256(said.encode())
+    code = (Path(__file__).read_bytes(), Path(augment.__file__).read_bytes())
+    digest = hashlib.sha256(said.encode() + b"".join(code))
     for array in jax.tree.leaves((data.train, teacher)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -231,6 +231,7 @@ def test_activations_by_hand():
     expected = {
         "relu": [0, 0, 1],
         "leaky_relu": [-0.02, 0, 1],
+        "silu": [-2 / (1 + np.exp(2)), 0, 1 / (1 + np.exp(-1))],
         "sigmoid": 1 / (1 + np.exp([2, 0, -1])),
         "tanh": np.tanh([-2, 0, 1]),
     }
