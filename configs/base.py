@@ -98,7 +98,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     distill.teacher = ""  # the folder of a trained run, whose members teach together
     distill.weight = 0.9  # of the teacher's part of the loss
     distill.temperature = 4.0
-    distill.views = 0  # copies of each example that it is asked about beforehand; 0: every step
+    distill.views = 0  # copies of each digit that it is asked about beforehand; 0: every step
     config.prune = ConfigDict()
     config.prune.run = ""  # the folder of a trained run whose first member is pruned and trained on
     config.prune.fractions = ()  # of its weights, by member; (): seven, from none to 98 %

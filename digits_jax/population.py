@@ -75,14 +75,14 @@ class Teacher(NamedTuple):
 
 
 class Lessons(NamedTuple):
-    """Distorted copies of the N training examples and a teacher's softened answers to them.
+    """V distorted copies of the P training digits, and a teacher's softened answers to them.
 
-    images: [V * N, H, W] uint8, one copy of all examples after another; targets: {head:
-    [V * N, C] float16}.
+    images: [V * P, 28, 28] uint8, one copy of the whole pool after another; answers: [V * P, 10]
+    float16.
     """
 
     images: Array
-    targets: dict[str, Array]
+    answers: Array
 
 
 class Population:
@@ -201,33 +201,26 @@ class Population:
         batch_size, split = self._config.batch_size, split.of(member.fold)
         key = jax.random.fold_in(_key(member.seed, _STEP), step)
         key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
-        examples = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
-        if isinstance(teacher, Lessons):
-            views = len(teacher.images) // split.size
-            view = jax.random.randint(key_augment, (batch_size,), 0, views)
-            rows, copies = map(over_data, (split.rows[examples], view * split.size + examples))
-            made = (teacher.images, teacher.targets, copies)
-            return taught_batch(split, rows, self._recipe, normalizer, *made), key_dropout
         if self._config.data.fresh_pairs and self._recipe.digits > 1:
             shape = (batch_size, self._recipe.digits)
             rows = split.pool[jax.random.randint(key_pairs, shape, 0, len(split.pool))]
         else:
-            rows = split.rows[examples]
+            rows = split.rows[jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)]
         rows = over_data(rows)
-        teach = functools.partial(self.targets, teacher) if teacher else None
+        if isinstance(teacher, Lessons):
+            size = len(split.pool)
+            view = jax.random.randint(key_augment, rows.shape, 0, len(teacher.images) // size)
+            copies = view * size + jnp.searchsorted(split.pool, rows)
+            return taught_batch(
+                split, rows, self._recipe, normalizer, *teacher, copies
+            ), key_dropout
+        teach = functools.partial(self._targets, teacher) if teacher else None
         batch = train_batch(split, rows, self._recipe, normalizer, key_augment, self._config, teach)
         return batch, key_dropout
 
-    def targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
-        """images: [B, H, W] in [0, 1] -> {head: [B, C]}, the teacher's softened probabilities.
-
-        Averaged over its members; its slices are looped over, as they were when it was trained.
-        """
+    def _targets(self, teacher: Teacher, images: Array) -> dict[str, Array]:
         teaching: Any = self._teaching
-        pixels = normalize(images, teacher.normalizer)
-        said = [teaching.log_probabilities(weights, pixels) for weights in teacher.weights]
-        soft = jax.tree.map(lambda x: jax.nn.softmax(x / self._config.distill.temperature), said)
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts).mean(axis=0), *soft)
+        return teaching.soften(teacher, images, self._config.distill.temperature)
 
     def evaluate(
         self,
@@ -254,6 +247,16 @@ class Population:
         """images: [B, H, W] uint8 -> {head: [S, B, C] log-probabilities}."""
         pixels = normalize(images.astype(jnp.result_type(float)) / 255, normalizer)
         return self.log_probabilities(weights, pixels)
+
+    def soften(self, trained: Teacher, images: Array, temperature: float) -> dict[str, Array]:
+        """images: [B, H, W] in [0, 1] -> {head: [B, C]} probabilities at that temperature.
+
+        The mean over the members, whose slices are looped over, as they were when it was trained.
+        """
+        pixels = normalize(images, trained.normalizer)
+        said = [self.log_probabilities(weights, pixels) for weights in trained.weights]
+        soft = jax.tree.map(lambda x: jax.nn.softmax(x / temperature), said)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts).mean(axis=0), *soft)
 
     def log_probabilities(self, weights: tuple[PyTree, PyTree], pixels: Array) -> dict[str, Array]:
         """pixels: [B, H, W] float, normalised -> {head: [S, B, C]}."""

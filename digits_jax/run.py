@@ -12,6 +12,7 @@ import numpy as np
 from digits_jax import devices, hosts, lessons, models, pruning
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
+from digits_jax.data.pairs import RECIPES
 from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError
 from digits_jax.mesh import Layout, fetch
@@ -197,7 +198,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     programs = engine(config, data.recipe, steps, source.population if source else None)
     teacher: Any = source.teacher() if source else None
     if source and config.distill.views:
-        teacher = lessons.make(config, data, programs, teacher)
+        teacher = lessons.make(config, data.train, source)
         hosts.agree("what their teacher says", *jax.tree.leaves(teacher))
     arrays = data.train, data.validation, data.test, data.normalizer, teacher
     *arrays, teacher = layout.everywhere(arrays)
@@ -246,8 +247,15 @@ def _learned_from(config: Any) -> Trained:
     teacher = Trained(Path(config.distill.teacher))
     theirs, ours = teacher.config.data, config.data
     where = f"config.distill.teacher={config.distill.teacher}"
-    if theirs.dataset != ours.dataset:
-        raise UserError(f"{where} knows {theirs.dataset}, not {ours.dataset}")
+    taught = "mnist" if config.distill.views else ours.dataset
+    if theirs.dataset != taught:
+        raise UserError(f"{where} knows {theirs.dataset}, not {taught}")
+    alone = teacher.recipe.digits == RECIPES[ours.dataset].digits
+    if config.distill.views and not (alone or config.augment.per_digit):
+        raise UserError(
+            f"config.distill.views={config.distill.views} are copies of single digits; they go "
+            "with --config.augment.per_digit=True"
+        )
     if not (ours.validation or ours.folds):
         return teacher
     same = ["source", "seed", "validation", "folds"]

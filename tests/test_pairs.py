@@ -52,6 +52,10 @@ def test_mnist100_is_left_then_right():
     assert (out[1, :, 28:] == 12).all()
     labels = RECIPES["mnist100"].label(np.array([[2, 9], [0, 4], [9, 9]], np.uint8))
     np.testing.assert_array_equal(labels["number"], [29, 4, 99])
+    certain = np.eye(10)[[[2, 9], [0, 4], [9, 9]]]
+    np.testing.assert_array_equal(
+        RECIPES["mnist100"].target(certain)["number"], np.eye(100)[[29, 4, 99]]
+    )
 
 
 def test_two_digit_is_the_maximum_where_the_digits_overlap():
@@ -67,6 +71,8 @@ def test_two_digit_is_the_maximum_where_the_digits_overlap():
     np.testing.assert_array_equal(RECIPES["two_digit"].compose(images)[0], expected)
     labels = RECIPES["two_digit"].label(np.array([[3, 8]], np.uint8))
     assert {head: x.tolist() for head, x in labels.items()} == {"upper": [3], "lower": [8]}
+    targets = RECIPES["two_digit"].target(np.eye(10)[[[3, 8]]])
+    assert {head: int(x.argmax()) for head, x in targets.items()} == {"upper": 3, "lower": 8}
 
 
 def test_no_digit_is_on_both_sides_of_a_split():

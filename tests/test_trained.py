@@ -135,13 +135,13 @@ def test_a_teachers_targets(cache, pair):
     config.distill.temperature = 3.0
     student = Population(config, teacher.recipe, 1, teacher.population)
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
-    targets = student.targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
+    targets = student._targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
     for head, log_p in teacher.predict(images).items():
         soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(targets[head], soft.mean(axis=0), rtol=1e-5)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], teacher.weights) for i in range(2)]
     doubled = Teacher(parts, teacher.normalizer)
-    slices = student.targets(doubled, jnp.asarray(images / 255, jnp.float32))
+    slices = student._targets(doubled, jnp.asarray(images / 255, jnp.float32))
     chex.assert_trees_all_close(slices, targets, rtol=1e-5)
 
 
@@ -167,54 +167,86 @@ def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["config"]["distill"]["weight"] == 1
 
 
+@pytest.fixture(scope="module")
+def teachers(cache, tmp_path_factory):
+    """A population of two that reads single digits."""
+    workdir = tmp_path_factory.mktemp("teachers")
+    config = shrink(config_of("mnist:mlp10"), cache)
+    config.update(epochs=1)
+    config.population.size = 2
+    train(config, workdir)
+    return workdir
+
+
 @pytest.fixture
-def taught(cache, pair, tmp_path):
-    """A config whose teacher is asked beforehand, with a cache of its own beside the digits."""
+def taught(cache, teachers, tmp_path):
+    """A config of pairs whose teacher is asked beforehand, with a cache of its own."""
     config = tiny(cache)
-    config.data.update(fresh_pairs=False, cache_dir=str(tmp_path / "cache"))
-    config.distill.update(teacher=str(pair), weight=1.0, temperature=3.0, views=3)
-    config.augment.update(shift_x=2.0, per_digit=True)
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.distill.update(teacher=str(teachers), weight=1.0, temperature=3.0, views=3)
+    config.augment.update(shift_x=2.0, shift_y=2.0, per_digit=True)
     return config
 
 
-def test_lessons_are_images_and_what_the_teacher_says_of_them(taught, pair):
-    run, teacher = build(taught), Trained(pair)
-    images, targets = np.asarray(run.teacher.images).reshape(3, 96, 42, 28), run.teacher.targets
-    plain, _ = batches.examples(run.data.train, run.data.recipe)
-    for one, other in ((images[0], plain), (images[0], images[1]), (images[1], images[2])):
+def softened(log_p):
+    soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
+    return soft.mean(axis=0)
+
+
+def test_lessons_are_digits_and_what_the_teacher_says_of_them(taught, teachers):
+    run = build(taught)
+    images = np.asarray(run.teacher.images)
+    plain = np.asarray(run.data.train.images)[np.asarray(run.data.train.pool)]
+    copies = images.reshape(3, len(plain), 28, 28)
+    for one, other in ((copies[0], plain), (copies[0], copies[1]), (copies[1], copies[2])):
         assert (one != other).any(axis=(1, 2)).mean() > 0.9  # in 24 of 25 cases a digit moves
-    ink = images.sum(axis=(2, 3)) / plain.sum(axis=(1, 2))
+    ink = copies.sum(axis=(2, 3)) / plain.sum(axis=(1, 2))
     assert ink.min() > 0.6
     assert 0.9 < np.median(ink) < 1.1
-    for head, log_p in teacher.predict(images.reshape(-1, 42, 28)).items():
-        soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
-        np.testing.assert_allclose(targets[head], soft.mean(axis=0), atol=5e-4)  # 16 bits
+    expected = softened(Trained(teachers).predict(images)["digit"])
+    np.testing.assert_allclose(run.teacher.answers, expected, atol=5e-4)  # 16 bits
 
 
-def test_a_step_takes_its_examples_copies(taught, pair):
-    """Each row of the batch is a copy of its own example, with its label and its answer."""
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_batch_is_composed_of_copies_of_its_digits(taught, fresh):
+    """Every image is a maximum of two copies, with the label and the answer of each."""
+    taught.data.fresh_pairs = fresh
     run = build(taught)
     members = jax.tree.map(lambda x: x[0], run.members[0])
-    order = run.order(run.members[0], 1, n=96)[0]
+    order, train_split = run.order(run.members[0], 1, n=96)[0], run.data.train
     batch, _ = run.programs.batch(
-        *(jnp.zeros((), jnp.int32), order, 1, run.data.train, run.data.normalizer, members),
+        *(jnp.zeros((), jnp.int32), order, 1, train_split, run.data.normalizer, members),
         run.teacher,
     )
-    examples = np.asarray(order)[32:64]
-    copies = np.asarray(run.teacher.images).reshape(3, 96, 42, 28)[:, examples] / 255
-    same = (copies == np.asarray(batch.images, float)[None]) | np.isclose(copies, batch.images)
-    of = same.all(axis=(2, 3))
-    assert of.any(axis=0).all()
-    assert len({int(v) for v in of.argmax(axis=0)}) == 3
-    labels = batches.labels(run.data.train, run.data.recipe)
-    for head, targets in batch.targets.items():
-        np.testing.assert_array_equal(batch.labels[head], labels[head][examples])
-        answers = np.asarray(run.teacher.targets[head]).reshape(3, 96, 10)
-        picked = answers[of.argmax(axis=0), examples]
-        np.testing.assert_array_equal(targets, picked.astype(np.float32))
+    assert batch.images.shape == (32, 42, 28)
+    copies = np.asarray(run.teacher.images)
+    answers = np.asarray(run.teacher.answers, np.float32)
+    labels = np.tile(np.asarray(train_split.labels)[np.asarray(train_split.pool)], 3)
+    seen = np.rint(255 * np.asarray(batch.images)).astype(np.uint8)
+    digits = set()
+    for i, image in enumerate(seen):
+        # The first 14 rows are of the upper digit alone, the last of the lower one.
+        upper = (copies[:, :14] == image[:14]).all(axis=(1, 2))
+        lower = (copies[:, 14:] == image[28:]).all(axis=(1, 2))
+        pair = [
+            (u, v)
+            for u in np.flatnonzero(upper)
+            for v in np.flatnonzero(lower)
+            if (np.maximum(copies[u, 14:], copies[v, :14]) == image[14:28]).all()
+        ]
+        assert pair
+        assert any(
+            labels[u] == batch.labels["upper"][i]
+            and labels[v] == batch.labels["lower"][i]
+            and (answers[u] == batch.targets["upper"][i]).all()
+            and (answers[v] == batch.targets["lower"][i]).all()
+            for u, v in pair
+        )
+        digits |= {int(u) // (len(copies) // 3) for u, _ in pair}
+    assert digits == {0, 1, 2}
 
 
-def test_lessons_are_kept_and_mended(taught, tmp_path, monkeypatch):
+def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
     first = build(taught).teacher
     (folder,) = (tmp_path / "cache" / "lessons").iterdir()
     paths = sorted(folder.iterdir())
@@ -226,16 +258,24 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, monkeypatch):
     chex.assert_trees_all_equal(build(taught).teacher, first)
     assert paths[1].read_bytes() == whole
     assert paths[2].stat().st_mtime_ns == before
-    taught.augment.shift_x = 1.0
-    build(taught)
+    single = shrink(config_of("mnist:mlp10"), tmp_path / "cache")
+    single.distill.update(taught.distill)
+    single.augment.update(taught.augment, per_digit=False)
+    chex.assert_trees_all_equal(build(single).teacher, first)  # the same digits
+    assert len(list(folder.parent.iterdir())) == 1
+    single.augment.shift_x = 1.0
+    build(single)
     assert len(list(folder.parent.iterdir())) == 2
 
 
-def test_learning_from_lessons_end_to_end(taught, tmp_path):
+def test_learning_from_lessons_end_to_end(taught, tmp_path, pair):
     train(taught, tmp_path / "run")
     assert "test" in json.loads((tmp_path / "run" / "summary.json").read_text())
-    taught.data.fresh_pairs = True
-    with pytest.raises(UserError, match=r"fresh_pairs=False"):
+    taught.augment.per_digit = False
+    with pytest.raises(UserError, match=r"per_digit=True"):
+        train(taught, tmp_path / "other")
+    taught.distill.teacher = str(pair)
+    with pytest.raises(UserError, match="knows two_digit, not mnist"):
         train(taught, tmp_path / "other")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -301,19 +301,19 @@ def taught_batch(
     recipe: Recipe,
     normalizer: Normalizer,
     images: Array,
-    targets: Mapping[str, Array],
+    answers: Array,
     copies: Array,
 ) -> Batch:
-    """As `train_batch`, of images that are distorted and taught already.
+    """As `train_batch`, of digits that are distorted and taught already.
 
-    copies: [B], which of `images` [N, H, W] uint8 and of `targets` {head: [N, C]}.
+    copies: [B, k], which of `images` [N, 28, 28] uint8 and `answers` [N, 10] each digit is.
     """
-    pixels = _unit(_gather(images, copies))
+    pixels = _unit(recipe.compose(_gather(images, copies)))
     return Batch(
         normalize(pixels, normalizer),
         recipe.label(split.labels[rows]),
         jnp.ones(rows.shape[0], pixels.dtype),
-        {head: soft[copies].astype(pixels.dtype) for head, soft in targets.items()},
+        recipe.target(answers[copies].astype(pixels.dtype)),
     )
 
 

@@ -26,7 +26,8 @@ class Recipe(NamedTuple):
 
     shape: (H, W) of an image; heads: {head: classes}; train, test: examples of the undivided
     recipe; compose: images [B, digits, 28, 28] of any dtype -> [B, H, W] of the same dtype;
-    label: labels [B, digits] of any integer dtype -> {head: [B] int32}.
+    label: labels [B, digits] of any integer dtype -> {head: [B] int32}; target: probabilities
+    [B, digits, 10] of each digit by itself -> {head: [B, C]}.
     """
 
     digits: int
@@ -36,6 +37,7 @@ class Recipe(NamedTuple):
     test: int
     compose: Callable[[Array], jax.Array]
     label: Callable[[Array], dict[str, jax.Array]]
+    target: Callable[[Array], dict[str, jax.Array]]
 
 
 def _alone(images: Array) -> jax.Array:
@@ -69,11 +71,33 @@ def _upper_and_lower(labels: Array) -> dict[str, jax.Array]:
     return {"upper": labels[:, 0], "lower": labels[:, 1]}
 
 
+def _target_of_digit(p: Array) -> dict[str, jax.Array]:
+    return {"digit": jnp.asarray(p)[:, 0]}
+
+
+def _target_of_number(p: Array) -> dict[str, jax.Array]:
+    """The sides are drawn independently: p(left, right) = p(left) p(right)."""
+    p = jnp.asarray(p)
+    return {"number": (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), 100)}
+
+
+def _targets_of_both(p: Array) -> dict[str, jax.Array]:
+    p = jnp.asarray(p)
+    return {"upper": p[:, 0], "lower": p[:, 1]}
+
+
+_PAIR = {"upper": 10, "lower": 10}
 RECIPES = {
-    "mnist": Recipe(1, (28, 28), {"digit": 10}, 60_000, 10_000, _alone, _digit),
-    "mnist100": Recipe(2, (28, 56), {"number": 100}, 60_000, 10_000, _side_by_side, _number),
+    "mnist": Recipe(
+        *(1, (28, 28), {"digit": 10}, 60_000, 10_000),
+        *(_alone, _digit, _target_of_digit),
+    ),
+    "mnist100": Recipe(
+        *(2, (28, 56), {"number": 100}, 60_000, 10_000),
+        *(_side_by_side, _number, _target_of_number),
+    ),
     "two_digit": Recipe(
-        2, (42, 28), {"upper": 10, "lower": 10}, 40_000, 4_000, _stacked, _upper_and_lower
+        *(2, (42, 28), _PAIR, 40_000, 4_000), *(_stacked, _upper_and_lower, _targets_of_both)
     ),
 }
 
