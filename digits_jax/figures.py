@@ -510,6 +510,7 @@ def attribution(
 def frontier(points: Rows, path: str | os.PathLike) -> None:
     """Test accuracy over parameters, with the 95 % interval of the mean and the quoted figures.
 
+    A step of the line is where no smaller network of the data set has a better mean.
     points: {"run", "dataset", "parameters", "mean", "half" (or None), "quoted" (a list, by head)},
     fractions all. The accuracy axis is logarithmic in the error.
     """
@@ -546,11 +547,25 @@ def frontier(points: Rows, path: str | os.PathLike) -> None:
         _error_axis(ax, np.asarray(errors))
         for dataset, colour in colours.items():
             ax.plot([], [], "o", color=colour, label=dataset)
+            steps = record_steps([p for p in points if p["dataset"] == dataset])
+            if len(steps) > 1:
+                sizes, means = np.transpose(steps)
+                errors_of = np.maximum(100 * (1 - means), LEAST_ERROR)
+                ax.step(sizes, errors_of, where="post", color=colour, lw=0.8, alpha=0.5, zorder=0)
         ax.plot([], [], "D", markerfacecolor="white", color=FAINT, label="quoted")
         ax.legend(loc="lower center", ncols=4, labelcolor=INK)
         ax.set_xlim(right=ax.get_xlim()[1] * 1.6)  # room for the last label
         ax.set_title("Test accuracy, %")
         ax.set_xlabel("parameters")
+
+
+def record_steps(points: Rows) -> list[tuple[int, float]]:
+    """(parameters, mean) of the points that no smaller one, nor one of that size, is better than."""
+    steps: list[tuple[int, float]] = []
+    for point in sorted(points, key=lambda p: (p["parameters"], -p["mean"])):
+        if not steps or point["mean"] > steps[-1][1]:
+            steps.append((point["parameters"], point["mean"]))
+    return steps
 
 
 def learning(runs: Mapping[str, Rows], path: str | os.PathLike) -> None:
