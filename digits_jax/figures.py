@@ -560,7 +560,7 @@ def frontier(points: Rows, path: str | os.PathLike) -> None:
 
 
 def record_steps(points: Rows) -> list[tuple[int, float]]:
-    """(parameters, mean) of the points that no smaller one, nor one of that size, is better than."""
+    """(parameters, mean) of the points that are better than all of that size or smaller."""
     steps: list[tuple[int, float]] = []
     for point in sorted(points, key=lambda p: (p["parameters"], -p["mean"])):
         if not steps or point["mean"] > steps[-1][1]:

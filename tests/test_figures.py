@@ -210,7 +210,7 @@ def test_ablation_has_a_point_for_each_accuracy_that_is_known(tmp_path):
 
 
 def test_steps_of_the_frontier():
-    """By hand: one at 20 is worse than at 10, of two at 30 the better counts, 40 only repeats it."""
+    """By hand: 20 is worse than 10, of two at 30 the better counts, 40 only repeats it."""
     points = [
         {"parameters": n, "mean": mean}
         for n, mean in [(30, 0.97), (10, 0.95), (40, 0.98), (20, 0.94), (30, 0.98), (50, 0.99)]
