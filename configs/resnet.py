@@ -2,9 +2,12 @@
 
 python launch.py --config=configs/resnet.py
 
-Test accuracy: 99.57 %, 73,082 parameters, seed 0, chosen on validation, in 12 epochs (2026-11-21,
-15 minutes of training on one busy core); 18 are not measured yet. Channel attention:
---config.model.squeeze=4.
+Test accuracy, chosen on validation, mean and standard deviation of the seeds 0 to 4 (2026-11-22, one
+busy CPU core, 15 minutes of training a seed):
+
+plain   73,082 parameters   99.56 ± 0.04 %
+
+One seed of an earlier recipe had 99.57 % in 12 epochs. Channel attention: --config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
