@@ -23,6 +23,10 @@ FAMILIES = (
     "compact",
     "drawn",
 )
+TOWERS = {
+    "tower": {"stem": 3, "features": (4,)},
+    "compact_tower": {"layers": ("conv3 4", "pool", "conv3 5", "average 1", "linear1 classes")},
+}
 PARAMETERS = {
     "mnist100": 833_572,  # published
     "two_head": 390_164,  # published, as all that follow but the last
@@ -113,10 +117,13 @@ class Families(chex.TestCase):
         chex.assert_tree_all_finite(logits)
 
 
-def test_tower_is_the_outer_sum_of_its_halves(getkey):
+@pytest.mark.parametrize("name", ["tower", "compact_tower"])
+def test_tower_is_the_outer_sum_of_its_halves(getkey, name):
     """Exchanging the halves of an image exchanges tens and ones, and the 100 sum to one."""
-    model, recipe, variables = network("mnist100:tower")
+    recipe = RECIPES["mnist100"]
+    model = models.build(name, recipe.heads, **TOWERS[name])
     images = jax.random.uniform(getkey(), (4, *recipe.shape))
+    variables = initialised(model, recipe.shape)
     swapped = jnp.concatenate([images[:, :, 28:], images[:, :, :28]], axis=2)
 
     def log_p(x):
@@ -127,6 +134,22 @@ def test_tower_is_the_outer_sum_of_its_halves(getkey):
         log_p(swapped).reshape(4, 10, 10), table.swapaxes(1, 2), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(jnp.exp(table).sum(axis=(1, 2)), np.ones(4), rtol=1e-5)
+
+
+def test_a_compact_tower_is_its_compact_network_on_either_side(getkey):
+    fields = TOWERS["compact_tower"] | {"activation": "silu", "norm": "before", "scale": False}
+    tower = models.build("compact_tower", {"number": 100}, **fields)
+    digit = models.build("compact", {"digit": 10}, **fields)
+    variables = initialised(tower, (28, 56))
+    inner = {kind: tree["tower"] for kind, tree in variables.items()}
+    images = jax.random.uniform(getkey(), (3, 28, 56))
+    left, right = (
+        jax.nn.log_softmax(digit.apply(inner, x, train=False, dropout_rate=0.0)["digit"])
+        for x in (images[:, :, :28], images[:, :, 28:])
+    )
+    both = tower.apply(variables, images, train=False, dropout_rate=0.0)["number"]
+    expected = (left[:, :, None] + right[:, None, :]).reshape(3, 100)
+    chex.assert_trees_all_close(both, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_active_in_training_alone(getkey):
@@ -153,8 +176,9 @@ def test_unknown_names_are_named():
 @pytest.mark.parametrize(
     ("heads", "shape"), [({"upper": 10, "lower": 10}, (28, 56)), ({"number": 100}, (42, 28))]
 )
-def test_tower_refuses_other_images(heads, shape):
-    model = models.build("tower", heads)
+@pytest.mark.parametrize("name", ["tower", "compact_tower"])
+def test_tower_refuses_other_images(heads, shape, name):
+    model = models.build(name, heads, **TOWERS[name])
     with pytest.raises(UserError, match="two square digits"):
         model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False, dropout_rate=0.0)
 

@@ -13,13 +13,14 @@ from digits_jax.models.compact import Compact
 from digits_jax.models.lenet5 import LeNet5
 from digits_jax.models.mlp import MLP
 from digits_jax.models.resnet import ResNet
-from digits_jax.models.tower import Tower
+from digits_jax.models.tower import CompactTower, Tower
 from digits_jax.models.vgg import VGG
 from digits_jax.types import PyTree
 
 MODELS: dict[str, type[nn.Module]] = {
     "cnn": CNN,
     "compact": Compact,
+    "compact_tower": CompactTower,
     "lenet5": LeNet5,
     "mlp": MLP,
     "resnet": ResNet,
