@@ -198,8 +198,10 @@ def build(config: Any, members: Members | None = None) -> Run:
     programs = engine(config, data.recipe, steps, source.population if source else None)
     teacher: Any = source.teacher() if source else None
     if source and config.distill.views:
+        programs.shapes(members)  # a network that cannot be is found before the long work
         teacher = lessons.make(config, data.train, source)
-        hosts.agree("what their teacher says", *jax.tree.leaves(teacher))
+        same = "what their teacher says; one --config.data.cache_dir for all of them ends that"
+        hosts.agree(same, *jax.tree.leaves(teacher))
     arrays = data.train, data.validation, data.test, data.normalizer, teacher
     *arrays, teacher = layout.everywhere(arrays)
     names = ("train", "validation", "test", "normalizer")
@@ -249,9 +251,11 @@ def _learned_from(config: Any) -> Trained:
     where = f"config.distill.teacher={config.distill.teacher}"
     taught = "mnist" if config.distill.views else ours.dataset
     if theirs.dataset != taught:
-        raise UserError(f"{where} knows {theirs.dataset}, not {taught}")
-    alone = teacher.recipe.digits == RECIPES[ours.dataset].digits
-    if config.distill.views and not (alone or config.augment.per_digit):
+        way = "views are of single digits" if taught != ours.dataset else "choose another"
+        if theirs.dataset == "mnist":
+            way = "with --config.distill.views=20 it can teach pairs, too"
+        raise UserError(f"{where} knows {theirs.dataset}, not {taught}; {way}")
+    if config.distill.views and RECIPES[ours.dataset].digits > 1 and not config.augment.per_digit:
         raise UserError(
             f"config.distill.views={config.distill.views} are copies of single digits; they go "
             "with --config.augment.per_digit=True"

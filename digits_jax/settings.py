@@ -81,6 +81,11 @@ def check(config: Any) -> None:
         raise UserError(f"config.augment.pen must be at most {MOST_PEN}, not {config.augment.pen}")
     if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:
         raise UserError("config.distill: weight must lie in [0, 1] and temperature above 0")
+    if config.distill.views and not config.distill.teacher:
+        raise UserError(
+            f"config.distill.views={config.distill.views} needs --config.distill.teacher=DIR, "
+            "a run that reads single digits"
+        )
     if config.seed + config.population.size > _SEEDS:
         raise UserError(f"config.seed must lie below 2**32, with every member's, not {config.seed}")
     if not all(isinstance(epoch, int | float) for epoch in config.optimizer.step_epochs):

@@ -11,6 +11,7 @@ import pytest
 from conftest import config_of, shrink
 from jax.test_util import check_grads
 
+from digits_jax import lessons
 from digits_jax.data import batches
 from digits_jax.errors import UserError
 from digits_jax.evaluate import best_test_epoch
@@ -254,18 +255,48 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
     whole = paths[1].read_bytes()
     paths[0].unlink()
     paths[1].write_bytes(whole[:1000])
-    before = paths[2].stat().st_mtime_ns
+    blank = np.load(paths[2])
+    blank[5] = 0  # a hole in a file of the right length
+    np.save(paths[2], blank)
     chex.assert_trees_all_equal(build(taught).teacher, first)
     assert paths[1].read_bytes() == whole
-    assert paths[2].stat().st_mtime_ns == before
+    before = [path.stat().st_mtime_ns for path in paths]
+    chex.assert_trees_all_equal(build(taught).teacher, first)
+    assert [path.stat().st_mtime_ns for path in paths] == before
     single = shrink(config_of("mnist:mlp10"), tmp_path / "cache")
     single.distill.update(taught.distill)
     single.augment.update(taught.augment, per_digit=False)
     chex.assert_trees_all_equal(build(single).teacher, first)  # the same digits
     assert len(list(folder.parent.iterdir())) == 1
-    single.augment.shift_x = 1.0
-    build(single)
-    assert len(list(folder.parent.iterdir())) == 2
+    for count, change in enumerate((("augment", "shift_x", 1.0), ("distill", "temperature", 2.0))):
+        section, field, value = change
+        single[section][field] = value
+        build(single)
+        assert len(list(folder.parent.iterdir())) == 2 + count
+    with jax.enable_x64(True):
+        build(single)
+    assert len(list(folder.parent.iterdir())) == 4
+
+
+def test_lessons_are_in_memory_once():
+    array = lessons._aligned((3, 5, 7), np.float16)
+    assert array.shape == (3, 5, 7)
+    assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_lessons_that_cannot_be_kept(taught, tmp_path, capsys):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "lessons").write_text("a file where the folder should be")
+    assert build(taught).teacher.images.shape[1:] == (28, 28)
+    assert capsys.readouterr().out.count("could not be kept") == 1
+
+
+def test_a_network_that_cannot_be_is_found_before_the_teacher_is_asked(taught, tmp_path):
+    taught.model.update(name="tower")
+    del taught.model.hidden, taught.model.activation
+    with pytest.raises(UserError, match="two square digits"):
+        build(taught)
+    assert not (tmp_path / "cache" / "lessons").exists()
 
 
 def test_learning_from_lessons_end_to_end(taught, tmp_path, pair):
@@ -275,7 +306,10 @@ def test_learning_from_lessons_end_to_end(taught, tmp_path, pair):
     with pytest.raises(UserError, match=r"per_digit=True"):
         train(taught, tmp_path / "other")
     taught.distill.teacher = str(pair)
-    with pytest.raises(UserError, match="knows two_digit, not mnist"):
+    with pytest.raises(UserError, match="knows two_digit, not mnist; views are of single digits"):
+        train(taught, tmp_path / "other")
+    taught.distill.teacher = ""
+    with pytest.raises(UserError, match=r"views=3 needs --config\.distill\.teacher"):
         train(taught, tmp_path / "other")
 
 

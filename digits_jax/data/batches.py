@@ -1,5 +1,6 @@
 """From a config to arrays on the device, and from those to batches."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -197,7 +198,8 @@ def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
             np.save(file, table, allow_pickle=False)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         log.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
     return digits
 
