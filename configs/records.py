@@ -5,10 +5,12 @@ python launch.py --config=configs/records.py:lenet5 --config.population.size=5
 
 All learn from the ten networks of results/compact (their ensemble: 99.70 %), which were asked about
 24 distorted copies of each training digit, once (a quarter of an hour on one core, a gigabyte in
-the cache). The runs are under way: no figure yet.
+the cache). Test accuracy, chosen on validation, mean and standard deviation of five seeds
+(2026-11-22, one busy CPU core, 7 minutes of training a seed):
 
-mnist100   pairs of digits, by a network of four unpadded convolutions past one pool
-lenet5     LeNet-5 as it is in configs/lenet5.py
+lenet5   61,706 parameters   99.52 ± 0.04 %   LeNet-5 as in configs/lenet5.py
+
+`mnist100`, pairs of digits by a network of four unpadded convolutions past one pool, is under way.
 """
 
 from ml_collections import ConfigDict
