@@ -121,7 +121,7 @@ def torch_network(config: Any, heads: dict[str, int], shape: tuple[int, int]) ->
                 for _ in range(model.blocks):
                     body.append(_Residual(n, width != n))
                     width = n
-            body += [_Average(model.get("average", 1)), torch.nn.Flatten(), torch.nn.Dropout(rate)]
+            body += [_Average(1), torch.nn.Flatten(), torch.nn.Dropout(rate)]
         case "compact":
             modules, body = _compact(model, activation), []
             begin = next(i for i, x in enumerate(model.layers) if x.endswith("classes"))

@@ -23,7 +23,7 @@ from digits_jax.trained import Trained
 OTHERS = {
     "lenet5": {"activation": "tanh", "pooling": "average", "batch_norm": True},
     "mnist100:mlp": {"activation": "sigmoid"},
-    "resnet": {"squeeze": 4, "average": 3},
+    "resnet": {"squeeze": 4},
     "compact:phase5": {"squeeze": 2, "residual": True, "activation": "leaky_relu"},
 }
 

@@ -396,20 +396,6 @@ def test_resnet_parameter_count_by_hand():
     assert parameters("resnet") == stem + sum(blocks) + 64 * 10 + 10
 
 
-def test_a_resnet_with_windows_tells_places_apart(getkey):
-    """42x28 is 10x7 after two pools: windows of 4x3 at strides of 3 and 2, so 3x3 x 64 weights."""
-    model = models.build("resnet", {"upper": 10, "lower": 10}, stem=4, features=(8, 64), average=3)
-    x = jax.random.uniform(getkey(), (1, 42, 28))
-    variables = model.init(getkey(), x, train=False, dropout_rate=0.0)
-    kernel = variables["params"]["upper"]["kernel"]
-    assert kernel.shape == (3 * 3 * 64, 10)
-    variables["params"]["upper"]["kernel"] = kernel.at[3 * 64 :].set(0)  # its uppermost windows
-    blank = x.at[:, 30:].set(0)
-    one, other = (model.apply(variables, x, train=False, dropout_rate=0.0) for x in (x, blank))
-    chex.assert_trees_all_equal(one["upper"], other["upper"])
-    assert (one["lower"] != other["lower"]).any()
-
-
 def test_a_residual_block_of_zeros_is_its_shortcut(getkey):
     """Positive inputs pass as they are, or through the 1x1 convolution before the last ReLU."""
     x = jax.random.uniform(getkey(), (2, 5, 5, 4))

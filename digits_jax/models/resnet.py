@@ -40,13 +40,11 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """conv3x3 - BatchNorm - ReLU, then stages of residual blocks, averages, a layer per head.
+    """conv3x3 - BatchNorm - ReLU, then stages of residual blocks, global average, layers per head.
 
     Each stage begins with a 2x2 max pool, which costs less than a strided convolution after it.
     heads: classes by head; stem: channels of the first convolution; features: channels by stage;
-    blocks: residual blocks in each stage; squeeze: reduction of the channel attention, 0 for none;
-    average: to that many windows a side, 1 for a global average. Where heads read different places
-    of an image, it takes more than one.
+    blocks: residual blocks in each stage; squeeze: reduction of the channel attention, 0 for none.
     """
 
     heads: Mapping[str, int]
@@ -54,7 +52,6 @@ class ResNet(nn.Module):
     features: tuple[int, ...] = (32, 64)
     blocks: int = 1
     squeeze: int = 0
-    average: int = 1
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
@@ -65,7 +62,7 @@ class ResNet(nn.Module):
             x = MaxPool()(x)
             for _ in range(self.blocks):
                 x = Residual(channels, self.squeeze)(x, train)
-        x = AdaptiveAveragePool(self.average)(x).reshape(x.shape[0], -1)
+        x = AdaptiveAveragePool(1)(x).reshape(x.shape[0], -1)
         if train:
             x = dropout(x, dropout_rate, self.make_rng("dropout"))
         return {head: dense(n, name=head)(x) for head, n in self.heads.items()}
