@@ -4,6 +4,8 @@ The network is traced with shapes alone, and each layer says what it is when it 
 """
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,7 @@ from digits_jax.layers import (
     SqueezeExcite,
     adaptive_window,
 )
+from digits_jax.types import Array
 
 _SHOWN = (nn.Conv, nn.Dense, nn.BatchNorm, MaxPool, AveragePool, AdaptiveAveragePool, SqueezeExcite)
 _ALL = None  # the receptive field of what sees the whole image
@@ -34,12 +37,13 @@ _ALL = None  # the receptive field of what sees the whole image
 class Layer(NamedTuple):
     """One layer of a network, for one example.
 
-    name: its path in the parameters; kind: 'conv 3x3', 'max 2x2', ...; before, after: shapes,
-    [H, W, C] or [C]; receptive_field: rows and columns of the image that one output sees, with the
-    padding, None where it sees all (in the tower: of its digit); jump: px between the fields of
-    neighbouring outputs, None where there are no neighbours; parameters: trainable numbers; flops:
-    2 for a multiplication with its addition, 1 for each pixel in a pool's windows, 2 for each that
-    BatchNorm scales and shifts; activations and sums of branches do not count.
+    name: its path in the parameters, and the number of a later call; kind: 'conv 3x3', 'max 2x2',
+    ...; before, after: shapes, [H, W, C] or [C]; receptive_field: rows and columns of the image
+    that one output sees, with the padding, None where it sees all (in the tower: of its digit);
+    jump: px between the fields of neighbouring outputs, None where there are no neighbours;
+    parameters: trainable numbers, where a layer is called again none; flops: 2 for a multiplication
+    with its addition, 1 for each pixel in a pool's windows, 2 for each that BatchNorm scales and
+    shifts; activations and sums of branches do not count.
     """
 
     name: str
@@ -64,15 +68,10 @@ def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
     jump: Any = (1, 1)
     begun: dict[int, Any] = {}  # by the identity of an array, which is kept so that it stays one
 
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def watch(layer: nn.Module, name: str, before: Array, after: Array) -> Array:
         nonlocal field, jump
-        after, layer = call(*args, **kwargs), context.module
-        name = "/".join(layer.path)
-        inside = any(part.startswith("SqueezeExcite") for part in layer.path[:-1])
-        again = rows and rows[-1].name == name  # a method of the class that it extends
-        if not isinstance(layer, _SHOWN) or inside or again:
+        if any(part.startswith("SqueezeExcite") for part in layer.path[:-1]):
             return after
-        before = args[0]
         # A branch, of a residual or of a head, goes on from what another began with.
         _, field, jump = begun.setdefault(id(before), (before, field, jump))
         kind, window, strides = _window(layer, before.shape)
@@ -91,7 +90,7 @@ def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
                 after.shape[1:],
                 field,
                 jump if several else None,
-                models.count_parameters(params),
+                models.count_parameters(params) if name == "/".join(layer.path) else 0,
                 _flops(layer, window, before, after, params),
             )
         )
@@ -101,9 +100,34 @@ def layers(model: nn.Module, shape: tuple[int, int]) -> list[Layer]:
         init: Any = model.init
         return init(key, image, train=False, dropout_rate=0.0)
 
-    with nn.intercept_methods(watch):
+    with nn.intercept_methods(interceptor(_SHOWN, watch)):
         jax.eval_shape(call, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
     return rows
+
+
+def interceptor(
+    shown: Any, watch: Callable[[nn.Module, str, Array, Array], Array]
+) -> Callable[..., Any]:
+    """For `nn.intercept_methods`: `watch(layer, name, before, after)` may change what comes after.
+
+    It sees each call of a layer of the classes `shown` once, though a class may extend another of
+    them, by a name of its own: the layer's path, from its second call on with a number.
+    """
+    inside: set[str] = set()
+    calls: Counter[str] = Counter()
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer, path = context.module, "/".join(context.module.path)
+        if not isinstance(layer, shown) or path in inside:
+            return call(*args, **kwargs)
+        inside.add(path)
+        after = call(*args, **kwargs)
+        inside.remove(path)
+        calls[path] += 1
+        name = path if calls[path] == 1 else f"{path}, call {calls[path]}"
+        return watch(layer, name, args[0], after)
+
+    return intercept
 
 
 def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:

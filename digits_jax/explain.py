@@ -76,16 +76,12 @@ def watch(
     """
     maps: dict[str, Array] = {}
 
-    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        name = "/".join(context.module.path)
-        # A subclass that calls super().__call__ comes by twice, the inner call first.
-        if isinstance(context.module, nn.Conv) and name not in maps:
-            output = maps[name] = output + added.get(name, 0.0)
-        return output
+    def look(_: nn.Module, name: str, __: Array, after: Array) -> Array:
+        maps[name] = after + added.get(name, 0.0)
+        return maps[name]
 
     apply: Any = model.apply
-    with nn.intercept_methods(interceptor):
+    with nn.intercept_methods(describe.interceptor(nn.Conv, look)):
         logits = apply(variables, images, train=False, dropout_rate=0.0)
     return logits, maps
 

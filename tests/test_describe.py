@@ -120,6 +120,15 @@ def test_attention_is_one_layer_that_sees_all():
     assert rows[names.index("MaxPool_1")].jump == (4, 4)
 
 
+def test_what_is_called_again_counts_once_and_sees_more():
+    how = {"norm": "none", "padding": "SAME"}
+    model = models.build("compact", {"digit": 10}, layers=("conv3 1", "again", "fc classes"), **how)
+    rows = layers(model, (28, 28))
+    told = [(row.name, row.receptive_field, row.parameters) for row in rows]
+    assert told[:2] == [("Conv_0", (3, 3), 9), ("Conv_0, call 2", (5, 5), 0)]
+    assert rows[0].flops == rows[1].flops == 2 * 9 * 784
+
+
 def test_every_head_begins_where_the_body_ends():
     names = ("conv3 2", "pool", "linear3 classes", "average 1")
     model = models.build("compact", {"upper": 10, "lower": 10}, layers=names, norm="none")

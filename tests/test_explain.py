@@ -58,6 +58,23 @@ def test_the_maps_are_those_of_the_convolutions(getkey):
     np.testing.assert_array_equal(logits["digit"], plain["digit"])
 
 
+def test_a_convolution_that_is_called_again_has_two_maps(getkey):
+    how = {"norm": "none", "padding": "SAME", "activation": "tanh"}
+    model = models.build("compact", {"digit": 10}, layers=("conv3 1", "again", "fc classes"), **how)
+    variables, image, network = watched(model, getkey())
+    maps = network(image, {})[1]
+    assert list(maps) == ["Conv_0", "Conv_0, call 2"]
+    kernel = variables["params"]["Conv_0"]["kernel"]
+    second = jax.lax.conv(
+        *(jnp.tanh(maps["Conv_0"]).transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)),
+        *((1, 1), "SAME"),
+    )
+    np.testing.assert_allclose(maps["Conv_0, call 2"][..., 0], second[:, 0], rtol=1e-4, atol=1e-6)
+    shifted = network(image, {"Conv_0, call 2": jnp.ones_like(maps["Conv_0"])})[1]
+    np.testing.assert_allclose(shifted["Conv_0"], maps["Conv_0"])
+    np.testing.assert_allclose(shifted["Conv_0, call 2"], maps["Conv_0, call 2"] + 1, rtol=1e-6)
+
+
 def test_what_is_added_goes_on_through_the_network_once(getkey):
     variables, image, network = watched(Small(), getkey())
     shift = jax.random.normal(getkey(), (1, 6, 8, 3))

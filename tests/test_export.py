@@ -24,6 +24,9 @@ OTHERS = {
     "lenet5": {"activation": "tanh", "pooling": "average", "batch_norm": True},
     "mnist100:mlp": {"activation": "sigmoid"},
     "resnet": {"squeeze": 4},
+    "compact:phase1": {
+        "layers": ("conv3 4", "pool", "sep3 4", "again", "again", "linear1 classes")
+    },
     "compact:phase5": {"squeeze": 2, "residual": True, "activation": "leaky_relu"},
 }
 

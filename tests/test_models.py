@@ -302,6 +302,9 @@ def test_heads_of_a_compact_net_are_their_own():
         ("conv0 4", "linear1 classes"),
         ("sep 4", "linear1 classes"),
         ("fc 8", "sep3 8", "fc classes"),
+        ("again", "linear1 classes"),
+        ("linear3 4", "again", "linear1 classes"),
+        ("conv3 4", "average 3", "again", "linear1 classes"),
     ],
     ids=str,
 )
@@ -328,6 +331,31 @@ def test_separable_is_each_channel_and_then_all(getkey):
     expected = (x @ kernels[4][0, 0]).mean((1, 2))
     logits = model.apply(variables, images, train=False, dropout_rate=0.0)["digit"]
     chex.assert_trees_all_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_again_is_the_same_kernels_with_another_norm(getkey):
+    """As the network without it, whose kernels are equal; what it counts, it counts once."""
+    how = {"norm": "before", "residual": True, "activation": "silu"}
+    shared, apart = (
+        compact(layers=("conv3 6", "sep3 6", layer, "pool", layer, "linear1 classes"), **how)
+        for layer in ("again", "sep3 6")
+    )
+    variables, images = initialised(shared), jax.random.uniform(getkey(), (2, 28, 28))
+    params = {name: jax.tree.map(jnp.array, layer) for name, layer in variables["params"].items()}
+    assert models.count_parameters(params) == 9 * 6 + (9 * 6 + 36) + 4 * 12 + 60
+    for norm in range(4):
+        params[f"BatchNorm_{norm}"]["bias"] = jax.random.normal(getkey(), (6,))
+    more = params | {f"Conv_{i}": params[f"Conv_{1 + (i + 1) % 2}"] for i in range(1, 7)}
+    more["Conv_7"] = params["Conv_3"]
+    stats, how = variables["batch_stats"], {"train": False, "dropout_rate": 0.0}
+    one = shared.apply({"params": params, "batch_stats": stats}, images, **how)
+    other = apart.apply({"params": more, "batch_stats": stats}, images, **how)
+    chex.assert_trees_all_close(one, other, rtol=1e-5)
+
+
+def test_again_needs_as_many_channels_as_it_began_with():
+    with pytest.raises(UserError, match=r"'again' meets 8 channels.*began with 4"):
+        initialised(compact(layers=("conv3 4", "sep3 8", "again", "linear1 classes")))
 
 
 def test_batch_norm_without_scale_has_one_of_ones(getkey):

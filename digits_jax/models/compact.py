@@ -1,7 +1,7 @@
 """Convolutional networks under 20,000 parameters, spelt out layer by layer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flax import linen as nn
 
@@ -21,17 +21,17 @@ from digits_jax.layers import (
 from digits_jax.types import Array
 
 NORMS = ("after", "before", "none")
-_BLOCKS = ("conv", "sep")  # with activation and BatchNorm
-_LAYER = re.compile(r"pool|(average|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
+_BLOCKS = ("conv", "sep", "again")  # with activation and BatchNorm
+_LAYER = re.compile(r"again|pool|(average|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
 _NETWORK = re.compile(
-    r"((pool|(average|conv\d|linear\d|sep\d) \d+), )*"
+    r"((pool|(average|linear\d) \d+|(conv|sep)\d \d+(, again|, pool)*), )*"
     r"((fc \d+, )*fc classes|linear\d classes(, pool|, average \d+)*)"
 )
 _GRAMMAR = (
-    "'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the same, separable), "
-    "'linear1 8' (bare), 'pool', 'average 3', 'fc 72' (and no other kind after it); then one of "
-    "'linear1 classes', 'linear3 classes', 'fc classes', and after that at most 'pool' and "
-    "'average'"
+    "'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the same, separable), 'again' "
+    "(the one before once more), 'linear1 8' (bare), 'pool', 'average 3', 'fc 72' (and no other "
+    "kind after it); then one of 'linear1 classes', 'linear3 classes', 'fc classes', and after "
+    "that at most 'pool' and 'average'"
 )
 
 
@@ -40,7 +40,9 @@ class Compact(nn.Module):
 
     layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
     'sepK N', the same separable, a KxK convolution of each channel and a 1x1 one of them all
-    (Chollet 2017, arXiv:1610.02357); 'linearK N', a KxK convolution alone; 'pool', 2x2 maximum;
+    (Chollet 2017, arXiv:1610.02357); 'again', the 'conv' or 'sep' before it once more, with the
+    same kernels and a BatchNorm of its own (Jastrzebski et al. 2018, arXiv:1710.04773); 'linearK
+    N', a KxK convolution alone; 'pool', 2x2 maximum;
     'average N', adaptive average to NxN (1: global); 'fc N', fully connected with activation and
     dropout. The layer whose N is 'classes' begins each head, bare; pixels that are left after it
     are averaged.
@@ -73,8 +75,18 @@ class Compact(nn.Module):
         begin = self._check_layers()
         rates = self._dropout_rates(dropout_rate, self.layers[:begin])
         x = images[..., None]
+        convolutions: list[nn.Module] = []
+        channels = 0  # that those began with
         for i, layer in enumerate(self.layers[:begin]):
-            x = self._apply(layer, x, train)
+            if layer == "again":
+                if x.shape[-1] != channels:
+                    raise UserError(
+                        f"model.layers: 'again' meets {x.shape[-1]} channels, and what it repeats "
+                        f"began with {channels}"
+                    )
+            elif new := self._convolutions(layer, x.shape[-1]):
+                convolutions, channels = new, x.shape[-1]
+            x = self._apply(layer, x, train, convolutions)
             if train and i in rates:
                 spatial = self.spatial and x.ndim == 4
                 x = dropout(x, rates[i], self.make_rng("dropout"), spatial=spatial)
@@ -82,25 +94,44 @@ class Compact(nn.Module):
         for head, classes in self.heads.items():
             y = x
             for layer in self.layers[begin:]:
-                y = self._apply(layer.replace("classes", str(classes)), y, train, bare=True)
+                layer = layer.replace("classes", str(classes))
+                y = self._apply(layer, y, train, self._convolutions(layer, y.shape[-1]), bare=True)
             logits[head] = y.mean(axis=(1, 2)) if y.ndim == 4 else y
         return logits
 
-    def _apply(self, layer: str, x: Array, train: bool, bare: bool = False) -> Array:
+    def _convolutions(self, layer: str, channels: int) -> list[nn.Module]:
+        """The ones that a 'conv', 'sep' or 'linear' has of its own, in order."""
         kind, _, number = layer.partition(" ")
-        init = initializer(self.activation)
+        if not kind.startswith(("conv", "sep", "linear")):
+            return []
+        size, init = int(kind[-1]), initializer(self.activation)
+        each = []
+        if kind.startswith("sep"):
+            each = [conv(channels, size, padding=self.padding, bias=False, depthwise=True)]
+            size = 1
+        all_ = conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init)
+        return [*each, all_]
+
+    def _apply(
+        self,
+        layer: str,
+        x: Array,
+        train: bool,
+        convolutions: Iterable[nn.Module],
+        bare: bool = False,
+    ) -> Array:
+        kind, _, number = layer.partition(" ")
         if kind == "pool":
             return MaxPool()(x)
         if kind == "average":
             return AdaptiveAveragePool(int(number))(x)
         if kind == "fc":
+            init = initializer(self.activation)
             y = dense(int(number), kernel_init=init)(x.reshape(x.shape[0], -1))
             return y if bare else activation(self.activation)(y)
-        size, padding, y = int(kind[-1]), self.padding, x
-        if kind.startswith("sep"):
-            each = conv(x.shape[-1], size, padding=padding, bias=False, depthwise=True)
-            size, y = 1, each(x)
-        y = conv(int(number), size, padding=padding, bias=self.bias, kernel_init=init)(y)
+        y = x
+        for convolution in convolutions:
+            y = convolution(y)
         if kind.startswith("linear"):
             return y
         if self.norm == "before":
