@@ -169,6 +169,7 @@ def torch_train(
             nesterov=o.nesterov and o.momentum > 0,
         )
     else:
+        assert o.name == "adam", o.name
         optimizer = torch.optim.Adam(network.parameters(), o.learning_rate)
     network.train()
     forward = torch.compile(network) if compiled else network

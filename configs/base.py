@@ -50,11 +50,11 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     config.label_smoothing = 0.0
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adam"  # adam, sgd
+    optimizer.name = "adam"  # adam, sgd, muon
     optimizer.learning_rate = 1e-3
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
-    optimizer.momentum = 0.9  # of sgd
+    optimizer.momentum = 0.9  # of sgd and muon
     optimizer.nesterov = True
     optimizer.weight_decay = 0.0  # of weights, neither biases nor BatchNorm
     optimizer.decoupled = False  # True: AdamW's way

@@ -6,23 +6,53 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Array, Hyper, PyTree
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "muon")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 
 
 def transformation(optimizer: Any) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015), or SGD with (Nesterov) momentum, as optax names them.
+    """Adam (Kingma and Ba 2015), SGD with (Nesterov) momentum, or Muon, as optax names them.
 
-    Its updates are in the direction of the gradient: the step scales them by minus the rate.
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of each
+    matrix orthogonal, a convolution's [H * W * I, O] as well. Its updates are scaled to Adam's size
+    (Liu et al. 2025, arXiv:2502.16982), for Adam moves all weights that mix no channels: biases,
+    BatchNorm, depthwise kernels and those on grey images. `momentum` and `nesterov` are Muon's.
+
+    The updates are in the direction of the gradient: the step scales them by minus the rate.
     """
     check_choice("optimizer.name", optimizer.name, OPTIMIZERS)
     if optimizer.name == "adam":
-        return optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2)
+        return optax.scale_by_adam(optimizer.b1, optimizer.b2)
+    if optimizer.name == "muon":
+        rules = {True: _muon(optimizer), False: optax.scale_by_adam(optimizer.b1, optimizer.b2)}
+        return optax.partition(rules, lambda params: jax.tree.map(_mixes, params))
     return optax.trace(decay=optimizer.momentum, nesterov=optimizer.nesterov)
+
+
+def _mixes(weight: Array) -> bool:
+    return weight.ndim > 1 and weight.shape[-2] > 1
+
+
+def _muon(optimizer: Any) -> optax.GradientTransformation:
+    def matrix(w: Array) -> contrib.MuonDimensionNumbers:
+        return contrib.MuonDimensionNumbers(tuple(range(w.ndim - 1)), w.ndim - 1)
+
+    def scale(w: Array) -> Array:
+        return 0.2 * max(w.size // w.shape[-1], w.shape[-1]) ** 0.5 * w
+
+    return optax.chain(
+        contrib.scale_by_muon(
+            beta=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+            weight_dimension_numbers=lambda params: jax.tree.map(matrix, params),
+        ),
+        optax.stateless_with_tree_map(lambda update, _: scale(update)),
+    )
 
 
 def unit_schedule(

@@ -59,6 +59,26 @@ def test_sgd_is_optax_sgd(optimizer):
     chex.assert_trees_all_close(ours(optimizer, 1e-2), expected, rtol=1e-6)
 
 
+def test_muon_is_orthogonal_where_channels_mix_and_adam_elsewhere(optimizer):
+    optimizer.update(name="muon", momentum=0.95)
+    key = jax.random.key(0)
+    shapes = {"conv": (3, 3, 4, 8), "dense": (20, 10), "depthwise": (3, 3, 1, 8), "bias": (8,)}
+    grads = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+    params = jax.tree.map(jnp.zeros_like, grads)
+    tx = optim.transformation(optimizer)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for name, (rows, columns) in {"conv": (36, 8), "dense": (20, 10)}.items():
+        update, grad = (tree[name].reshape(rows, columns) for tree in (updates, grads))
+        values = jnp.linalg.svd(update, compute_uv=False) / (0.2 * rows**0.5)
+        assert values.min() > 0.6, values
+        assert values.max() < 1.3, values
+        # Of all orthogonal matrices, the gradient's own has the largest product with it.
+        nearest = jnp.linalg.svd(grad, compute_uv=False).sum() * 0.2 * rows**0.5
+        assert jnp.vdot(update, grad) > 0.8 * nearest
+    for name in ("depthwise", "bias"):  # Adam's first step is the sign
+        chex.assert_trees_all_close(updates[name], jnp.sign(grads[name]), rtol=1e-4)
+
+
 def test_decoupled_decay_is_adamw_on_weights_alone(optimizer):
     optimizer.update(name="adam", decoupled=True)
     mask = {"kernel": True, "bias": False}

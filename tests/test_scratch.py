@@ -345,6 +345,7 @@ def _failing_at(epoch):
     [
         ("resnet", {}, "model.name"),
         ("lenet5:skip", {}, "knows no model.skip"),
+        ("mnist", {"optimizer": {"name": "muon"}}, r"optimizer\.name.*'muon'"),
         ("lenet5", {"bfloat16": True}, r"config\.bfloat16 is for config\.engine=jax"),
     ],
 )

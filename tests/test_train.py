@@ -134,7 +134,8 @@ def test_early_stopping_ends_a_member_alone(cache, tmp_path):
         assert [row["epoch"] for row in history] == list(range(1, expected + 1))
 
 
-def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_two_identical_runs_and_a_resumed_one(cache, tmp_path, optimizer):
     """The tower, with BatchNorm, dropout, EMA, fresh pairs and augmentation, stopped in its second
     epoch and started again: the same rows and weights, bit for bit.
     """
@@ -142,6 +143,7 @@ def test_two_identical_runs_and_a_resumed_one(cache, tmp_path):
     def tower():
         config = shrink(config_of("mnist100:tower"), cache)
         config.model.update(stem=2, features=(3,))
+        config.optimizer.name = optimizer
         config.epochs = 3
         return config
 

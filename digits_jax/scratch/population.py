@@ -9,7 +9,7 @@ import numpy as np
 
 from digits_jax.data.batches import Normalizer, Split, eval_batch
 from digits_jax.data.pairs import Recipe
-from digits_jax.errors import UserError
+from digits_jax.errors import UserError, check_choice
 from digits_jax.population import Lessons, Population, Teacher
 from digits_jax.scratch import network
 from digits_jax.scratch import optim as rules
@@ -122,6 +122,7 @@ class NumpyPopulation(Population):
 
 
 def _rule(optimizer: Any) -> rules.Rule:
+    check_choice("config.engine=numpy: optimizer.name", optimizer.name, ("adam", "sgd"))
     if optimizer.name == "adam":
         return rules.adam(optimizer.b1, optimizer.b2)
     return rules.sgd(optimizer.momentum, optimizer.nesterov)
