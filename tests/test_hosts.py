@@ -97,10 +97,14 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     workdir = tmp_path / "pair"
     processes = pair(workdir, cache)
     wait_for(workdir / "checkpoints" / "1", processes)
+    for process in processes:  # so that they cannot finish before others have tried
+        process.send_signal(signal.SIGSTOP)
     codes, said = ends(pair(workdir, cache))
     assert codes == [1, 1], said
     assert f"another process 0 is training in {workdir}" in said
     processes[1].send_signal(signal.SIGTERM)  # to one, and both stop at the same step
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
     codes, said = ends(processes)
     assert codes == [SAVED, SAVED], said
     assert not list(workdir.glob("runtime-*"))
