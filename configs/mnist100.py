@@ -60,11 +60,11 @@ def get_config(variant: str = "") -> ConfigDict:
         case "tower":
             config.model.update(name="tower", stem=16, features=(32, 64), blocks=1)
             config.model.dropout = 0.1
-            config.epochs = 10
+            config.epochs = 8
             config.batch_size = 64
             config.data.fresh_pairs = True
-            optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
-            optimizer.update(schedule="one_cycle", ema=0.999)
+            optimizer.update(name="muon", momentum=0.95, learning_rate=1e-2)
+            optimizer.update(schedule="one_cycle", warmup=1.0, ema=0.998)
             config.augment.update(per_digit=True, shift_x=2.0, shift_y=2.0, rotate=10.0)
             config.augment.update(shear=8.0, scale=0.1, elastic=0.6)
     return config
