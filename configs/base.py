@@ -52,10 +52,10 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adam"  # adam, sgd, muon
     optimizer.learning_rate = 1e-3
-    optimizer.b1 = 0.9
+    optimizer.b1 = 0.9  # of adam, and of what muon leaves to it; so is b2
     optimizer.b2 = 0.999
     optimizer.momentum = 0.9  # of sgd and muon
-    optimizer.nesterov = True
+    optimizer.nesterov = True  # of both
     optimizer.weight_decay = 0.0  # of weights, neither biases nor BatchNorm
     optimizer.decoupled = False  # True: AdamW's way
     optimizer.schedule = "constant"  # constant, step, cosine, one_cycle

@@ -21,17 +21,19 @@ def transformation(optimizer: Any) -> optax.GradientTransformation:
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of each
     matrix orthogonal, a convolution's [H * W * I, O] as well. Its updates are scaled to Adam's size
     (Liu et al. 2025, arXiv:2502.16982), for Adam moves all weights that mix no channels: biases,
-    BatchNorm, depthwise kernels and those on grey images. `momentum` and `nesterov` are Muon's.
+    BatchNorm, depthwise kernels and convolutions of grey images. The heads are Muon's, unlike
+    Jordan's, and so are `momentum` and `nesterov`.
 
     The updates are in the direction of the gradient: the step scales them by minus the rate.
     """
     check_choice("optimizer.name", optimizer.name, OPTIMIZERS)
+    if optimizer.name == "sgd":
+        return optax.trace(decay=optimizer.momentum, nesterov=optimizer.nesterov)
+    adam = optax.scale_by_adam(optimizer.b1, optimizer.b2)
     if optimizer.name == "adam":
-        return optax.scale_by_adam(optimizer.b1, optimizer.b2)
-    if optimizer.name == "muon":
-        rules = {True: _muon(optimizer), False: optax.scale_by_adam(optimizer.b1, optimizer.b2)}
-        return optax.partition(rules, lambda params: jax.tree.map(_mixes, params))
-    return optax.trace(decay=optimizer.momentum, nesterov=optimizer.nesterov)
+        return adam
+    rules = {True: _muon(optimizer), False: adam}
+    return optax.partition(rules, lambda params: jax.tree.map(_mixes, params))
 
 
 def _mixes(weight: Array) -> bool:
@@ -42,8 +44,9 @@ def _muon(optimizer: Any) -> optax.GradientTransformation:
     def matrix(w: Array) -> contrib.MuonDimensionNumbers:
         return contrib.MuonDimensionNumbers(tuple(range(w.ndim - 1)), w.ndim - 1)
 
-    def scale(w: Array) -> Array:
-        return 0.2 * max(w.size // w.shape[-1], w.shape[-1]) ** 0.5 * w
+    def scale(update: Array) -> Array:
+        columns = update.shape[-1]
+        return 0.2 * max(update.size // columns, columns) ** 0.5 * update
 
     return optax.chain(
         contrib.scale_by_muon(

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from digits_jax.errors import SAVED
@@ -97,14 +98,7 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     workdir = tmp_path / "pair"
     processes = pair(workdir, cache)
     wait_for(workdir / "checkpoints" / "1", processes)
-    for process in processes:  # so that they cannot finish before others have tried
-        process.send_signal(signal.SIGSTOP)
-    codes, said = ends(pair(workdir, cache))
-    assert codes == [1, 1], said
-    assert f"another process 0 is training in {workdir}" in said
     processes[1].send_signal(signal.SIGTERM)  # to one, and both stop at the same step
-    for process in processes:
-        process.send_signal(signal.SIGCONT)
     codes, said = ends(processes)
     assert codes == [SAVED, SAVED], said
     assert not list(workdir.glob("runtime-*"))
@@ -137,6 +131,14 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["mesh"] == {"member": 2, "data": 2, "processes": 2}
     assert not list(workdir.glob("runtime-*"))
+
+
+def test_a_number_that_is_taken(cache, tmp_path):
+    with filelock.FileLock(tmp_path / ".lock-0"), filelock.FileLock(tmp_path / ".lock-1"):
+        codes, said = ends(pair(tmp_path, cache))
+    assert codes == [1, 1], said
+    for number in (0, 1):
+        assert f"another process {number} is training in {tmp_path}" in said
 
 
 def test_processes_that_do_not_belong_together(cache, tmp_path):

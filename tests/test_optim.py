@@ -59,24 +59,41 @@ def test_sgd_is_optax_sgd(optimizer):
     chex.assert_trees_all_close(ours(optimizer, 1e-2), expected, rtol=1e-6)
 
 
-def test_muon_is_orthogonal_where_channels_mix_and_adam_elsewhere(optimizer):
-    optimizer.update(name="muon", momentum=0.95)
-    key = jax.random.key(0)
-    shapes = {"conv": (3, 3, 4, 8), "dense": (20, 10), "depthwise": (3, 3, 1, 8), "bias": (8,)}
-    grads = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
-    params = jax.tree.map(jnp.zeros_like, grads)
-    tx = optim.transformation(optimizer)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    for name, (rows, columns) in {"conv": (36, 8), "dense": (20, 10)}.items():
-        update, grad = (tree[name].reshape(rows, columns) for tree in (updates, grads))
-        values = jnp.linalg.svd(update, compute_uv=False) / (0.2 * rows**0.5)
-        assert values.min() > 0.6, values
-        assert values.max() < 1.3, values
-        # Of all orthogonal matrices, the gradient's own has the largest product with it.
-        nearest = jnp.linalg.svd(grad, compute_uv=False).sum() * 0.2 * rows**0.5
-        assert jnp.vdot(update, grad) > 0.8 * nearest
-    for name in ("depthwise", "bias"):  # Adam's first step is the sign
-        chex.assert_trees_all_close(updates[name], jnp.sign(grads[name]), rtol=1e-4)
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_numpys_where_channels_mix_and_adam_elsewhere(optimizer, nesterov):
+    """Against Jordan's own lines in NumPy, over matrices that are tall and wide."""
+    optimizer.update(name="muon", momentum=0.8, nesterov=nesterov, b1=0.7, b2=0.95)
+    mixing = {"conv": (3, 3, 4, 8), "wide": (1, 1, 4, 24), "dense": (20, 10)}
+    others = {"grey": (3, 3, 1, 16), "depthwise": (3, 3, 1, 8), "bias": (8,)}
+    params = {name: jnp.zeros(shape) for name, shape in (mixing | others).items()}
+    tx, adam = optim.transformation(optimizer), optax.scale_by_adam(0.7, 0.95)
+    state, adams = tx.init(params), adam.init(params)
+    momentum = {name: np.zeros(shape) for name, shape in mixing.items()}
+    for step in range(1, 5):
+        keys = jax.random.split(jax.random.key(step), len(params))
+        grads = {
+            n: jax.random.normal(k, params[n].shape) for n, k in zip(params, keys, strict=True)
+        }
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        expected, adams = jax.jit(adam.update)(grads, adams)
+        for name in others:
+            chex.assert_trees_all_equal(updates[name], expected[name])
+        for name in mixing:
+            grad = np.asarray(grads[name], np.float64)
+            momentum[name] = m = 0.8 * momentum[name] + 0.2 * grad
+            if nesterov:
+                m = 0.8 * m / (1 - 0.8 ** (step + 1)) + 0.2 * grad / (1 - 0.8**step)
+            update = newton_schulz(m.reshape(-1, m.shape[-1])).reshape(m.shape)
+            chex.assert_trees_all_close(updates[name], update, rtol=1e-3, atol=1e-4)
+
+
+def newton_schulz(matrix):
+    """The nearest orthogonal matrix, roughly, as large as Adam's steps are."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return 0.2 * max(matrix.shape) ** 0.5 * x
 
 
 def test_decoupled_decay_is_adamw_on_weights_alone(optimizer):

@@ -1,4 +1,4 @@
-"""Convolutional networks under 20,000 parameters, spelt out layer by layer."""
+"""Small convolutional networks, spelt out layer by layer."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -24,14 +24,14 @@ NORMS = ("after", "before", "none")
 _BLOCKS = ("conv", "sep", "again")  # with activation and BatchNorm
 _LAYER = re.compile(r"again|pool|(average|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
 _NETWORK = re.compile(
-    r"((pool|(average|linear\d) \d+|(conv|sep)\d \d+(, again|, pool)*), )*"
+    r"((pool|(average|linear\d) \d+|(conv|sep)\d \d+((, pool)*, again)*), )*"
     r"((fc \d+, )*fc classes|linear\d classes(, pool|, average \d+)*)"
 )
 _GRAMMAR = (
     "'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the same, separable), 'again' "
-    "(the one before once more), 'linear1 8' (bare), 'pool', 'average 3', 'fc 72' (and no other "
-    "kind after it); then one of 'linear1 classes', 'linear3 classes', 'fc classes', and after "
-    "that at most 'pool' and 'average'"
+    "(that before it once more, with at most 'pool' and 'again' between), 'linear1 8' (bare), "
+    "'pool', 'average 3', 'fc 72' (and no other kind after it); then one of 'linear1 classes', "
+    "'linear3 classes', 'fc classes', and after that at most 'pool' and 'average'"
 )
 
 
@@ -40,20 +40,19 @@ class Compact(nn.Module):
 
     layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
     'sepK N', the same separable, a KxK convolution of each channel and a 1x1 one of them all
-    (Chollet 2017, arXiv:1610.02357); 'again', the 'conv' or 'sep' before it once more, with the
-    same kernels and a BatchNorm of its own (Jastrzebski et al. 2018, arXiv:1710.04773); 'linearK
-    N', a KxK convolution alone; 'pool', 2x2 maximum;
-    'average N', adaptive average to NxN (1: global); 'fc N', fully connected with activation and
-    dropout. The layer whose N is 'classes' begins each head, bare; pixels that are left after it
-    are averaged.
+    (Chollet 2017, arXiv:1610.02357); 'again', the 'conv' or 'sep' before it once more, which shares
+    its convolutions and has a BatchNorm and an attention of its own (Jastrzebski et al. 2018,
+    arXiv:1710.04773); 'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N',
+    adaptive average to NxN (1: global); 'fc N', fully connected with activation and dropout. The
+    layer whose N is 'classes' begins each head, bare; pixels that are left after it are averaged.
     heads: classes by head; activation: one of `layers.ACTIVATIONS`; norm: BatchNorm 'after' or
     'before' the activation, or 'none'; scale: BatchNorm learns one (before ReLU and a convolution,
     that has it in its kernel anyhow); padding; bias: of the convolutions but the depthwise ones
     (the fully connected layers always have one); spatial: dropout takes whole channels;
     dropout_start: the first layer's dropout as a fraction of the last one's, which is
     `model.dropout`, and linear between; squeeze: reduction of the channel attention after each
-    'conv' and 'sep', 0 for none; residual: adds their input where the channels agree, cropped where
-    there is no padding.
+    'conv', 'sep' and 'again', 0 for none; residual: adds their input where the channels agree,
+    cropped where there is no padding.
     """
 
     heads: Mapping[str, int]
@@ -105,12 +104,14 @@ class Compact(nn.Module):
         if not kind.startswith(("conv", "sep", "linear")):
             return []
         size, init = int(kind[-1]), initializer(self.activation)
-        each = []
+        depthwise = []
         if kind.startswith("sep"):
-            each = [conv(channels, size, padding=self.padding, bias=False, depthwise=True)]
+            depthwise = [conv(channels, size, padding=self.padding, bias=False, depthwise=True)]
             size = 1
-        all_ = conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init)
-        return [*each, all_]
+        return [
+            *depthwise,
+            conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init),
+        ]
 
     def _apply(
         self,
