@@ -24,13 +24,15 @@ from digits_jax.errors import check_choice
 from digits_jax.layers import (
     AdaptiveAveragePool,
     AveragePool,
+    Edges,
     MaxPool,
     SqueezeExcite,
     adaptive_window,
 )
 from digits_jax.types import Array
 
-_SHOWN = (nn.Conv, nn.Dense, nn.BatchNorm, MaxPool, AveragePool, AdaptiveAveragePool, SqueezeExcite)
+_POOLS = (MaxPool, AveragePool, AdaptiveAveragePool)
+_SHOWN = (nn.Conv, nn.Dense, nn.BatchNorm, Edges, *_POOLS, SqueezeExcite)
 _ALL = None  # the receptive field of what sees the whole image
 
 
@@ -135,6 +137,8 @@ def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:
     if isinstance(layer, nn.Conv):
         size: Any = layer.kernel_size
         return f"conv {size[0]}x{size[1]}", size, np.broadcast_to(layer.strides or 1, 2).tolist()
+    if isinstance(layer, Edges):
+        return f"edges {layer.size}x{layer.size}", (layer.size, layer.size), (1, 1)
     if isinstance(layer, MaxPool | AveragePool):
         return f"{'max' if isinstance(layer, MaxPool) else 'average'} 2x2", (2, 2), (2, 2)
     if isinstance(layer, AdaptiveAveragePool):
@@ -148,6 +152,8 @@ def _window(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, Any, Any]:
 def _flops(layer: nn.Module, window: Any, before: Any, after: Any, params: Any) -> int:
     if isinstance(layer, SqueezeExcite):
         return 2 * models.count_parameters(params) + 2 * before.size
+    if isinstance(layer, Edges):
+        return 2 * before.size * (9 * layer.size + 6 * layer.features)
     if "kernel" in params:
         return 2 * params["kernel"].size * after.size // after.shape[-1]
     return 2 * after.size if isinstance(layer, nn.BatchNorm) else math.prod(window) * after.size

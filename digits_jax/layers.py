@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from digits_jax import mesh
@@ -361,6 +362,57 @@ def _largest_quarter(x: Array) -> Array:
 
 
 _max_pool.defvjp(lambda x: (_max_pool(x), x), lambda x, dy: jax.vjp(_largest_quarter, x)[1](dy))
+
+
+class Edges(nn.Module):
+    """Edges and lines of a grey image by direction: fixed filters, rectified, without parameters.
+
+    Half of the channels are the slope of the image under a Gaussian of 1 px, in directions all
+    around; the other half are its curvature across the directions of half a turn, which is large on
+    bright lines. Each is a sum of six separable filters (Freeman and Adelson 1991, The Design and
+    Use of Steerable Filters), as long as the positive weights sum to 1. [B, H, W, 1] to [B, H, W,
+    features], with black around the image.
+    """
+
+    features: int
+    size = 7
+
+    def __call__(self, x: Array) -> Array:
+        taps, mix = _steerable(self.features, self.size)
+        rows = [_filter(x, tap, axis=1) for tap in taps]
+        parts = [_filter(rows[i], taps[j], axis=2) for i, j in _ORDERS]
+        return nn.relu(jnp.dot(jnp.concatenate(parts, axis=-1), jnp.asarray(mix, x.dtype)))
+
+
+_ORDERS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))  # of the moments along rows and columns
+
+
+def _steerable(features: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """-> (moments 0 to 2 of a Gaussian, [3, size]; what each feature takes of their products, [6,
+    features]).
+    """
+    t = np.arange(size) - size // 2
+    gauss = np.exp(-(t**2) / 2)
+    moments = gauss / gauss.sum() * np.stack([t**0, t, t**2])
+    around = 2 * np.pi * np.arange(features // 2) / max(features // 2, 1)
+    across = np.pi * np.arange(features - features // 2) / (features - features // 2)
+    mix = np.zeros((6, features))
+    mix[1:3, : len(around)] = np.cos(around), np.sin(around)
+    mix[0, len(around) :] = moments[2].sum()  # so that flat areas give 0
+    c, s = np.cos(across), np.sin(across)
+    mix[3:, len(around) :] = -c * c, -2 * c * s, -s * s
+    filters = np.stack([np.outer(moments[i], moments[j]) for i, j in _ORDERS], axis=-1) @ mix
+    return moments, mix / np.maximum(filters, 0).sum((0, 1))
+
+
+def _filter(x: Array, taps: np.ndarray, axis: int) -> Array:
+    """The sums of as many neighbours along `axis`, each times its tap."""
+    n, reach = x.shape[axis], len(taps) // 2
+    x = jnp.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)])
+    parts = (jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i in range(len(taps)))
+    return functools.reduce(
+        jnp.add, (float(tap) * part for tap, part in zip(taps, parts, strict=True))
+    )
 
 
 class AveragePool(nn.Module):

@@ -215,6 +215,13 @@ class _Graph:
     def _concatenate(self, values: list, *_: Any, dimension: int) -> str:
         return self.add("Concat", values, axis=dimension)
 
+    def _pad(self, values: list, *_: Any, padding_config: Any) -> str:
+        low, high, between = zip(*padding_config, strict=True)
+        if any(between):
+            raise NotImplementedError(f"ONNX for a padding of {padding_config}")
+        x, filling = values
+        return self.add("Pad", [x, np.asarray(low + high, np.int64), filling])
+
     def _slice(
         self, values: list, *_: Any, start_indices: Any, limit_indices: Any, strides: Any
     ) -> str:

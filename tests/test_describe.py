@@ -129,6 +129,16 @@ def test_what_is_called_again_counts_once_and_sees_more():
     assert rows[0].flops == rows[1].flops == 2 * 9 * 784
 
 
+def test_edges_have_no_parameters():
+    how = {"norm": "none", "padding": "SAME"}
+    model = models.build("compact", {"digit": 10}, layers=("edges 4", "fc classes"), **how)
+    edges, head = layers(model, (28, 28))
+    assert (edges.kind, edges.after, edges.parameters) == ("edges 7x7", (28, 28, 4), 0)
+    assert edges.receptive_field == (7, 7)
+    assert edges.flops == 2 * 784 * (3 * 7 + 6 * 7 + 6 * 4)
+    assert head.parameters == 784 * 4 * 10 + 10
+
+
 def test_every_head_begins_where_the_body_ends():
     names = ("conv3 2", "pool", "linear3 classes", "average 1")
     model = models.build("compact", {"upper": 10, "lower": 10}, layers=names, norm="none")

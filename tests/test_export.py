@@ -25,7 +25,7 @@ OTHERS = {
     "mnist100:mlp": {"activation": "sigmoid"},
     "resnet": {"squeeze": 4},
     "compact:phase1": {
-        "layers": ("conv3 4", "pool", "sep3 4", "again", "again", "linear1 classes")
+        "layers": ("edges 4", "pool", "sep3 4", "again", "again", "linear1 classes")
     },
     "compact:phase5": {"squeeze": 2, "residual": True, "activation": "leaky_relu"},
 }

@@ -13,6 +13,7 @@ from digits_jax.layers import (
     ACTIVATIONS,
     AdaptiveAveragePool,
     AveragePool,
+    Edges,
     MaxPool,
     SqueezeExcite,
     activation,
@@ -212,6 +213,36 @@ def test_average_pools_by_hand():
     np.testing.assert_allclose(
         AdaptiveAveragePool(2).apply({}, wide)[0, :, :, 0], [[4, 7], [16, 19]]
     )
+
+
+def test_edges_are_derivatives_of_a_gaussian(getkey):
+    """By lax with filters of 7x7 from the formula, one direction at a time."""
+    images = jax.random.uniform(getkey(), (2, 11, 12, 1))
+    y, x = np.mgrid[-3:4, -3:4]
+    gauss = np.exp(-(x**2 + y**2) / 2)
+    gauss /= gauss.sum()
+    for features, slopes in ((12, 6), (7, 3)):
+        edges = Edges(features).apply({}, images)
+        for k in range(features):
+            turn = k / slopes if k < slopes else (k - slopes) / (features - slopes) / 2
+            u = x * np.cos(2 * np.pi * turn) + y * np.sin(2 * np.pi * turn)
+            kernel = u * gauss if k < slopes else ((x**2 * gauss).sum() - u**2) * gauss
+            assert abs(kernel.sum()) < 1e-12  # flat areas give nothing
+            kernel /= kernel[kernel > 0].sum()
+            expected = jax.lax.conv_general_dilated(
+                *(images, jnp.asarray(kernel[:, :, None, None], images.dtype), (1, 1), "SAME"),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            chex.assert_trees_all_close(edges[..., k], nn.relu(expected[..., 0]), atol=1e-5)
+
+
+def test_edges_turn_with_the_image(getkey):
+    image = jax.random.uniform(getkey(), (1, 9, 9, 1))
+    edges, turned = (Edges(16).apply({}, x) for x in (image, jnp.rot90(image, 1, (1, 2))))
+    slopes, lines = jnp.split(jnp.rot90(edges, 1, (1, 2)), 2, axis=-1)
+    # A quarter turn against the clock, where angles run with it: from the rows' axis downwards.
+    expected = [jnp.roll(slopes, -2, -1), jnp.roll(lines, 4, -1)]
+    chex.assert_trees_all_close(turned, jnp.concatenate(expected, -1), atol=1e-5)
 
 
 def test_squeeze_excite_by_hand():

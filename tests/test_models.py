@@ -305,6 +305,8 @@ def test_heads_of_a_compact_net_are_their_own():
         ("again", "linear1 classes"),
         ("linear3 4", "again", "linear1 classes"),
         ("conv3 4", "average 3", "again", "linear1 classes"),
+        ("conv3 4", "edges 4", "linear1 classes"),
+        ("edges 4", "again", "linear1 classes"),
     ],
     ids=str,
 )

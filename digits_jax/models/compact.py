@@ -8,6 +8,7 @@ from flax import linen as nn
 from digits_jax.errors import UserError, check_choice
 from digits_jax.layers import (
     AdaptiveAveragePool,
+    Edges,
     MaxPool,
     SqueezeExcite,
     activation,
@@ -22,29 +23,32 @@ from digits_jax.types import Array
 
 NORMS = ("after", "before", "none")
 _BLOCKS = ("conv", "sep", "again")  # with activation and BatchNorm
-_LAYER = re.compile(r"again|pool|(average|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
+_LAYER = re.compile(r"again|pool|(average|edges|fc|(conv|linear|sep)[1-9]) ([1-9]\d*|classes)")
 _NETWORK = re.compile(
+    r"(edges \d+, )?"
     r"((pool|(average|linear\d) \d+|(conv|sep)\d \d+((, pool)*, again)*), )*"
     r"((fc \d+, )*fc classes|linear\d classes(, pool|, average \d+)*)"
 )
 _GRAMMAR = (
-    "'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the same, separable), 'again' "
-    "(that before it once more, with at most 'pool' and 'again' between), 'linear1 8' (bare), "
-    "'pool', 'average 3', 'fc 72' (and no other kind after it); then one of 'linear1 classes', "
-    "'linear3 classes', 'fc classes', and after that at most 'pool' and 'average'"
+    "'edges 16' (only first), 'conv3 16' (with activation, BatchNorm and dropout), 'sep3 16' (the "
+    "same, separable), 'again' (that before it once more, with at most 'pool' and 'again' "
+    "between), 'linear1 8' (bare), 'pool', 'average 3', 'fc 72' (and no other kind after it); then "
+    "one of 'linear1 classes', 'linear3 classes', 'fc classes', and after that at most 'pool' and "
+    "'average'"
 )
 
 
 class Compact(nn.Module):
     """The network that `layers` spells.
 
-    layers: 'convK N', a KxK convolution to N channels with activation, BatchNorm and dropout;
-    'sepK N', the same separable, a KxK convolution of each channel and a 1x1 one of them all
-    (Chollet 2017, arXiv:1610.02357); 'again', the 'conv' or 'sep' before it once more, which shares
-    its convolutions and has a BatchNorm and an attention of its own (Jastrzebski et al. 2018,
-    arXiv:1710.04773); 'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N',
-    adaptive average to NxN (1: global); 'fc N', fully connected with activation and dropout. The
-    layer whose N is 'classes' begins each head, bare; pixels that are left after it are averaged.
+    layers: 'edges N', the N fixed filters of `layers.Edges`; 'convK N', a KxK convolution to N
+    channels with activation, BatchNorm and dropout; 'sepK N', the same separable, a KxK convolution
+    of each channel and a 1x1 one of them all (Chollet 2017, arXiv:1610.02357); 'again', the 'conv'
+    or 'sep' before it once more, which shares its convolutions and has a BatchNorm and an attention
+    of its own (Jastrzebski et al. 2018, arXiv:1710.04773); 'linearK N', a KxK convolution alone;
+    'pool', 2x2 maximum; 'average N', adaptive average to NxN (1: global); 'fc N', fully connected
+    with activation and dropout. The layer whose N is 'classes' begins each head, bare; pixels that
+    are left after it are averaged.
     heads: classes by head; activation: one of `layers.ACTIVATIONS`; norm: BatchNorm 'after' or
     'before' the activation, or 'none'; scale: BatchNorm learns one (before ReLU and a convolution,
     that has it in its kernel anyhow); padding; bias: of the convolutions but the depthwise ones
@@ -124,6 +128,8 @@ class Compact(nn.Module):
         kind, _, number = layer.partition(" ")
         if kind == "pool":
             return MaxPool()(x)
+        if kind == "edges":
+            return Edges(int(number))(x)
         if kind == "average":
             return AdaptiveAveragePool(int(number))(x)
         if kind == "fc":
