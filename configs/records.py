@@ -6,8 +6,8 @@ python launch.py --config=configs/records.py:lenet5 --config.population.size=5
 
 All but `p20000` learn from the ten networks of results/compact (of its earlier run: the ensemble
 had 99.70 %), which were asked about 24 distorted copies of each training digit, once (a quarter of
-an hour on one core, a gigabyte in the cache). Test accuracy, chosen on validation, mean and standard deviation of five
-seeds (2026-11-22, one busy CPU core, minutes of training a seed):
+an hour on one core, a gigabyte in the cache). Test accuracy, chosen on validation, mean and
+standard deviation of five seeds (2026-11-22, one busy CPU core, minutes of training a seed):
 
 mnist100   49,184 parameters   99.40 ± 0.04 %   18 min   of pairs, a digit by the network of `cnn`
 cnn        49,184 parameters   99.69 ± 0.02 %    6 min   seeds 0 to 9; their ensemble 99.75 %
