@@ -23,9 +23,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.quoted = (95.0,)  # "over 95 %", of a ResNet-50
     config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1, squeeze=0)
     config.model.dropout = 0.1
-    config.epochs = 18
+    config.epochs = 12
     config.batch_size = 64
-    config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
-    config.optimizer.update(schedule="one_cycle", ema=0.999)
+    config.optimizer.update(name="muon", momentum=0.95, learning_rate=1e-2)
+    config.optimizer.update(schedule="one_cycle", warmup=1.0, ema=0.998)
     config.augment.update(shift_x=2.0, shift_y=2.0, rotate=10.0, shear=8.0, scale=0.1, elastic=0.6)
     return config
