@@ -22,14 +22,18 @@ from ml_collections import ConfigDict
 
 from configs.base import get_base
 
-VARIANTS = ("mnist100", "cnn", "lenet5", "p20000")
+VARIANTS = ("mnist100", "cnn", "lenet5", "p20000", "p8000")
 
 UNPADDED = (
     *("conv3 16", "pool", "conv3 32", "conv3 32", "conv3 48", "conv3 48"),
     *("average 1", "linear1 classes"),
 )
-P19504 = (
-    *("conv3 16", "pool", "conv3 24", "conv3 24", "conv3 24", "conv3 24"),
+P18616 = (
+    *("edges 26", "pool", "conv3 26", "conv3 26", "again", "conv3 26"),
+    *("average 1", "linear1 classes"),
+)
+P7812 = (
+    *("edges 28", "pool", "sep3 40", "sep3 40", "sep3 40", "sep3 40"),
     *("average 1", "linear1 classes"),
 )
 
@@ -54,9 +58,14 @@ def get_config(variant: str = "") -> ConfigDict:
             _compact(config, UNPADDED)
         case "p20000":
             config.distill.teacher = "results/records-cnn"
-            config.epochs = 60
+            config.epochs = 25
             config.batch_size = 128
-            _compact(config, P19504)
+            _compact(config, P18616)
+        case "p8000":
+            config.distill.teacher = "results/records-cnn"
+            config.epochs = 20
+            config.batch_size = 64
+            _compact(config, P7812)
         case "lenet5":
             config.epochs = 60
             config.batch_size = 64
