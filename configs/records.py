@@ -67,11 +67,13 @@ def get_config(variant: str = "") -> ConfigDict:
             config.batch_size = 64
             _compact(config, P7812)
         case "lenet5":
-            config.epochs = 60
+            config.distill.teacher = "results/records-cnn"
+            config.epochs = 40
             config.batch_size = 64
             config.model.update(name="lenet5", activation="relu", pooling="max", batch_norm=False)
             config.model.skip = False
-            config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup=1.0, ema=0.999)
+            config.optimizer.update(name="muon", momentum=0.95, learning_rate=4e-3, ema=0.998)
+            config.optimizer.update(schedule="cosine", warmup=1.0)
             config.quoted = (99.2,)  # LeCun et al. 1998, with distortions
     return config
 
