@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
             _compact(config, P7812)
         case "lenet5":
             config.distill.teacher = "results/records-cnn"
-            config.epochs = 40
+            config.epochs = 30
             config.batch_size = 64
             config.model.update(name="lenet5", activation="relu", pooling="max", batch_norm=False)
             config.model.skip = False
