@@ -3,11 +3,12 @@
 python launch.py --config=configs/resnet.py
 
 Test accuracy, chosen on validation, mean and standard deviation of five seeds (2026-11-22, one
-busy CPU core, 15 minutes of training a seed):
+busy CPU core, 8 minutes of training a seed):
 
-plain   73,082 parameters   99.56 ± 0.04 %
+plain   73,082 parameters   99.64 ± 0.01 %
 
-One seed of an earlier recipe had 99.57 % in 12 epochs. Channel attention: --config.model.squeeze=4.
+Before Muon, the recipe with Adam had 99.56 ± 0.04 % in 18 epochs, one seed of it 99.57 % in 12.
+Channel attention: --config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
