@@ -338,32 +338,6 @@ def batch_norm(train: bool, momentum: float = 0.9, *, scale: bool = True) -> Bat
     )
 
 
-class MaxPool(nn.Module):
-    """2x2 maximum, stride 2: [B, H, W, C] to [B, H // 2, W // 2, C]; an odd edge is dropped."""
-
-    def __call__(self, x: Array) -> Array:
-        check_size(x, 2, "a 2x2 pool")
-        return _max_pool(x)
-
-
-@jax.custom_vjp
-def _max_pool(x: Array) -> Array:
-    """`nn.max_pool`, with the gradient of the maximum of four strided slices.
-
-    On CPU that takes 1.8 ms where `nn.max_pool`'s own (a select-and-scatter) takes 68, for [256,
-    28, 56, 16]. Forward the slices are slow: phase5 would read 14,800 images/s instead of 22,000.
-    """
-    return nn.max_pool(x, (2, 2), strides=(2, 2))
-
-
-def _largest_quarter(x: Array) -> Array:
-    a, b, c, d = _quarters(x)
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-
-
-_max_pool.defvjp(lambda x: (_max_pool(x), x), lambda x, dy: jax.vjp(_largest_quarter, x)[1](dy))
-
-
 class Edges(nn.Module):
     """Edges and lines of a grey image by direction: fixed filters, rectified, without parameters.
 
@@ -413,6 +387,32 @@ def _filter(x: Array, taps: np.ndarray, axis: int) -> Array:
     return functools.reduce(
         jnp.add, (float(tap) * part for tap, part in zip(taps, parts, strict=True))
     )
+
+
+class MaxPool(nn.Module):
+    """2x2 maximum, stride 2: [B, H, W, C] to [B, H // 2, W // 2, C]; an odd edge is dropped."""
+
+    def __call__(self, x: Array) -> Array:
+        check_size(x, 2, "a 2x2 pool")
+        return _max_pool(x)
+
+
+@jax.custom_vjp
+def _max_pool(x: Array) -> Array:
+    """`nn.max_pool`, with the gradient of the maximum of four strided slices.
+
+    On CPU that takes 1.8 ms where `nn.max_pool`'s own (a select-and-scatter) takes 68, for [256,
+    28, 56, 16]. Forward the slices are slow: phase5 would read 14,800 images/s instead of 22,000.
+    """
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def _largest_quarter(x: Array) -> Array:
+    a, b, c, d = _quarters(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+_max_pool.defvjp(lambda x: (_max_pool(x), x), lambda x, dy: jax.vjp(_largest_quarter, x)[1](dy))
 
 
 class AveragePool(nn.Module):
