@@ -74,6 +74,8 @@ def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any)
     pads = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
     if how.get("feature_group_count", 1) > 1:
         return _cpu_depthwise(pads, x, kernel)
+    if kernel.shape[:2] == (1, 1):
+        return _product(x, kernel[0, 0])
     return _cpu_convolution(convolve, pads, x, kernel)
 
 
@@ -198,8 +200,9 @@ def _depthwise_backward(pads: tuple, saved: tuple[Array, Array], dy: Array) -> t
     dx = _cpu_depthwise(back, dy, kernel[::-1, ::-1])
     height, width, channels = dy.shape[1:]
     flat = dy.reshape(len(dy), height, -1)
-    sums = [
-        (tap * flat).sum(1).sum(0) for *_, tap in _taps(_wide(x, pads), kernel.shape, height, width)
+    sums = [  # row by row: of a sum over rows XLA would copy each tap first, and take twice as long
+        functools.reduce(jnp.add, [tap[:, row] * flat[:, row] for row in range(height)]).sum(0)
+        for *_, tap in _taps(_wide(x, pads), kernel.shape, height, width)
     ]
     gradient = jnp.stack(sums).reshape(*size, width, channels).sum(2)
     return dx, gradient[:, :, None]
