@@ -42,12 +42,12 @@ STACKED = (
     *("edges 32", "pool", "conv3 48", "conv3 48", "conv3 64", "conv3 64", "conv3 64"),
     "fc classes",
 )
-SEPARABLE = {
-    "p20000": (28, ("sep3 64", "sep3 64", "sep3 64", "sep3 64")),
-    "p8000": (28, ("sep3 40", "sep3 40", "sep3 40", "sep3 40")),
-    "p3500": (23, ("sep3 24", "sep3 24", "sep3 24", "sep3 24")),
-    "p2000": (24, ("sep3 24", "again", "sep3 24", "again")),
-    "p690": (16, ("sep3 16", "again", "again", "again", "again")),
+SEPARABLE = {  # edges, what follows them, epochs and rate
+    "p20000": (28, ("sep3 64", "sep3 64", "sep3 64", "sep3 64"), 25, 4e-2),
+    "p8000": (28, ("sep3 40", "sep3 40", "sep3 40", "sep3 40"), 25, 4e-2),
+    "p3500": (23, ("sep3 24", "sep3 24", "sep3 24", "sep3 24"), 30, 6e-2),
+    "p2000": (24, ("sep3 24", "again", "sep3 24", "again"), 25, 6e-2),
+    "p690": (16, ("sep3 16", "again", "again", "again", "again"), 40, 6e-2),
 }
 
 
@@ -78,13 +78,12 @@ def get_config(variant: str = "") -> ConfigDict:
             config.batch_size = 64
             _compact(config, STACKED)
         case "p20000" | "p8000" | "p3500" | "p2000" | "p690":
-            edges, layers = SEPARABLE[variant]
+            edges, layers, epochs, learning_rate = SEPARABLE[variant]
             config.data.validation = 0.0
-            config.epochs = 30 if variant == "p3500" else 25
+            config.epochs = epochs
             config.batch_size = 64
             _compact(config, (f"edges {edges}", "pool", *layers, "average 1", "linear1 classes"))
-            if variant not in ("p20000", "p8000"):
-                config.optimizer.learning_rate = 6e-2
+            config.optimizer.learning_rate = learning_rate
         case "lenet5":
             config.epochs = 30
             config.batch_size = 64
@@ -95,7 +94,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.quoted = (99.2,)  # LeCun et al. 1998, with distortions
         case "mlp":
             config.data.validation = 0.0
-            config.epochs = 40
+            config.epochs = 24
             config.batch_size = 256
             config.model.update(name="mlp", hidden=(1024, 512), activation="relu")
             config.optimizer.update(name="adam", learning_rate=2e-3, ema=0.998)
