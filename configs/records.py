@@ -49,7 +49,7 @@ SEPARABLE = {  # edges, what follows them, epochs and rate
     "p8000": (28, ("sep3 40", "sep3 40", "sep3 40", "sep3 40"), 25, 4e-2),
     "p3500": (23, ("sep3 24", "sep3 24", "sep3 24", "sep3 24"), 30, 6e-2),
     "p2000": (24, ("sep3 24", "again", "sep3 24", "again"), 25, 6e-2),
-    "p690": (16, ("sep3 16", "again", "again", "again", "again"), 40, 6e-2),
+    "p690": (16, ("sep3 16", "again", "again", "again", "again"), 30, 6e-2),
 }
 
 
