@@ -514,7 +514,10 @@ def frontier(points: Rows, path: str | os.PathLike) -> None:
     points: {"run", "dataset", "parameters", "mean", "half" (or None), "quoted" (a list, by head)},
     fractions all. The accuracy axis is logarithmic in the error.
     """
+    from matplotlib.patheffects import withStroke
+
     colours = {"mnist": BLUE, "mnist100": ORANGE, "two_digit": TEAL}
+    halo = withStroke(linewidth=2, foreground="white")  # for lines run behind the labels
     with page(path, 8, 5.2) as figure:
         ax = figure.subplots()
         ax.set_xscale("log")
@@ -543,6 +546,7 @@ def frontier(points: Rows, path: str | os.PathLike) -> None:
                 fontsize=6,
                 color=colour,
                 va="center",
+                path_effects=[halo],
             )
         _error_axis(ax, np.asarray(errors))
         for dataset, colour in colours.items():
