@@ -103,10 +103,10 @@ def get_config(variant: str = "") -> ConfigDict:
             config.quoted = (99.2,)  # LeCun et al. 1998, with distortions
         case "mlp":
             config.data.validation = 0.0
-            config.epochs = 24
-            config.batch_size = 256
-            config.model.update(name="mlp", hidden=(1024, 512), activation="relu")
-            config.optimizer.update(name="adam", learning_rate=2e-3, ema=0.998)
+            config.epochs = 40
+            config.batch_size = 1024
+            config.model.update(name="mlp", hidden=(768, 768), activation="relu")
+            config.optimizer.update(name="muon", momentum=0.95, learning_rate=1e-2, ema=0.998)
             config.optimizer.update(schedule="one_cycle", warmup=1.0)
             config.quoted = (99.65,)  # Ciresan et al. 2010, with elastic distortions
     return config
