@@ -5,6 +5,7 @@ default float (float32, or float64 where x64 is enabled).
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,14 +66,19 @@ def initializer(name: str) -> nn.initializers.Initializer:
 
 
 def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any) -> Array:
-    """`jax.lax.conv_general_dilated` as `nn.Conv` calls it; on CPU in formulations of our own."""
+    """`jax.lax.conv_general_dilated` as `nn.Conv` calls it; on CPU plain ones in our own ways."""
     convolve: Callable = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **how
     )
-    if jax.default_backend() != "cpu" or _portable.get():
+    steps = (strides, how.get("lhs_dilation") or (), how.get("rhs_dilation") or ())
+    groups = how.get("feature_group_count", 1)
+    ours = all(n == 1 for n in itertools.chain(*steps)) and (
+        groups == 1 or groups == x.shape[-1] == kernel.shape[-1]
+    )
+    if not ours or jax.default_backend() != "cpu" or _portable.get():
         return convolve(x, kernel)
     pads = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    if how.get("feature_group_count", 1) > 1:
+    if groups > 1:
         return _cpu_depthwise(pads, x, kernel)
     if kernel.shape[:2] == (1, 1):
         return _product(x, kernel[0, 0])
@@ -199,13 +205,14 @@ def _depthwise_backward(pads: tuple, saved: tuple[Array, Array], dy: Array) -> t
     back = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(size, pads, strict=True))
     dx = _cpu_depthwise(back, dy, kernel[::-1, ::-1])
     height, width, channels = dy.shape[1:]
-    flat = dy.reshape(len(dy), height, -1)
-    sums = [  # row by row: of a sum over rows XLA would copy each tap first, and take twice as long
+    whole = jnp.promote_types(dy.dtype, jnp.float32)  # bfloat16 would lose what is small
+    flat = dy.reshape(len(dy), height, -1).astype(whole)
+    sums = [  # row by row: of a sum over rows XLA would copy each tap first
         functools.reduce(jnp.add, [tap[:, row] * flat[:, row] for row in range(height)]).sum(0)
-        for *_, tap in _taps(_wide(x, pads), kernel.shape, height, width)
+        for *_, tap in _taps(_wide(x.astype(whole), pads), kernel.shape, height, width)
     ]
     gradient = jnp.stack(sums).reshape(*size, width, channels).sum(2)
-    return dx, gradient[:, :, None]
+    return dx, gradient[:, :, None].astype(kernel.dtype)
 
 
 _cpu_depthwise.defvjp(

@@ -19,6 +19,7 @@ from digits_jax.layers import (
     activation,
     batch_norm,
     conv,
+    convolution,
     crop,
     dense,
     dropout,
@@ -113,10 +114,39 @@ def assert_is_laxs(module, x, kernel, groups):
     chex.assert_trees_all_close(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
     weights = jax.random.normal(jax.random.key(0), theirs(x, kernel).shape)
     one, two = (
-        jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).mean(), argnums=(0, 1))(x, kernel)
+        jax.grad(lambda x, kernel, f=f: (f(x, kernel) * weights).sum(), argnums=(0, 1))(x, kernel)
         for f in (ours, theirs)
     )
-    chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(one, two, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "groups", "features", "strides", "dilation"),
+    [
+        (1, 1, 4, 2, 1),
+        (3, 1, 4, 2, 1),
+        (3, 1, 4, 1, 2),
+        (3, 4, 4, 2, 1),
+        (3, 2, 4, 1, 1),
+        (3, 4, 8, 1, 1),
+    ],
+)
+def test_other_convolutions_are_laxs(getkey, size, groups, features, strides, dilation):
+    """Strides, dilation, groups of several channels, and several features of each."""
+    how = {"use_bias": False, "feature_group_count": groups, "kernel_dilation": dilation}
+    x = jax.random.normal(getkey(), (2, 7, 7, 4))
+    ours = nn.Conv(features, (size, size), strides, conv_general_dilated=convolution, **how)
+    laxs = nn.Conv(features, (size, size), strides, **how)
+    params = laxs.init(getkey(), x)
+    chex.assert_trees_all_close(ours.apply(params, x), laxs.apply(params, x), rtol=1e-5, atol=1e-5)
+
+
+def test_depthwise_gradients_of_half_floats_are_summed_in_whole_ones(getkey):
+    """Of ones it is the number of places; bfloat16's own sums would stop at 256."""
+    x, kernel = jnp.ones((1, 384, 1, 2), jnp.bfloat16), jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    module = conv(2, 1, padding="VALID", bias=False, depthwise=True)
+    gradient = jax.grad(lambda kernel: module.apply({"params": {"kernel": kernel}}, x).sum())
+    chex.assert_trees_all_equal(gradient(kernel), jnp.full_like(kernel, 384))
 
 
 def test_numeric_gradients_of_pool_and_dropout(getkey, x64):
