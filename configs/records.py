@@ -83,9 +83,10 @@ def get_config(variant: str = "") -> ConfigDict:
         case "stacked":
             config.data.update(dataset="two_digit", fresh_pairs=True, validation=0.0)
             config.augment.per_digit = True
-            config.epochs = 24
+            config.epochs = 40
             config.batch_size = 64
             _compact(config, STACKED)
+            config.optimizer.learning_rate = 1e-2
         case _ if variant in SEPARABLE:
             edges, layers, epochs, learning_rate = SEPARABLE[variant]
             config.data.validation = 0.0
