@@ -38,9 +38,8 @@ The minutes of `stacked` are of both cores, with XLA_FLAGS set to
 --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT. The recipe of `mlp` lies between
 smaller and larger ones that were tried on validation. Unpadded convolutions past one pool were
 worth more there than padded ones past two, Muon more than Adam, and to `stacked` a teacher more
-than none and a second pool more than one (99.12 and 99.05 % after six epochs). Noise, which none of
-them saw in training, is what `mnist100` and `cnn` stand least: results/README.md, which also says
-what was aimed at.
+than none; its second pool won narrowly, by one seed. Noise, which none of them saw in training, is
+what `mnist100` and `cnn` stand least: results/README.md, which also says what was aimed at.
 """
 
 from ml_collections import ConfigDict
