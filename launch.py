@@ -18,8 +18,8 @@ from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
 _NO_RUNS = ("__init__", "base")  # what else lies in configs/
 MODES = (
-    *("train", "eval", "epochs", "robustness", "describe", "explain", "compare", "search"),
-    *("export", "demo"),
+    *("train", "eval", "epochs", "pairs", "robustness", "describe", "explain", "compare"),
+    *("search", "export", "demo"),
 )
 
 _ONLY = (
@@ -98,6 +98,10 @@ def main(argv: list[str]) -> None:
             from digits_jax.evaluate import best_test_epoch
 
             best_test_epoch(config, workdir)
+        case "pairs":
+            from digits_jax.evaluate import more_pairs
+
+            more_pairs(config, workdir)
         case "robustness":
             from digits_jax.robustness import robustness
 

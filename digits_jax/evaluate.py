@@ -1,16 +1,23 @@
-"""What a run says of its test set, or of a user's own images; afterwards, what each epoch said."""
+"""What a run says of its test set or of a user's own images; afterwards, of more pairs, or what
+each epoch said.
+"""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
 from digits_jax import devices, report, stats, user_images
 from digits_jax.console import console
 from digits_jax.data import batches
+from digits_jax.data.pairs import draw_pairs, generator
 from digits_jax.errors import UserError
 from digits_jax.trained import Trained, epoch_file
+
+DRAWS = 25  # of pairs, each as many as the test split has
 
 
 def open_run(config: Any, workdir: Path) -> Trained:
@@ -59,6 +66,17 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
     console.print(f"{len(images):,} images under the weights of epoch {epochs}; {path}")
 
 
+def reported(workdir: Path, later: str) -> dict[str, Any]:
+    """summary.json of a run that has reported its test accuracy; else a UserError, which says what
+    comes `later`.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        if "mean" in summary:
+            return summary
+    raise UserError(f"{workdir}: no test accuracy is reported there yet; {later} afterwards")
+
+
 def best_test_epoch(config: Any, workdir: Path) -> None:
     """Adds `best_test_epoch` to summary.json: what the best epoch on the test split would have had.
 
@@ -67,14 +85,8 @@ def best_test_epoch(config: Any, workdir: Path) -> None:
     there are none, or where the run has not reported its test accuracy yet.
     """
     trained = open_run(config, workdir)
-    path = workdir / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        honest = summary["mean"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"{workdir}: no test accuracy is reported there yet; its epochs are compared afterwards"
-        ) from None
+    summary = reported(workdir, "its epochs are compared")
+    honest = summary["mean"]
     rows = report.read_rows(workdir / "metrics.jsonl")
     test = batches.load(trained.config.data).test
     images, labels = batches.examples(test, trained.recipe)
@@ -92,8 +104,54 @@ def best_test_epoch(config: Any, workdir: Path) -> None:
     members = [best[member] for member in sorted(best)]
     summary["best_test_epoch"] = flattered = stats.spread([b["test"] for b in members])
     flattered["members"] = members
-    report.write_json(path, summary)
+    report.write_json(workdir / "summary.json", summary)
     console.print(
         f"best test epoch {report.percent(flattered['mean'], flattered['std'])} %, honestly "
         f"{report.percent(honest)} %: flattered by {report.percent(flattered['mean'] - honest)}"
+    )
+
+
+def more_pairs(config: Any, workdir: Path) -> None:
+    """Adds `pairs` to summary.json: the accuracy of many more pairs of the test's digits.
+
+    A test split of 4,000 pairs is one draw of 100 million, and its luck is larger than the spread
+    of the seeds; DRAWS further ones, of the stream "more" of `data.seed`, tell the two apart.
+    `config` counts as it does in `open_run`. Writes `draws`, `examples`, `mean`, `std`, `interval`,
+    `heads`, `all_heads` and `ensemble`, as summary.json has them of the test split, and
+    `draw_std`, the standard deviation of a single draw's mean. Raises UserError where examples
+    are single digits, or where the run has not reported its test accuracy yet.
+    """
+    trained = open_run(config, workdir)
+    if trained.recipe.digits == 1:
+        raise UserError(
+            f"--mode=pairs is for pairs of digits; {trained.config.data.dataset} "
+            "tests every digit once"
+        )
+    summary = reported(workdir, "more pairs are drawn")
+    test = batches.load(trained.config.data).test
+    rng, pool = generator(trained.config.data.seed, "more"), np.asarray(test.pool)
+    draws = []
+    for _ in track(
+        range(DRAWS), "pairs", console=console, transient=True, disable=not console.is_terminal
+    ):
+        rows = pool[draw_pairs(rng, test.size, len(pool), trained.recipe.digits)]
+        images, labels = batches.examples(test._replace(rows=rows), trained.recipe)
+        draws.append(report.test_metrics(labels, trained.predict(images)))
+    accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
+    tests = [draw["test"] for draw in draws]
+    summary["pairs"] = found = {
+        "draws": DRAWS,
+        "examples": DRAWS * test.size,
+        **stats.spread(accuracy),
+        "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
+        "all_heads": np.mean([t["all_heads"] for t in tests]),
+        "draw_std": np.std([t["accuracy"] for t in tests], ddof=1),
+    }
+    if len(accuracy) > 1:
+        found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])
+    report.write_json(workdir / "summary.json", summary)
+    console.print(
+        f"{found['examples']:,} pairs: {report.percent(found['mean'], found['std'])} %; the test's "
+        f"{test.size:,}: {report.percent(summary['mean'])} %, where a draw has "
+        f"± {report.percent(found['draw_std'])} by luck"
     )

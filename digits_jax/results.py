@@ -36,6 +36,9 @@ DAMAGED = """**Damaged digits**: shifted by whole pixels, turned by degrees, wit
 blurred, with thicker and thinner strokes (px), each at its strongest level; the mean over all
 levels of all of them; and the calibration error of the digits as they are, in 15 bins, after
 temperature scaling. By `--mode=robustness`; a run's robustness.png shows all levels."""
+PAIRS = """**More pairs**: the test's pairs are one draw of very many. Beside them, 25 such draws
+together: what the networks are worth on pairs of the test digits, and ±, by how much one draw
+deviates from that by luck. By `--mode=pairs`."""
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -158,6 +161,33 @@ def damaged(summaries: dict[str, Summary]) -> str:
     return f"\n\n{DAMAGED}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def more_pairs(summaries: dict[str, Summary]) -> str:
+    """A markdown table of the runs that --mode=pairs has looked at, "" where there are none.
+
+    Accuracy, that of the heads and of examples with every head right: of the test's pairs, then of
+    the further ones.
+    """
+    looked = {run: summary for run, summary in summaries.items() if "pairs" in summary}
+    if not looked:
+        return ""
+    figures_of = ["accuracy", "heads", "both"]
+    lines = [
+        ["run", *figures_of, "pairs", *figures_of, "ensemble", "luck"],
+        ["---", "---:", "---", "---:", "---:", "---:", "---", "---:", "---:", "---:"],
+    ]
+    for run, summary in looked.items():
+        found, cells = summary["pairs"], []
+        for part in (summary, found):
+            said: Summary = part.get("test") or part
+            both = report.percent(said["all_heads"]) if len(said["heads"]) > 1 else ""
+            cells += [_accuracy(part), _heads({"test": said}), both]
+        ensemble = report.percent(found["ensemble"]) if "ensemble" in found else ""
+        luck = f"± {report.percent(found['draw_std'])}"
+        more = f"{found['examples']:,}"
+        lines.append([f"[{run}]({run}/)", *cells[:3], more, *cells[3:], ensemble, luck])
+    return f"\n\n{PAIRS}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def read(results: Path) -> dict[str, Summary]:
     """{run: summary} of all summary.json below, sorted by path; UserError for a damaged one."""
     paths = {p.parent.relative_to(results).as_posix(): p for p in results.rglob("summary.json")}
@@ -172,6 +202,7 @@ def read(results: Path) -> dict[str, Summary]:
             summaries[run] = summary
             table({run: summary})
             damaged({run: summary})
+            more_pairs({run: summary})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the summary of a run ({error!r})") from None
     return summaries
@@ -186,7 +217,7 @@ def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
     """The table of each README: that of the folder, and that beside it, which is shorter."""
     folder = f"{results.absolute().name}/"
     return {
-        results / "README.md": table(summaries) + damaged(summaries),
+        results / "README.md": table(summaries) + more_pairs(summaries) + damaged(summaries),
         results.absolute().parent / "README.md": table(reported(summaries), folder, whole=False),
     }
 

@@ -4,7 +4,6 @@ In the manner of MNIST-C (Mu and Gilmer 2019, arXiv:1906.02337), by corruptions 
 not those of `augment`. They damage each digit before an image is composed of two.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,7 @@ from scipy import ndimage
 from digits_jax import figures, report
 from digits_jax.console import console
 from digits_jax.data import batches
-from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run
+from digits_jax.evaluate import open_run, reported
 
 _FINE = 4  # pixels of the image in which strokes grow, to one
 
@@ -112,14 +110,8 @@ def robustness(config: Any, workdir: Path) -> None:
     where the run has not reported its test accuracy yet.
     """
     trained = open_run(config, workdir)
-    path = workdir / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        clean = {"mean": summary["mean"], "std": summary["std"]}
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"{workdir}: no test accuracy is reported there yet; damaged digits come afterwards"
-        ) from None
+    summary = reported(workdir, "damaged digits come")
+    clean = {"mean": summary["mean"], "std": summary["std"]}
     test = batches.load(trained.config.data).test
     digits = np.asarray(test.images)
     found: dict[str, dict[str, Any]] = {name: {} for name in CORRUPTIONS}
@@ -136,7 +128,7 @@ def robustness(config: Any, workdir: Path) -> None:
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
     summary["robustness"] = found
-    report.write_json(path, summary)
+    report.write_json(workdir / "summary.json", summary)
     figures.robustness(found, clean, shown, workdir / "robustness.png")
     console.print(_table(found))
     console.print(

@@ -74,6 +74,25 @@ def test_tables_by_hand(tmp_path):
     assert (folder / "README.md").read_text() == text.replace("# Results", "# Ours") + "after\n"
 
 
+def test_the_table_of_more_pairs_by_hand():
+    found = {
+        "examples": 100_000, "mean": 0.7, "std": 0.01, "ensemble": 0.72, "draw_std": 0.0025,
+        "heads": {"upper": 0.75, "lower": 0.65}, "all_heads": 0.5,
+    }  # fmt: skip
+    run = TWO | {"test": TWO["test"] | {"all_heads": 0.6}, "pairs": found}
+    alone = {"heads": {"number": 0.75}, "all_heads": 0.75}
+    one = TWO | {"std": None, "test": alone, "pairs": found | alone | {"std": None}}
+    del one["pairs"]["ensemble"]
+    rows = rows_of(results.more_pairs({"a": SUMMARY, "b": run, "c": one}))
+    assert rows[2:] == [
+        "| [b](b/) | 75.00 ± 7.07 | upper 80.00, lower 70.00 | 60.00 "
+        "| 100,000 | 70.00 ± 1.00 | upper 75.00, lower 65.00 | 50.00 | 72.00 | ± 0.25 |",
+        "| [c](c/) | 75.00 |  |  | 100,000 | 70.00 |  |  |  | ± 0.25 |",
+    ]
+    assert {row.count("|") for row in rows} == {11}
+    assert results.more_pairs({"a": SUMMARY}) == ""
+
+
 def test_the_table_of_damaged_digits_by_hand():
     found = {
         "shift": {"1": {"mean": 0.9}, "2": {"mean": 0.5}},
@@ -90,7 +109,13 @@ def test_the_table_of_damaged_digits_by_hand():
 def test_errors_name_the_file(tmp_path):
     with pytest.raises(UserError, match="no summary"):
         results.write(tmp_path)
-    for damaged in ("{", "{}", "[]", json.dumps(TWO | {"robustness": {"shift": 3}})):
+    for damaged in (
+        "{",
+        "{}",
+        "[]",
+        json.dumps(TWO | {"robustness": {"shift": 3}}),
+        json.dumps(TWO | {"pairs": {"mean": 0.5}}),
+    ):
         (tmp_path / "summary.json").write_text(damaged)
         with pytest.raises(UserError, match=r"summary\.json: not the summary of a run"):
             results.write(tmp_path)

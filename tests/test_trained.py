@@ -1,6 +1,7 @@
 """The artefact of a finished run, cross-validation and distillation, end to end."""
 
 import json
+import shutil
 import zipfile
 
 import chex
@@ -13,8 +14,9 @@ from jax.test_util import check_grads
 
 from digits_jax import lessons
 from digits_jax.data import batches
+from digits_jax.data.pairs import STREAMS
 from digits_jax.errors import UserError
-from digits_jax.evaluate import best_test_epoch
+from digits_jax.evaluate import DRAWS, best_test_epoch, more_pairs
 from digits_jax.losses import distillation
 from digits_jax.population import Population, Teacher, members_of
 from digits_jax.run import build
@@ -376,3 +378,56 @@ def test_test_epochs_are_compared_afterwards(cache, tmp_path):
     train(config, tmp_path)
     with pytest.raises(UserError, match="no test accuracy is reported there"):
         best_test_epoch(config, tmp_path)
+
+
+def test_more_pairs_by_hand(cache, pair, tmp_path):
+    """One draw after the other from the test's digits, none of them the test's own."""
+    config = tiny(cache)
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    before = json.loads((tmp_path / "summary.json").read_text())
+    more_pairs(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    found = summary.pop("pairs")
+    assert summary == before
+    test, run = batches.load(config.data).test, Trained(tmp_path)
+    digits, labels = np.asarray(test.images), np.asarray(test.labels)
+    stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])
+    rng = np.random.Generator(np.random.PCG64(stream))
+    right, ensemble = [], []
+    for _ in range(DRAWS):
+        upper, lower = rng.integers(len(digits), size=(test.size, 2)).T
+        assert not np.array_equal(upper, np.asarray(test.rows)[:, 0])
+        images = np.zeros((test.size, 42, 28), np.uint8)
+        images[:, :28] = digits[upper]
+        images[:, 14:] = np.maximum(images[:, 14:], digits[lower])
+        log_p, truth = run.predict(images), {"upper": labels[upper], "lower": labels[lower]}
+        right.append([log_p[h].argmax(-1) == truth[h] for h in truth])
+        ensemble.append([np.exp(log_p[h]).mean(0).argmax(-1) == truth[h] for h in truth])
+    hits = np.asarray(right)  # [draw, head, member, example]
+    members = hits.mean((0, 1, 3))
+    assert found == {
+        "draws": 25,
+        "examples": 25 * test.size,
+        "mean": pytest.approx(members.mean()),
+        "std": pytest.approx(members.std(ddof=1)),
+        "interval": pytest.approx(12.7062 * members.std(ddof=1) / np.sqrt(2), rel=1e-4),
+        "heads": pytest.approx({"upper": hits[:, 0].mean(), "lower": hits[:, 1].mean()}),
+        "all_heads": pytest.approx(hits.all(axis=1).mean()),
+        "draw_std": pytest.approx(hits.mean((1, 2, 3)).std(ddof=1)),
+        "ensemble": pytest.approx(np.mean(ensemble)),
+    }
+
+
+def test_only_pairs_are_drawn_again(cache, tmp_path):
+    config = shrink(config_of("mnist:mlp10"), cache)
+    config.epochs = 1
+    train(config, tmp_path)
+    with pytest.raises(UserError, match="pairs is for pairs of digits; mnist tests every digit"):
+        more_pairs(config, tmp_path)
+
+
+def test_more_pairs_come_after_the_test(cache, tmp_path):
+    config = tiny(cache, report_test=False)
+    train(config, tmp_path)
+    with pytest.raises(UserError, match="no test accuracy is reported there yet; more pairs"):
+        more_pairs(config, tmp_path)

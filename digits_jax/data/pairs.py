@@ -18,7 +18,7 @@ import numpy as np
 
 from digits_jax.types import Array
 
-STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3}
+STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4}
 
 
 class Recipe(NamedTuple):
