@@ -66,15 +66,15 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
     console.print(f"{len(images):,} images under the weights of epoch {epochs}; {path}")
 
 
-def reported(workdir: Path, later: str) -> dict[str, Any]:
-    """summary.json of a run that has reported its test accuracy; else a UserError, which says what
-    comes `later`.
+def reported(workdir: Path, later: str, split: str = "test") -> dict[str, Any]:
+    """summary.json of a run that has reported its accuracy on `split`; else a UserError, which says
+    what comes `later`.
     """
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-        if "mean" in summary:
+        if summary.get(split):
             return summary
-    raise UserError(f"{workdir}: no test accuracy is reported there yet; {later} afterwards")
+    raise UserError(f"{workdir}: no {split} accuracy is reported there yet; {later} afterwards")
 
 
 def best_test_epoch(config: Any, workdir: Path) -> None:
@@ -115,33 +115,38 @@ def more_pairs(config: Any, workdir: Path) -> None:
     """Adds `pairs` to summary.json: the accuracy of many more pairs of the test's digits.
 
     A test split of 4,000 pairs is one draw of 100 million, and its luck is larger than the spread
-    of the seeds; DRAWS further ones, of the stream "more" of `data.seed`, tell the two apart.
-    `config` counts as it does in `open_run`. Writes `draws`, `examples`, `mean`, `std`, `interval`,
-    `heads`, `all_heads` and `ensemble`, as summary.json has them of the test split, and
-    `draw_std`, the standard deviation of a single draw's mean. Raises UserError where examples
-    are single digits, or where the run has not reported its test accuracy yet.
+    of the seeds; DRAWS further ones, of the stream "more" of `data.seed`, tell the two apart. Where
+    `report_test` is off, they are pairs of the validation's digits. `config` counts as it does in
+    `open_run`. Writes `split`, `draws`, `examples`, `mean`, `std`, `interval`, `heads`, `all_heads`
+    and `ensemble`, as summary.json has them of the test split, and `draw_std`, the standard
+    deviation of a single draw's mean. Raises UserError where examples are single digits, of folds,
+    or where the run has not reported its accuracy yet.
     """
     trained = open_run(config, workdir)
+    data = trained.config.data
     if trained.recipe.digits == 1:
         raise UserError(
-            f"--mode=pairs is for pairs of digits; {trained.config.data.dataset} "
-            "tests every digit once"
+            f"--mode=pairs is for pairs of digits; {data.dataset} tests every digit once"
         )
-    summary = reported(workdir, "more pairs are drawn")
-    test = batches.load(trained.config.data).test
-    rng, pool = generator(trained.config.data.seed, "more"), np.asarray(test.pool)
+    name = "test" if trained.config.report_test else "validation"
+    if data.folds and name == "validation":
+        raise UserError("--mode=pairs of validation digits goes without data.folds")
+    summary = reported(workdir, "more pairs are drawn", name)
+    split = getattr(batches.load(data), name)
+    rng, pool = generator(data.seed, "more"), np.asarray(split.pool)
     draws = []
     for _ in track(
         range(DRAWS), "pairs", console=console, transient=True, disable=not console.is_terminal
     ):
-        rows = pool[draw_pairs(rng, test.size, len(pool), trained.recipe.digits)]
-        images, labels = batches.examples(test._replace(rows=rows), trained.recipe)
+        rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
+        images, labels = batches.examples(split._replace(rows=rows), trained.recipe)
         draws.append(report.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
     tests = [draw["test"] for draw in draws]
     summary["pairs"] = found = {
+        "split": name,
         "draws": DRAWS,
-        "examples": DRAWS * test.size,
+        "examples": DRAWS * split.size,
         **stats.spread(accuracy),
         "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
         "all_heads": np.mean([t["all_heads"] for t in tests]),
@@ -151,7 +156,8 @@ def more_pairs(config: Any, workdir: Path) -> None:
         found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])
     report.write_json(workdir / "summary.json", summary)
     console.print(
-        f"{found['examples']:,} pairs: {report.percent(found['mean'], found['std'])} %; the test's "
-        f"{test.size:,}: {report.percent(summary['mean'])} %, where a draw has "
-        f"± {report.percent(found['draw_std'])} by luck"
+        f"{found['examples']:,} pairs of {name} digits: "
+        f"{report.percent(found['mean'], found['std'])} %, where the split's {split.size:,} said "
+        f"{report.percent(summary[name]['accuracy'])} % (a draw has ± "
+        f"{report.percent(found['draw_std'])} by luck)"
     )

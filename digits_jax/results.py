@@ -167,7 +167,7 @@ def more_pairs(summaries: dict[str, Summary]) -> str:
     Accuracy, that of the heads and of examples with every head right: of the test's pairs, then of
     the further ones.
     """
-    looked = {run: summary for run, summary in summaries.items() if "pairs" in summary}
+    looked = {run: s for run, s in summaries.items() if s.get("pairs", {}).get("split") == "test"}
     if not looked:
         return ""
     figures_of = ["accuracy", "heads", "both"]

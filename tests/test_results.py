@@ -76,8 +76,8 @@ def test_tables_by_hand(tmp_path):
 
 def test_the_table_of_more_pairs_by_hand():
     found = {
-        "examples": 100_000, "mean": 0.7, "std": 0.01, "ensemble": 0.72, "draw_std": 0.0025,
-        "heads": {"upper": 0.75, "lower": 0.65}, "all_heads": 0.5,
+        "split": "test", "examples": 100_000, "mean": 0.7, "std": 0.01, "ensemble": 0.72,
+        "draw_std": 0.0025, "heads": {"upper": 0.75, "lower": 0.65}, "all_heads": 0.5,
     }  # fmt: skip
     run = TWO | {"test": TWO["test"] | {"all_heads": 0.6}, "pairs": found}
     alone = {"heads": {"number": 0.75}, "all_heads": 0.75}
@@ -90,7 +90,7 @@ def test_the_table_of_more_pairs_by_hand():
         "| [c](c/) | 75.00 |  |  | 100,000 | 70.00 |  |  |  | ± 0.25 |",
     ]
     assert {row.count("|") for row in rows} == {11}
-    assert results.more_pairs({"a": SUMMARY}) == ""
+    assert results.more_pairs({"a": SUMMARY | {"pairs": found | {"split": "validation"}}}) == ""
 
 
 def test_the_table_of_damaged_digits_by_hand():
@@ -114,7 +114,7 @@ def test_errors_name_the_file(tmp_path):
         "{}",
         "[]",
         json.dumps(TWO | {"robustness": {"shift": 3}}),
-        json.dumps(TWO | {"pairs": {"mean": 0.5}}),
+        json.dumps(TWO | {"pairs": {"split": "test"}}),
     ):
         (tmp_path / "summary.json").write_text(damaged)
         with pytest.raises(UserError, match=r"summary\.json: not the summary of a run"):

@@ -406,6 +406,7 @@ def test_more_pairs_by_hand(cache, pair, tmp_path):
     hits = np.asarray(right)  # [draw, head, member, example]
     members = hits.mean((0, 1, 3))
     assert found == {
+        "split": "test",
         "draws": 25,
         "examples": 25 * test.size,
         "mean": pytest.approx(members.mean()),
@@ -426,8 +427,44 @@ def test_only_pairs_are_drawn_again(cache, tmp_path):
         more_pairs(config, tmp_path)
 
 
-def test_more_pairs_come_after_the_test(cache, tmp_path):
+def test_more_pairs_of_validation_digits(cache, tmp_path):
+    """Where the test is not to be looked at; here each pair by hand, of a single network."""
     config = tiny(cache, report_test=False)
     train(config, tmp_path)
+    before = json.loads((tmp_path / "summary.json").read_text())
+    more_pairs(config, tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())["pairs"]
+    assert found["split"] == "validation"
+    assert "ensemble" not in found
+    data, run = batches.load(config.data), Trained(tmp_path)
+    held_out = np.asarray(data.validation.pool)
+    assert not set(held_out) & set(np.asarray(data.train.pool))
+    stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])
+    rng = np.random.Generator(np.random.PCG64(stream))
+    size, right = data.validation.size, []
+    for _ in range(DRAWS):
+        rows = held_out[rng.integers(len(held_out), size=(size, 2))]
+        images = np.asarray(data.recipe.compose(data.train.images[rows]))
+        log_p, labels = run.predict(images), np.asarray(data.train.labels)[rows]
+        right.append([log_p[h][0].argmax(-1) == labels[:, i] for i, h in enumerate(log_p)])
+    assert found["examples"] == DRAWS * size
+    assert found["mean"] == pytest.approx(np.mean(right))
+    assert before == {
+        k: v for k, v in json.loads((tmp_path / "summary.json").read_text()).items() if k != "pairs"
+    }
+
+
+def test_more_pairs_come_after_the_run(cache, pair, tmp_path):
+    config = tiny(cache)
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match="no test accuracy is reported there yet; more pairs"):
+        more_pairs(config, tmp_path)
+
+
+def test_folds_have_no_more_pairs(cache, tmp_path):
+    config = tiny(cache, report_test=False)
+    config.data.folds = config.population.size = 2
+    train(config, tmp_path)
+    with pytest.raises(UserError, match=r"goes without data\.folds"):
         more_pairs(config, tmp_path)
