@@ -70,7 +70,7 @@ def reported(workdir: Path, later: str, split: str = "test") -> dict[str, Any]:
     """summary.json of a run that has reported its accuracy on `split`; else a UserError, which says
     what comes `later`.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
         if summary.get(split):
             return summary
@@ -120,7 +120,7 @@ def more_pairs(config: Any, workdir: Path) -> None:
     `open_run`. Writes `split`, `draws`, `examples`, `mean`, `std`, `interval`, `heads`, `all_heads`
     and `ensemble`, as summary.json has them of the test split, and `draw_std`, the standard
     deviation of a single draw's mean. Raises UserError where examples are single digits, of folds,
-    or where the run has not reported its accuracy yet.
+    where no digits are held out, or where the run has not reported its accuracy yet.
     """
     trained = open_run(config, workdir)
     data = trained.config.data
@@ -129,8 +129,13 @@ def more_pairs(config: Any, workdir: Path) -> None:
             f"--mode=pairs is for pairs of digits; {data.dataset} tests every digit once"
         )
     name = "test" if trained.config.report_test else "validation"
-    if data.folds and name == "validation":
-        raise UserError("--mode=pairs of validation digits goes without data.folds")
+    if data.folds:
+        raise UserError("--mode=pairs goes without data.folds, whose members share digits")
+    if name == "validation" and not data.validation:
+        raise UserError(
+            "--mode=pairs of a run with report_test=False needs validation digits: train with "
+            "--config.data.validation=0.1"
+        )
     summary = reported(workdir, "more pairs are drawn", name)
     split = getattr(batches.load(data), name)
     rng, pool = generator(data.seed, "more"), np.asarray(split.pool)

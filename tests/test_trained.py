@@ -381,7 +381,7 @@ def test_test_epochs_are_compared_afterwards(cache, tmp_path):
 
 
 def test_more_pairs_by_hand(cache, pair, tmp_path):
-    """One draw after the other from the test's digits, none of them the test's own."""
+    """One draw after the other from the test's digits, none of them the test's own draw."""
     config = tiny(cache)
     shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
     before = json.loads((tmp_path / "summary.json").read_text())
@@ -454,17 +454,36 @@ def test_more_pairs_of_validation_digits(cache, tmp_path):
     }
 
 
-def test_more_pairs_come_after_the_run(cache, pair, tmp_path):
+@pytest.mark.parametrize("summary", ["{}", "[]", "{"])
+def test_more_pairs_come_after_the_run(cache, pair, tmp_path, summary):
     config = tiny(cache)
     shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text(summary)
     with pytest.raises(UserError, match="no test accuracy is reported there yet; more pairs"):
         more_pairs(config, tmp_path)
 
 
+def test_more_pairs_of_numbers(cache, tmp_path):
+    """One head alone, by the README's first config, made small."""
+    config = shrink(config_of("mnist100"), cache)
+    config.epochs = 1
+    train(config, tmp_path)
+    more_pairs(config, tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())["pairs"]
+    assert list(found["heads"].values()) == [found["mean"]] == [found["all_heads"]]
+
+
 def test_folds_have_no_more_pairs(cache, tmp_path):
-    config = tiny(cache, report_test=False)
+    config = tiny(cache)
     config.data.folds = config.population.size = 2
     train(config, tmp_path)
     with pytest.raises(UserError, match=r"goes without data\.folds"):
+        more_pairs(config, tmp_path)
+
+
+def test_no_more_pairs_of_digits_that_all_train(cache, tmp_path):
+    config = tiny(cache, report_test=False)
+    config.data.validation = 0.0
+    train(config, tmp_path)
+    with pytest.raises(UserError, match=r"needs validation digits: train with --config\.data"):
         more_pairs(config, tmp_path)
