@@ -15,7 +15,9 @@ EXAMPLES = 6_000
 
 
 def config_of(name: str, examples: int = EXAMPLES) -> Any:
-    """The config NAME[:variant] on drawn digits, without augmentation, averages and smoothing."""
+    """The config NAME[:variant] on drawn digits, without augmentation, averages, smoothing and
+    early stopping.
+    """
     module, _, variant = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(variant)
     for field in config.augment:
@@ -26,6 +28,7 @@ def config_of(name: str, examples: int = EXAMPLES) -> Any:
     if config.optimizer.name == "muon":  # PyTorch's takes no convolutions
         config.optimizer.name = "adam"
     config.label_smoothing = 0.0
+    config.early_stopping.patience = 0
     return config
 
 

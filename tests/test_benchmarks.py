@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from conftest import config_of
 from matplotlib.image import imread
 
 from benchmarks import ours, tables
@@ -75,6 +76,12 @@ def test_steps_go_on_into_the_next_epoch(cache, engine):
         np.testing.assert_array_equal(np.asarray(totals.examples), [32.0 * count])
     predict = ours.infer(run, np.zeros((2, 28, 28), np.uint8))
     assert predict()["digit"].shape == (1, 2, 10)
+
+
+def test_no_run_of_a_benchmark_stops_early():
+    """An epoch that is skipped takes no time, and looks fast."""
+    assert config_of("mnist100").early_stopping.patience > 0
+    assert ours.config_of("mnist100").early_stopping.patience == 0
 
 
 @needs_torch
