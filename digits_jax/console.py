@@ -1,26 +1,88 @@
 """What a person sees while a run goes on."""
 
+import codecs
+import errno
+import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+_LOOKALIKES = {"±": "+-", "→": "->", "–": "-", "−": "-", "×": "x", "│": "|", "…": "..."}
+
+
+def _lookalike(error: UnicodeError) -> tuple[str, int]:
+    """For `str.encode`: what looks like a character that the encoding has not, or '?'."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_LOOKALIKES.get(character, "?") for character in lacking), error.end
+
+
+codecs.register_error("digits_jax.lookalike", _lookalike)
+
+
+class _Output:
+    """Standard output, whichever it is at the time; no character, no lost terminal ends a run."""
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # below a bar's own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._stream is None:  # a program without a console
+            return len(text)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        shown = text.encode(encoding, "digits_jax.lookalike").decode(encoding)
+        try:
+            self._stream.write(shown)
+        except OSError as error:
+            _unless_hung_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except OSError as error:
+            _unless_hung_up(error)
+
+
+def _unless_hung_up(error: OSError) -> None:
+    if error.errno != errno.EIO:  # what a terminal that was closed answers
+        raise error
+
+
+def printer(width: int | None = None) -> Console:
+    """A console on standard output that prints text as it is: a path's [brackets] are no markup."""
+    output: Any = _Output()
+    return Console(file=output, highlight=False, soft_wrap=True, markup=False, width=width)
+
+
+console = printer()
 
 _REFRESH = 0.25  # s
 
 DRAWN_NOTICE = (
-    "[bold]MNIST could not be had, so this run trains and tests on DRAWN digits.[/bold]\n"
+    "MNIST could not be had, so this run trains and tests on DRAWN digits.\n"
     "They are drawn by a program, no handwriting: do not compare the figures with MNIST's.\n"
     "For MNIST: connect to the internet once, or put its four files into a folder and pass "
-    "--config.data.raw_dir=FOLDER, then start over with --config.resume=False"
+    "--config.data.raw_dir=FOLDER. A run keeps the digits that it began with, so that is another "
+    "run: in another --workdir, or in this one with --config.resume=False.\n"
+    "With --config.data.source=mnist a run ends here instead, which is best where nobody watches."
 )
 
 
 def warn(text: str) -> None:
-    """A notice that cannot be missed."""
-    panel = Panel(text, border_style="yellow", title="warning", expand=False)
+    """A notice that cannot be missed; its first line is bold."""
+    first, *others = text.split("\n", 1)
+    styled = Text("\n").join([Text(first, "bold" if others else ""), *map(Text, others)])
+    panel = Panel(styled, border_style="yellow", title="warning", expand=False)
     console.print(panel, soft_wrap=False)  # wrapped, where the console would cut it off
 
 

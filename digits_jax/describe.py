@@ -12,13 +12,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from digits_jax import devices, models
-from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax import models
+from digits_jax.console import console, printer
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import check_choice
 from digits_jax.layers import (
@@ -161,7 +159,6 @@ def _flops(layer: nn.Module, window: Any, before: Any, after: Any, params: Any) 
 
 def describe(config: Any) -> None:
     """Prints the network of `config` as a table."""
-    devices.start(batches.cache_dir(config.data))
     check_choice("data.dataset", config.data.dataset, RECIPES)
     recipe = RECIPES[config.data.dataset]
     rows = layers(models.from_config(config, recipe.heads), recipe.shape)
@@ -179,7 +176,7 @@ def describe(config: Any) -> None:
     table.add_row("all", "", "", "", "", "", *(f"{n:,}" for n in total))
     # As wide as it is: numbers that are cut off are none.
     width = Measurement.get(console, console.options.update(max_width=999), table).maximum
-    Console(width=width).print(table)
+    printer(width).print(table)
 
 
 def _times(numbers: tuple[int, ...] | None) -> str:
