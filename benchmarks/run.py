@@ -41,7 +41,7 @@ _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile, too.")
 def main(_: list[str]) -> None:
     device = devices.start(batches.cache_dir(costs.ours.config_of("mnist").data))
     path = FOLDER / "results" / f"{device}.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result |= {
         "device": device,
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
             made = sorted(kept + made, key=lambda row: _position(row["network"]))
         result[name] = made
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     tables.write(result, FOLDER / "README.md", path.with_suffix(".png"))
     console.print(f"written to {path}, with a picture beside it, and to benchmarks/README.md")
 
@@ -84,7 +84,7 @@ def _position(network: str) -> int:
 def _processor() -> str:
     """As Linux names it, else as Python does."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

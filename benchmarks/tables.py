@@ -47,8 +47,10 @@ def write(result: dict[str, Any], readme: Path, picture: Path) -> None:
             parts += [f"**{title}**", _table(result[section])]
     body = "\n\n".join(parts)
     marks = re.compile(r"(<!-- table -->).*(<!-- /table -->)", re.DOTALL)
-    text = readme.read_text()
-    readme.write_text(marks.sub(lambda match: f"{match[1]}\n{body}\n{match[2]}", text))
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(
+        marks.sub(lambda match: f"{match[1]}\n{body}\n{match[2]}", text), encoding="utf-8"
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -116,11 +116,17 @@ def check(config: Any) -> None:
     check_choice("config.engine", config.engine, ENGINES)
 
 
+def places(config: Any) -> tuple[Path, Path]:
+    """Where a run of `config` lies by default, and where if `auto` finds no MNIST for it."""
+    own = Path("runs") / config.name
+    return own, own.with_name(f"{own.name}-drawn")
+
+
 def read(workdir: Path) -> dict[str, Any] | None:
     """The config.json of a workdir, None without one; UserError if it cannot be read."""
     path = workdir / "config.json"
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(recorded["data"]["source"], str):
             raise TypeError
         int(recorded["population"]["slice"])

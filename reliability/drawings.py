@@ -221,7 +221,7 @@ def main(_: list[str]) -> None:
         mouse = by_mouse(page, digits, labels)
         every = all_of_them(page, digits, labels)
     report.write_text(PATH, table(marks, mouse, every))
-    console.print(PATH.read_text())
+    console.print(PATH.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     report.write_text(PATH, INTRO + "\n".join(lines) + "\n")
-    console.print(PATH.read_text())
+    console.print(PATH.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 def result(workdir: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
     """What a run must not differ in: its rows but for the seconds, and its weights."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
     with np.load(workdir / "model.npz", allow_pickle=False) as archive:
         return rows, {name: archive[name] for name in archive if name != "config"}

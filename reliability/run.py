@@ -52,7 +52,7 @@ _COUNT = flags.DEFINE_float("count", 1.0, "How often, as a share of the reported
 
 def main(_: list[str]) -> None:
     known = PATH.with_suffix(".json")
-    result: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+    result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
     sections, count = _SECTIONS.value, _COUNT.value  # fuzzed flags are no longer parsed
     for section in sections:
         with tempfile.TemporaryDirectory() as folder:
