@@ -5,14 +5,14 @@ python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--confi
 
 import os
 import re
-import signal
 import sys
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from digits_jax.errors import SAVED, Stopped, UserError, check_choice, nearest
 
@@ -21,6 +21,7 @@ MODES = (
     *("train", "eval", "epochs", "pairs", "robustness", "describe", "explain", "compare"),
     *("search", "export", "demo"),
 )
+TRAINING = ("train", "compare", "search")
 
 _ONLY = (
     *(("data", "eval"), ("ink", "eval"), ("example", "explain"), ("port", "demo")),
@@ -75,37 +76,45 @@ def main(argv: list[str]) -> None:
             raise UserError("--runs goes without --config and --variants: its runs are finished")
         from digits_jax.compare import compare_runs
 
+        _start(ConfigDict({"data": {"cache_dir": ""}}))
         first, second = map(Path, _RUNS.value)
         compare_runs(first, second, Path(_WORKDIR.value) if _WORKDIR.value else None)
         return
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
-    match _MODE.value:
-        case "train":
-            # Until the run listens itself, and once it only reports, there is nothing to save.
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(SAVED))
-            with _together(workdir):
-                from digits_jax.train import train
+    if _MODE.value in TRAINING:
+        from digits_jax.signals import Interrupts, exit_at_once
 
-                train(config, workdir)
+        exit_at_once()  # until a run listens itself, and once it only reports
+    if _MODE.value == "train":
+        workdir = _workdir()
+        if _distributed():  # all in one folder, whatever each of them finds
+            workdir = workdir or Path("runs") / config.name
+        with _together(workdir) as interrupts:
+            from digits_jax.train import train
+
+            _start(config)
+            train(config, workdir, interrupts or Interrupts)
+        return
+    _start(config)
+    match _MODE.value:
         case "eval":
             from digits_jax.evaluate import evaluate
 
-            evaluate(config, workdir, _DATA.value, _INK.value)
+            evaluate(config, _finished(config), _DATA.value, _INK.value)
         case "epochs":
             from digits_jax.evaluate import best_test_epoch
 
-            best_test_epoch(config, workdir)
+            best_test_epoch(config, _finished(config))
         case "pairs":
             from digits_jax.evaluate import more_pairs
 
-            more_pairs(config, workdir)
+            more_pairs(config, _finished(config))
         case "robustness":
             from digits_jax.robustness import robustness
 
-            robustness(config, workdir)
+            robustness(config, _finished(config))
         case "describe":
             from digits_jax.describe import describe
 
@@ -113,33 +122,55 @@ def main(argv: list[str]) -> None:
         case "explain":
             from digits_jax.explain import explain
 
-            explain(config, workdir, _EXAMPLE.value)
+            explain(config, _finished(config), _EXAMPLE.value)
         case "export":
             from digits_jax.export import export
 
-            export(config, workdir)
+            export(config, _finished(config))
         case "demo":
             from digits_jax.export import demo
 
-            demo(config, workdir, _PORT.value)
+            demo(config, _finished(config), _PORT.value)
         case "compare":
             variants = _variants()
             from digits_jax.compare import compare
 
-            compare(variants, Path(_WORKDIR.value or "runs"), Path(_config_path()).stem)
+            name = Path(_config_path()).stem
+            compare(variants, _workdir() or Path("runs"), name, Interrupts)
         case "search":
             from digits_jax.search import search
 
-            search(config, Path(_WORKDIR.value or Path("runs") / f"{config.name}-search"))
+            search(config, _workdir() or Path("runs") / f"{config.name}-search", Interrupts)
+
+
+def _start(config: Any) -> None:
+    """Prepares this process: how it logs, where compiled programs are kept."""
+    from digits_jax import devices
+    from digits_jax.data.batches import cache_dir
+
+    devices.start(cache_dir(config.data))
+
+
+def _workdir() -> Path | None:
+    """The one that was given."""
+    return Path(_WORKDIR.value) if _WORKDIR.value else None
+
+
+def _finished(config: Any) -> Path:
+    """Where the run of `config` lies that a mode reads."""
+    from digits_jax import settings
+
+    own, drawn = settings.places(config)
+    return _workdir() or (drawn if (drawn / "config.json").exists() and not own.exists() else own)
 
 
 def _distributed() -> bool:
     return _DISTRIBUTED.value or any(flag.value is not None for flag in _BY_HAND)
 
 
-def _together(workdir: Path) -> AbstractContextManager[None]:
-    """With the other processes of this run, if there are any."""
-    if not _distributed():
+def _together(workdir: Path | None) -> AbstractContextManager[Any]:
+    """With the other processes of this run, if there are any; -> what listens to signals then."""
+    if not (workdir and _distributed()):
         return nullcontext()
     from digits_jax import hosts
 
@@ -217,6 +248,9 @@ def cli() -> None:
 
 def _leave(code: int, said: str) -> None:
     print(said, file=sys.stderr, flush=True)
+    # All is said: what threads of libraries make of a run that has ended is of no use to anybody.
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     if flags.FLAGS.is_parsed() and _distributed():
         os._exit(code)  # else JAX would wait for the others, and they for this one
     sys.exit(code)

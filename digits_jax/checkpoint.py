@@ -1,7 +1,6 @@
 """Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
 
 import errno
-import functools
 import gc
 import hashlib
 import json
@@ -65,7 +64,7 @@ class Checkpoints:
                 epoch,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    meta=ocp.args.JsonSave(meta | {_DIGEST: _digest(state, meta)}),
+                    meta=ocp.args.JsonSave(meta | {_DIGEST: digest(state, meta)}),
                 ),
             )
         if not saved:
@@ -129,7 +128,7 @@ class Checkpoints:
                 continue
             state, meta = items["state"], items["meta"]
             # Earlier versions knew only the seconds, and no digest.
-            if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == _digest(state, meta):
+            if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == digest(state, meta):
                 return epoch, state, meta
             reason = "its content was altered"  # Orbax would not notice
             log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
@@ -141,12 +140,8 @@ class Checkpoints:
         return None
 
     def __enter__(self) -> "Checkpoints":
-        # Orbax's threads would print tracebacks of what the next call raises anyhow, and go on
-        # printing after a failure.
-        self._hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
-        threading.excepthook = lambda _: None
-        sys.unraisablehook = lambda _: None
-        sys.excepthook = functools.partial(_without_loose_ends, sys.excepthook)
+        self._quiet = quiet()
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -158,26 +153,57 @@ class Checkpoints:
         except UserError:
             if kind is None:  # else what ended the run is what counts
                 raise
-        if self._loose:  # what a failed read left behind complains when it is collected
-            gc.collect()
-        if not self._failed:
-            threading.excepthook, sys.unraisablehook, sys.excepthook = self._hooks
+        finally:
+            if self._loose:  # what a failed read left behind complains when it is collected
+                gc.collect()
+            self._quiet.__exit__(None, None, None)
 
 
-def _digest(state: PyTree, meta: dict[str, Any]) -> str:
-    """SHA-256 of all that a checkpoint holds."""
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, nothing is printed of what orbax says of itself, and of errors that it raises anyhow.
+
+    Its threads would print their tracebacks beside the line that the next call raises. What others
+    do is heard as ever.
+    """
+    before = threading.excepthook, sys.unraisablehook, logging.getLogger("absl").level
+
+    def in_thread(failed: threading.ExceptHookArgs) -> None:
+        if not _of_orbax(failed.exc_value):
+            before[0](failed)
+
+    def unraisable(failed: Any) -> None:
+        if not _of_orbax(failed.exc_value):
+            before[1](failed)
+
+    threading.excepthook, sys.unraisablehook = in_thread, unraisable
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before[:2]
+        logging.getLogger("absl").setLevel(before[2])
+
+
+def _of_orbax(error: BaseException | None) -> bool:
+    """Was it raised below orbax, or by the event loops of its threads?"""
+    trace = error.__traceback__ if error else None
+    while trace:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.split(".")[0] in ("orbax", "tensorstore", "asyncio", "nest_asyncio"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def digest(state: PyTree, meta: dict[str, Any]) -> str:
+    """SHA-256 of arrays, their places, types and shapes, and of a JSON-able `meta`."""
+    found = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for path, leaf in jax.tree.leaves_with_path(state):
         array = np.asarray(fetch(leaf), order="C")
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array)
-    return digest.hexdigest()
-
-
-def _without_loose_ends(hook: Any, kind: Any, error: BaseException, trace: Any) -> None:
-    """`sys.excepthook`, but for what becomes of a save that was given up."""
-    if str(error) != "Event loop is closed":
-        hook(kind, error, trace)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array)
+    return found.hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The devices a run uses, and the compiled programs it keeps between runs."""
+"""The devices that a run uses, and what a command sets in its process for them."""
 
 import ctypes
 import logging
@@ -12,22 +12,24 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _HEAP = 64 * 2**20  # bytes of a heap of glibc's threads
 
 
-def start(cache: Path) -> str:
-    """Keeps compiled programs under `cache` (a first step within seconds, not minutes).
+def start(cache: Path) -> None:
+    """Prepares the process of a command: quiet, and with compiled programs kept under `cache`.
 
-    Returns the backend: 'cpu', 'gpu' or 'tpu'. An unwritable cache costs time, nothing else.
+    With them a first step comes within seconds, not minutes; an unwritable cache costs time,
+    nothing else. It changes log levels, JAX's settings and, on CPU, those of malloc, so nothing
+    that can be imported calls it: `launch.py` does.
     """
     # Orbax tells of its every move, and of its errors before it raises them.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("digits_jax").setLevel(logging.WARNING)  # not so this house
-    for chatty in ("jax._src.xla_bridge", "jax._src.compilation_cache"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("digits_jax").setLevel(logging.WARNING)  # ours are still heard
+    for chatty in ("xla_bridge", "compilation_cache", "distributed"):
+        logging.getLogger(f"jax._src.{chatty}").setLevel(logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches lie without a home
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
     if jax.default_backend() == "cpu":
         _keep_freed_memory()
-    return jax.default_backend()
 
 
 def _keep_freed_memory() -> None:

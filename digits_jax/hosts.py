@@ -6,7 +6,6 @@ reports. https://docs.jax.dev/en/latest/multi_process.html
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from digits_jax.console import console
 from digits_jax.errors import Stopped, UserError
+from digits_jax.signals import NoInterrupts, stopping
 from digits_jax.types import Array
 
 _HEARTBEAT = 20  # s without one, and a process counts as gone
@@ -49,9 +49,10 @@ def joined(
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
-) -> Iterator[None]:
+) -> Iterator["type[Interrupts]"]:
     """This process as one of `processes`, until all are through or one ends early.
 
+    Gives what listens to signals for all of them.
     coordinator: HOST:PORT of process 0, where it listens. What is None is taken from the cluster's
     environment (Slurm, Open MPI, Kubernetes, Cloud TPU). Raises UserError where that does not say,
     or where the others are lost and JAX notices in time. Else its runtime aborts the process, and
@@ -67,12 +68,11 @@ def joined(
         log.touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     with _number(workdir, process), _witnessed(f"{gone}{_AGAIN} ({runtime}: {log})"), _apart(log):
         try:
             _initialize(coordinator, processes, process)
             console.quiet = not leads()
-            yield
+            yield Interrupts
             jax.distributed.shutdown()
         except Stopped:  # all of them, at the same step
             jax.distributed.shutdown()
@@ -192,28 +192,32 @@ def reports(workdir: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-class Interrupts:
+class Interrupts(NoInterrupts):
     """`signals.Interrupts` for several processes: all hear of a signal to one at the same step.
 
-    It is JAX's preemption service that listens to SIGTERM and makes them agree; a second SIGTERM
-    says nothing new, since a cluster may send one to each. A second SIGINT exits at once.
+    It is JAX's preemption service that listens to SIGTERM and makes them agree, so other signals
+    are passed on as that one; a second says nothing new, since a cluster may send one to each. A
+    second SIGINT exits at once.
     """
 
-    at_risk = False  # the others are at work, so nobody leaves before the next step
+    # at_risk counts for nothing: the others are at work, so nobody leaves before the next step.
 
     def __init__(self) -> None:
         self._steps = 0
 
     def __enter__(self) -> "Interrupts":
-        self._before: Any = signal.signal(signal.SIGINT, self._hear)
+        others = [one for one in stopping() if one != signal.SIGTERM]
+        self._before: Any = {one: signal.signal(one, self._hear) for one in others}
         return self
 
-    def _hear(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    def _hear(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
         os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
 
     def asked(self) -> bool:
         """Is it time to stop? Every process has to ask equally often."""
@@ -227,7 +231,12 @@ def _apart(log: Path) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         stream.flush()
-    copies = [os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2)]
+    copies = [
+        os.fdopen(
+            *(os.dup(number), "w"), buffering=1, encoding=stream.encoding, errors=stream.errors
+        )
+        for number, stream in zip((1, 2), before, strict=True)
+    ]
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
