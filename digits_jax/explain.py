@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from digits_jax import describe, figures
+from digits_jax import describe, figures, report
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
@@ -53,7 +53,8 @@ def explain(config: Any, workdir: Path, example: int) -> None:
         names = figures.class_names(len(scores))
         said.append(f"{head} {names[label]}, predicted {names[predicted]}")
 
-    title = f"Test example {example}"
+    source = trained.config.data.test_source or trained.config.data.source
+    title = figures.noted(f"Test example {example}", report.drawn(source))
     figures.attribution(images[0], heads, workdir / "attribution.png", title)
     name, kernel = _first_kernel(params, maps, images.shape[1:])
     filters = dict([_block(name, kernel[None], _FILTERS)])

@@ -55,6 +55,11 @@ def class_names(classes: int) -> list[str]:
     return [f"{c:0{len(str(classes - 1))}d}" for c in range(classes)]
 
 
+def noted(title: str, note: str) -> str:
+    """A title that says what is special about a picture's digits: that they are drawn, say."""
+    return f"{title}, {note}" if note else title
+
+
 @contextmanager
 def page(path: str | os.PathLike, width: float, height: float) -> Iterator[Any]:
     """An empty figure, in inches, that is written to `path` when all is drawn."""
@@ -120,12 +125,12 @@ def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
     return best
 
 
-def curves(rows: Rows, path: str | os.PathLike) -> None:
+def curves(rows: Rows, path: str | os.PathLike, note: str = "") -> None:
     """Loss, accuracy and generalisation gap by epoch, and the epoch that validation chose.
 
-    rows: the rows of metrics.jsonl, at least one. The accuracy axis is logarithmic in the error,
-    so that 99.0 and 99.5 lie as far apart as 90 and 95. With several members a line is their mean
-    and the band reaches from the least to the greatest.
+    rows: the rows of metrics.jsonl, at least one; note: as in `noted`, here and below. The accuracy
+    axis is logarithmic in the error, so that 99.0 and 99.5 lie as far apart as 90 and 95. With
+    several members a line is their mean and the band reaches from the least to the greatest.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -184,7 +189,8 @@ def curves(rows: Rows, path: str | os.PathLike) -> None:
             for _, epoch in best.values():
                 ax.axvline(epoch, color=INK, linewidth=0.9, alpha=max(0.6 / len(best), 0.02))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        notes = [f"mean and range of {members} members"] if members > 1 else []
+        notes = [note] if note else []
+        notes += [f"mean and range of {members} members"] if members > 1 else []
         if best:
             scores, epochs = zip(*best.values(), strict=True)
             span = f"epoch {epochs[0]}"
@@ -238,7 +244,7 @@ def ablation(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 
-def pruning(rows: Rows, path: str | os.PathLike) -> None:
+def pruning(rows: Rows, path: str | os.PathLike, note: str = "") -> None:
     """Accuracy over the weights that are left; hollow before training on, full after it."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -266,7 +272,7 @@ def pruning(rows: Rows, path: str | os.PathLike) -> None:
                 ha="center",
             )
         ax.set_xlabel("weights left")
-        ax.set_ylabel(f"{split} accuracy, %")
+        ax.set_ylabel(noted(f"{split} accuracy, %", note))
         ax.legend(loc="lower right", labelcolor=INK)
 
 
@@ -280,6 +286,7 @@ def confusion(
     heads: dict[str, tuple[np.ndarray, np.ndarray]],
     classes: dict[str, int],
     path: str | os.PathLike,
+    note: str = "",
 ) -> None:
     """A confusion matrix per head; the colour shows mistakes only.
 
@@ -303,7 +310,7 @@ def confusion(
                 ax, side = part.subplots(1, 2, width_ratios=[3.1, 1])
             norm = LogNorm(0.9, max(mistakes.max(), 5))
             ax.imshow(np.ma.masked_equal(mistakes, 0), cmap=heat, norm=norm)
-            ax.set_title(f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}")
+            ax.set_title(noted(f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}", note))
             ax.set(xlabel="predicted", ylabel="true")
             ax.spines[:].set_visible(False)
             every = 1 if size <= 20 else 10
@@ -375,6 +382,7 @@ def errors(
     heads: dict[str, tuple[np.ndarray, np.ndarray]],
     path: str | os.PathLike,
     count: int = 40,
+    note: str = "",
 ) -> None:
     """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
 
@@ -390,7 +398,8 @@ def errors(
     shown = np.argsort(np.negative(confidence), kind="stable")[: min(count, total)]
     if not total:
         with page(path, 8, 0.6) as figure:
-            figure.text(0.5, 0.5, f"no mistakes in {n:,} images", ha="center", va="center")
+            text = noted(f"no mistakes in {n:,} images", note)
+            figure.text(0.5, 0.5, text, ha="center", va="center")
         return
     wide, tall = width > height, width < height
     columns, gap, inset = (8, 14, 7) if wide else (8, 12, 2) if tall else (10, 4, 2)
@@ -412,7 +421,7 @@ def errors(
         captions.append((x, y, left, INK, "left"))
         captions.append((x + width + gap - 2 * inset, y, right, FAINT, "right"))
     which = f"The {count} most confident of" if count < total else "All"
-    title = f"{which} {total:,} mistakes in {n:,} images"
+    title = noted(f"{which} {total:,} mistakes in {n:,} images", note)
     _draw_mosaic(path, _mosaic(images[shown], columns, gap, foot), title, captions)
 
 
@@ -618,6 +627,7 @@ def robustness(
     clean: Mapping[str, Any],
     shown: Mapping[str, Sequence[np.ndarray]],
     path: str | os.PathLike,
+    note: str = "",
 ) -> None:
     """Accuracy over the level of each corruption, a panel each, and above it what it does.
 
@@ -648,10 +658,12 @@ def robustness(
         for ax in panels:
             _error_axis(ax, np.concatenate(errors))
         for row in panels.reshape(2, 3):
-            row[0].set_ylabel("test accuracy, %")
+            row[0].set_ylabel(noted("test accuracy, %", note))
 
 
-def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -> None:
+def reliability(
+    diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike, note: str = ""
+) -> None:
     """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
 
     Of `stats.Reliability`. Where predictions are worth what they say, points lie on the diagonal;
@@ -671,7 +683,7 @@ def reliability(diagrams: dict[str, tuple[Any, Any]], path: str | os.PathLike) -
                 ax.scatter(bins.confidence[some], bins.accuracy[some], area, color=colour)
             ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
             ax.set_xlabel("confidence")
-            ax.set_title(f"{who}: accuracy")
+            ax.set_title(noted(f"{who}: accuracy", note))
             ax.grid(axis="y")
             ax.legend(loc="lower right")
 
@@ -682,6 +694,7 @@ def search(
     logs: Collection[str],
     importances: dict[str, float],
     path: str | os.PathLike,
+    note: str = "",
 ) -> None:
     """The trials of a search: in order, over each field, and what mattered.
 
@@ -720,4 +733,4 @@ def search(
                 ax.set_xscale("log")
                 ax.xaxis.set_minor_formatter(NullFormatter())
             _error_axis(ax, error)
-        panels[0].set_ylabel("validation accuracy, %")
+        panels[0].set_ylabel(noted("validation accuracy, %", note))

@@ -68,7 +68,7 @@ def rows(config: Any, params: PyTree, figures: dict[str, list[float]]) -> list[r
 
 def write(workdir: Path, config: Any, table: list[report.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
-    figures.pruning(table, workdir / "pruning.png")
+    figures.pruning(table, workdir / "pruning.png", report.drawn(config.data.source))
     splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
     head = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
     lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]

@@ -359,8 +359,9 @@ def write(
     summary as written.
     """
     workdir = Path(workdir)
+    note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
     if rows:
-        figures.curves(rows, workdir / "curves.png")
+        figures.curves(rows, workdir / "curves.png", note)
     if labels is not None and log_probabilities is not None and images is not None:
         tested = test_metrics(labels, log_probabilities)
         members = zip(summary["members"], tested["members"], strict=True)
@@ -371,21 +372,28 @@ def write(
             {head: (np.broadcast_to(labels[head], said[head].shape), said[head]) for head in said},
             {head: values.shape[-1] for head, values in log_probabilities.items()},
             workdir / "confusion.png",
+            test_note,
         )
         means = mean_probabilities(log_probabilities)
         figures.errors(
             images,
             {head: (labels[head], means[head]) for head in means},
             workdir / "errors.png",
+            note=test_note,
         )
         if summary.get("config", {}).get("data", {}).get("folds"):
             summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
             summary["calibration"], diagrams = calibration(labels, log_probabilities, temperatures)
-            figures.reliability(diagrams, workdir / "calibration.png")
+            figures.reliability(diagrams, workdir / "calibration.png", test_note)
     summary = plain(summary)
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def drawn(source: str | None) -> str:
+    """What a picture's title says of digits from that source: '' of MNIST's."""
+    return "drawn digits" if source == "drawn" else ""
 
 
 def percent(fraction: float | None, spread: float | None = None) -> str:
