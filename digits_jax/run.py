@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from digits_jax import devices, hosts, lessons, models, pruning
+from digits_jax.checkpoint import digest
 from digits_jax.data import batches
 from digits_jax.data.batches import Dataset, Split
 from digits_jax.data.pairs import RECIPES
@@ -59,10 +62,32 @@ class Position:
         return cls(**fields | {"totals": totals and Metrics(**totals)})
 
 
+class Compiled:
+    """A jitted function that is compiled ahead of its calls, once for each kind of arguments."""
+
+    def __init__(self, function: Any):
+        self.lower = function.lower
+        self._programs: dict[Any, Any] = {}
+
+    def compile(self, *arguments: Any, **static: Any) -> Any:
+        """The program for such arguments, which takes them without the `static` ones."""
+        leaves, structure = jax.tree.flatten(arguments)
+        kinds = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+        key = (structure, kinds, *static.items())
+        if key not in self._programs:
+            self._programs[key] = self.lower(*arguments, **static).compile()
+        return self._programs[key]
+
+    def __call__(self, *arguments: Any, **static: Any) -> Any:
+        return self.compile(*arguments, **static)(*arguments)
+
+
 @dataclasses.dataclass
 class Run:
     """A run in memory: its data, its compiled programs and the states of its slices.
 
+    compiling: seconds that compiling took; ready: it is done, and they are counted.
+    inputs: {config field: the SHA-256 of the weights that it names}, of what the run learns from.
     diverged: {member: where its loss stopped being a number}.
     """
 
@@ -76,19 +101,24 @@ class Run:
     layout: Layout
     chunk: int
     parameters: int
-    compiled: bool = False
+    compiling: float = 0.0
+    ready: bool = False
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     position: Position = dataclasses.field(default_factory=Position)
     diverged: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         programs: Any = self.programs
-        self.train, self._evaluate = programs.train, programs.evaluate
-        layout, folds = self.layout, bool(self.config.data.folds)
+        self.train, self._evaluate, self._evaluate_own = (programs.train, *[programs.evaluate] * 2)
+        layout = self.layout
         if self.programs.compiled:
-            self.train = layout.jit(
-                self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1)
+            self.train = Compiled(
+                layout.jit(self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1))
             )
-            self._evaluate = layout.jit(self._evaluate, (1, 2, 4) if folds else (1, 2, 3, 4))
+            self._evaluate, self._evaluate_own = (
+                Compiled(layout.jit(programs.evaluate, shared))
+                for shared in ((1, 2, 3, 4), (1, 2, 4))
+            )
         self.order = layout.jit(self.programs.order, (1,), static_argnames="n")
         self.track = layout.jit(self.programs.track, (2,), donate_argnums=0)
 
@@ -97,47 +127,86 @@ class Run:
         return batches.steps_per_epoch(self.data.train.size, self.config.batch_size)
 
     def evaluate(
-        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any
+        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any, answers: bool = True
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
         """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
 
-        With cross-validation, each member's own part of it: `folds` [S].
+        With cross-validation, each member's own part of it: `folds` [S]. Without `answers` the
+        second is {}, and nothing of that size is kept.
         """
         sums, outputs = [], []
-        rows_of = batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size)
+        for arguments in self._batches(weights, split, folds):
+            new, log_p = self._evaluation(split)(*arguments)
+            sums.append(new)
+            if answers:
+                outputs.append(log_p)
+        total = fetch(functools.reduce(add, sums))
+        if not answers:
+            return total, {}
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *fetch(outputs))
+        return total, {head: joined[head][:, : split.size] for head in self.data.recipe.heads}
+
+    def _batches(self, weights: Any, split: Split, folds: Any) -> Iterator[tuple[Any, ...]]:
+        """The arguments of the program that evaluates, batch by batch."""
         # One program for whatever is evaluated.
         digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
-        for rows, mask in rows_of:
-            new, log_p = self._evaluate(weights, digits, self.data.normalizer, rows, mask)
-            sums.append(new)
-            outputs.append(log_p)
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *fetch(outputs))
-        n, heads = split.size, self.data.recipe.heads
-        return fetch(functools.reduce(add, sums)), {head: joined[head][:, :n] for head in heads}
+        for rows, mask in batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size):
+            yield weights, digits, self.data.normalizer, rows, mask
 
-    def evaluate_chosen(self, split: Split) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
+    def _evaluation(self, split: Split) -> Any:
+        """Of examples that are all members' own, or the same for all."""
+        return self._evaluate_own if split.rows.ndim == 3 else self._evaluate
+
+    def evaluate_chosen(
+        self, split: Split, answers: bool = True
+    ) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
         """`evaluate` for every slice, under the weights that the run is judged by."""
         return [
-            self.evaluate(self.programs.chosen(state), split, members.fold)
+            self.evaluate(self.programs.chosen(state), split, members.fold, answers)
             for state, members in zip(self.states, self.members, strict=True)
         ]
 
+    def compile(self) -> list[Any]:
+        """Compiles what the epochs call, so that no step waits for it; -> the programs."""
+        programs: list[Any] = []
+        begun = time.perf_counter()
+        if not self.programs.compiled:
+            return programs
+        for i in {len(ids): i for i, ids in enumerate(self.ids)}.values():
+            for steps in {min(self.chunk, self.steps_per_epoch), self.steps_per_epoch % self.chunk}:
+                if steps:
+                    programs.append(self.train.compile(*self._step(i), steps=steps))
+            if self.data.validation is not None:
+                split, folds = self.data.validation, self.members[i].fold
+                arguments = next(self._batches(current(self.states[i]), split, folds))
+                programs.append(self._evaluation(split).compile(*arguments))
+        self.compiling += time.perf_counter() - begun
+        return programs
+
+    def program(self, *arguments: Any, steps: int) -> Callable[..., Any]:
+        """What trains so many steps, of arguments like those of `_step`."""
+        if self.programs.compiled:
+            return self.train.compile(*arguments, steps=steps)
+        return functools.partial(self.train, steps=steps)
+
+    def _step(self, i: int) -> tuple[Any, ...]:
+        """The arguments of the first step of slice `i`."""
+        data, members = self.data, self.members[i]
+        order = self.order(members, 1, n=data.train.size)
+        totals = self.layout.over_members(self.programs.zeros(len(self.ids[i])))
+        state = self.states[i]
+        return state, totals, order, 0, data.train, data.normalizer, members, self.teacher
+
     def bytes_needed(self) -> int:
-        """Of a device's memory: the first slice's larger program, and all states but its own twice,
-        as a checkpoint copies them.
+        """Of a device's memory: the largest program, and all states but its own slice's twice, as a
+        checkpoint copies them.
         """
-        data, members, state = self.data, self.members[0], self.states[0]
-        order = jax.eval_shape(lambda m: self.programs.order(m, 1, data.train.size), members)
-        totals = self.programs.zeros(len(self.ids[0]))
-        rows, mask = batches.padded_rows(data.test.rows, self.config.eval_batch_size)[0]
-        programs = (
-            self.train.lower(
-                *(state, totals, order, 0, data.train, data.normalizer, members, self.teacher),
-                steps=self.chunk,
-            ),
-            self._evaluate.lower(current(state), data.test, data.normalizer, rows, mask),
-        )
-        used: list[Any] = [program.compile().memory_analysis() for program in programs]
+        programs = self.compile()
+        rows = self.data.test.rows
+        test = self.data.test._replace(rows=rows[: self.config.eval_batch_size])
+        arguments = next(self._batches(current(self.states[0]), test, self.members[0].fold))
+        programs.append(self._evaluate.compile(*arguments))
+        used: list[Any] = [program.memory_analysis() for program in programs]
         most = max(
             u.argument_size_in_bytes
             + u.output_size_in_bytes
@@ -145,6 +214,7 @@ class Run:
             - u.alias_size_in_bytes
             for u in used
         )
+        state = self.states[0]
         own, every = (sum(map(_bytes, jax.tree.leaves(states))) for states in (state, self.states))
         return most + 2 * every - own
 
@@ -179,11 +249,11 @@ def _bytes(x: Any) -> int:
 def build(config: Any, members: Members | None = None) -> Run:
     """Data on the device, the network, and fresh states, as a checked `config` says.
 
-    members: those to train instead of the config's own. Writes the source of the data and the
-    slice's size into `config`, where it left them open: as `slice_size` has it, or as much of that
-    as the device's memory holds.
+    members: those to train instead of the config's own. The run's own copy of `config` says where
+    the digits came from, and the slice's size, where they were left open: as `slice_size` has it,
+    or as much of that as the device's memory holds.
     """
-    backend = devices.start(batches.cache_dir(config.data))
+    config = config.copy_and_resolve_references()
     data = batches.load(config.data)
     hosts.agree("their digits", *data.train, *data.test)
     engine = ENGINES[config.engine]
@@ -197,6 +267,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     source = _learned_from(config) if config.distill.teacher else None
     programs = engine(config, data.recipe, steps, source.population if source else None)
     teacher: Any = source.teacher() if source else None
+    inputs = {"distill.teacher": digest(teacher, {})} if source else {}
     if source and config.distill.views:
         programs.shapes(members)  # a network that cannot be is found before the long work
         teacher = lessons.make(config, data.train, source)
@@ -207,6 +278,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     names = ("train", "validation", "test", "normalizer")
     data = data._replace(**dict(zip(names, arrays, strict=True)))
     init = layout.jit(programs.init, **devices.once()) if programs.compiled else programs.init
+    backend = jax.default_backend()
 
     def sliced(width: int) -> Run:
         ids = slices(len(members.seed), width)
@@ -215,6 +287,7 @@ def build(config: Any, members: Members | None = None) -> Run:
         if config.prune.run:
             first = [pruning.begin(config, range_of) for range_of in ids]
             hosts.agree("the weights that they prune", *jax.tree.leaves(first))
+            inputs["prune.run"] = digest(first[0], {})
             states = [
                 layout.over_members(starting(state, *weights))
                 for state, weights in zip(states, first, strict=True)
@@ -230,6 +303,7 @@ def build(config: Any, members: Members | None = None) -> Run:
             layout,
             chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
             parameters=models.count_parameters(states[0].params) // len(ids[0]),
+            inputs=inputs,
         )
 
     asked = config.population.slice

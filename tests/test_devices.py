@@ -34,7 +34,9 @@ config = shrink(config_of({name!r}), {cache!r})
 config.model.update({model!r})
 config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
 config.population.update(size={size}, slice={width})
-loop._finish = lambda *_: None
+config.data.folds = {folds}
+if not {folds}:
+    loop._finish = lambda *_: None
 if {data} > 1:  # the work is shared, not done by each
     run = loop.build(config.copy_and_resolve_references())
     members, data, width = run.members[0], run.data, len(run.ids[0])
@@ -71,13 +73,28 @@ CNN = {"features": (2, 3), "hidden": (8,)}
 COMPACT = {"layers": ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classes")}
 
 
-def rows(workdir, cache, name, model, *, count=1, data=1, size=1, width=0, wild=False, part="both"):
+def rows(
+    workdir,
+    cache,
+    name,
+    model,
+    *,
+    count=1,
+    data=1,
+    size=1,
+    width=0,
+    wild=False,
+    part="both",
+    folds=0,
+):
     """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices.
 
-    part: "first" or "second" for ten of them alone; wild: the last member diverges.
+    part: "first" or "second" for ten of them alone; wild: the last member diverges; with folds it
+    is brought to its end, with its summary.
     """
     workdir = workdir / (f"{count}-{data}-{wild}" if part == "both" else "in-parts")
     fields = {"name": name, "model": model, "count": count, "data": data, "wild": wild}
+    fields["folds"] = folds
     fields |= {"size": size, "width": width, "begin": part != "second", "end": part != "first"}
     code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -112,6 +129,26 @@ def test_batches_over_devices(cache, tmp_path):
     same(count=4, data=2, part="first")  # and it goes on on a single device
     for row, other in zip(one, same(part="second"), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize(("count", "data"), [(2, 1), (4, 2)])
+def test_folds_over_devices(cache, tmp_path, count, data):
+    """Members have their own validation digits, and all the same test digits."""
+    fields = {"size": 2, "width": 2, "folds": 2}
+    one = rows(tmp_path, cache, "two_head", CNN, **fields)
+    several = rows(tmp_path, cache, "two_head", CNN, count=count, data=data, **fields)
+    assert [row["fold"] for row in one] == [0, 1, 0, 1]
+    assert one[0]["validation_loss"] != one[1]["validation_loss"]
+    for row, other in zip(one, several, strict=True):
+        assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+    first, second = (
+        json.loads((tmp_path / name / "summary.json").read_text())
+        for name in ("1-1-False", f"{count}-{data}-False")
+    )
+    for split in ("train", "validation", "test"):
+        for figure in ("loss", "accuracy"):
+            assert first[split][figure] == pytest.approx(second[split][figure], rel=1e-8)
+    assert [m["test"] for m in first["members"]] == [m["test"] for m in second["members"]]
 
 
 def test_a_member_that_diverges_stops_alone_on_a_mesh_too(cache, tmp_path):
