@@ -13,6 +13,7 @@ from digits_jax.types import Array, Hyper, PyTree
 
 OPTIMIZERS = ("adam", "sgd", "muon")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+OVER_ALL_EPOCHS = ("cosine", "one_cycle")  # whose shape depends on how many there are
 
 
 def transformation(optimizer: Any) -> optax.GradientTransformation:

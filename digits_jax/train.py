@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +18,9 @@ import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.text import Text
 
-from digits_jax import devices, figures, hosts, pruning, report, settings, trained
+from digits_jax import devices, figures, hosts, optim, pruning, report, settings, trained
 from digits_jax.checkpoint import FOLDER, PART, Checkpoints
 from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
 from digits_jax.data import batches
@@ -27,7 +28,7 @@ from digits_jax.errors import Stopped, UserError
 from digits_jax.mesh import fetch
 from digits_jax.metrics import means
 from digits_jax.run import Position, Run, build
-from digits_jax.signals import Interrupts
+from digits_jax.signals import NoInterrupts
 from digits_jax.step import current
 from digits_jax.types import Metrics
 
@@ -38,10 +39,9 @@ _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when the
     *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
     *("calibration.png", trained.FILE, trained.EPOCHS, "predictions.csv", "robustness.png"),
-    *("pruning.md", "pruning.png", "filters.png", "feature_maps.png", "attribution.png"),
+    *("pruning.md", "pruning.png", "filters.png", "feature_maps.png", "attribution.png", "export"),
     "config.json",
 )
-Stopping = Interrupts | hosts.Interrupts
 
 
 class Clock:
@@ -65,37 +65,69 @@ class Clock:
         return took
 
 
-def train(config: Any, workdir: Path) -> None:
+def train(
+    config: Any,
+    workdir: str | Path | None = None,
+    listen: Callable[[], NoInterrupts] = NoInterrupts,
+) -> None:
     """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
 
-    Raises UserError if the workdir holds a run of another config, cannot be written, or is another
-    process's, and `Stopped` where SIGTERM or SIGINT ended it and all is saved.
+    Without a `workdir` into runs/NAME, or runs/NAME-drawn where `data.source` is 'auto' and MNIST
+    cannot be had. listen: makes the context manager that says whether to stop, such as
+    `signals.Interrupts`. `config` stays as it is. Raises UserError if the workdir holds a run of
+    another config, cannot be written, or is another process's, and `Stopped` where it was asked to
+    stop and all is saved.
     """
     clock = Clock()
+    config = config.copy_and_resolve_references()
     settings.check(config)
-    if config.prune.run and Path(config.prune.run).resolve() == workdir.resolve():
-        raise UserError(f"config.prune.run={config.prune.run} is the --workdir; choose another")
+    asked, reason = config.data.source, ""
+    if workdir is None:
+        workdir, reason = _place(config)
+    workdir = Path(workdir)
+    for field in ("distill.teacher", "prune.run"):
+        source = settings.flatten(config)[field]
+        if source and Path(source).resolve() == workdir.resolve():
+            raise UserError(f"config.{field}={source} is the --workdir; choose another")
     hosts.agree("their configs", settings.fingerprint(config))
-    asked = config.data.source
     with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
         finished = _prepare(config, workdir)
         hosts.agree("whether they are finished", bytes([finished]))
         if finished:
-            console.print(
-                f"This run is finished; its result stands in {workdir / 'summary.json'}.\n"
-                "--config.resume=False starts it over, --mode=eval evaluates it again."
-            )
+            _say_finished(config, workdir, asked)
             return
-        with hosts.Interrupts() if hosts.several() else Interrupts() as interrupts:
+        with listen() as interrupts:
             run = build(config)
             if not config.resume:
                 _clear(folder)
-            report.write_json(folder / "config.json", settings.as_dict(config))
-            _introduce(run, workdir, asked)
+            report.write_json(folder / "config.json", settings.as_dict(run.config))
+            _introduce(run, workdir, asked, reason or run.data.reason)
             hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
                 _train(run, folder, checkpoints, clock, interrupts)
         _finish(run, folder, clock)
+
+
+def _place(config: Any) -> tuple[Path, str]:
+    """Where a run goes that was given no workdir, and why it cannot have MNIST, if so.
+
+    Writes into `config` which digits `auto` found. A run that is there goes on with its own.
+    """
+    own, drawn = settings.places(config)
+    if config.data.source != "auto" or (config.resume and settings.read(own)):
+        return own, ""
+    config.data.source, reason = batches.find(config.data)
+    return (drawn if config.data.source == "drawn" else own), reason
+
+
+def _say_finished(config: Any, workdir: Path, asked: str) -> None:
+    digits = ""
+    if asked == "auto" and config.data.source == "drawn":
+        digits = ", which is of DRAWN digits; another --workdir trains on MNIST where it can be had"
+    console.print(
+        f"This run is finished; its result stands in {workdir / 'summary.json'}{digits}.\n"
+        "--config.resume=False starts it over, --mode=eval evaluates it again."
+    )
 
 
 @contextmanager
@@ -128,11 +160,11 @@ def _ours(workdir: Path, again: str) -> Iterator[None]:
 
 
 def _train(
-    run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock, interrupts: Stopping
+    run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock, interrupts: NoInterrupts
 ) -> None:
     """The epochs that are left."""
-    config = run.config
-    done = _resume(run, checkpoints, clock)
+    config, part = run.config, checkpoints.workdir / PART
+    done, superseded = _resume(run, checkpoints, clock), part.exists()
     for name in ("summary.json", trained.FILE, "robustness.png"):  # of a run that is finished
         (workdir / name).unlink(missing_ok=True)
     kept = report.rewind(workdir / "metrics.jsonl", done)
@@ -154,7 +186,10 @@ def _train(
             if config.keep_epochs:
                 _keep(run, workdir, number)
             checkpoints.save(number, run.saved(), _meta(run, clock))
-            shutil.rmtree(checkpoints.workdir / PART, ignore_errors=True)
+            if superseded:  # by this epoch, once it is on disk
+                checkpoints.wait()
+                shutil.rmtree(part, ignore_errors=True)
+                superseded = False
             if rows:
                 _epoch_line(run, number, rows)
     if interrupts.asked():
@@ -168,7 +203,7 @@ def _again(config: Any) -> str:
 
 def _meta(run: Run, clock: Clock) -> dict[str, Any]:
     diverged = {str(member): facts for member, facts in run.diverged.items()}
-    return {"seconds": dict(clock.seconds), "diverged": diverged}
+    return {"seconds": dict(clock.seconds), "diverged": diverged, "inputs": run.inputs}
 
 
 def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
@@ -186,10 +221,17 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         except UserError as error:  # then the epoch is done again
             part = None
             log.warning("%s", error)
-        if part and part[0] == done + 1:
-            restored, where = part, f"in epoch {part[0]}"
+        if part and part[2].get("epoch", part[0]) == done + 1:
+            restored, where = part, f"in epoch {done + 1}"
     if restored:
         _, saved, meta = restored
+        for field, digest in meta.get("inputs", run.inputs).items():
+            if digest != run.inputs[field]:
+                raise UserError(
+                    f"the weights in config.{field}={settings.flatten(run.config)[field]} are not "
+                    f"those that the run in {checkpoints.workdir} began with; choose another "
+                    "--workdir, or --config.resume=False to start this run over with the new ones"
+                )
         run.take(saved)
         run.diverged = {int(member): facts for member, facts in meta.get("diverged", {}).items()}
         if "position" in meta:
@@ -201,10 +243,10 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
 
 
 def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
-    """Saves an unfinished epoch, and waits until it is written."""
+    """Saves an unfinished epoch, and waits until it is written; an earlier part stays till then."""
     with Checkpoints(workdir, PART) as parts:
-        meta = _meta(run, clock) | {"position": run.position.as_dict()}
-        parts.save(number, run.saved(), report.plain(meta))
+        meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
+        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), report.plain(meta))
 
 
 def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
@@ -241,26 +283,43 @@ def _keep(run: Run, workdir: Path, number: int) -> None:
 
 
 def _prepare(config: Any, workdir: Path) -> bool:
-    """Makes or takes over the workdir; True if it holds this very run, finished."""
+    """Makes or takes over the workdir; True if it holds this very run, finished.
+
+    A run goes on to a larger number of epochs where that changes none of those that are done.
+    """
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
         return False
     if config.data.source == "auto":
         config.data.source = recorded["data"]["source"]
     config.population.slice = config.population.slice or recorded["population"]["slice"]
-    differences = settings.differences(recorded, config)
-    if differences:
+    changes = settings.changes(recorded, config)
+    longer = [field for field, *_ in changes] == ["epochs"] and config.epochs > recorded["epochs"]
+    schedule = config.optimizer.schedule
+    if longer and schedule in optim.OVER_ALL_EPOCHS:
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differences)}); choose another "
+            f"{workdir} holds a run of {recorded['epochs']} epochs, and config.optimizer.schedule="
+            f"{schedule} spreads over all of them: {config.epochs} are another run from its first "
+            "step on; choose another --workdir, or --config.resume=False to delete that run and "
+            "start this one"
+        )
+    if changes and not longer:
+        raise UserError(
+            f"{workdir} holds a run of another config "
+            f"({'; '.join(settings.differences(recorded, config))}); choose another "
             "--workdir, or --config.resume=False to delete that run and start this one"
         )
-    if not (workdir / "checkpoints").is_dir():
-        return False  # a summary alone, as a clone of the repository has it
+    kept, trained_on = (workdir / trained.FILE).exists(), any(workdir.glob(f"{FOLDER}/*"))
+    if longer and kept and not trained_on:
+        raise UserError(
+            f"{workdir} holds the weights of {recorded['epochs']} epochs but no checkpoint to go "
+            "on from; choose another --workdir, or --config.resume=False to start over"
+        )
     try:
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return "test" in summary or not config.report_test
+    return kept and not longer and ("test" in summary or not config.report_test)
 
 
 def _clear(workdir: Path) -> None:
@@ -270,14 +329,15 @@ def _clear(workdir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _introduce(run: Run, workdir: Path, asked: str) -> None:
+def _introduce(run: Run, workdir: Path, asked: str, reason: str) -> None:
     config, data = run.config, run.data
     if asked == "auto" and data.source == "drawn":
-        warn("\n".join(filter(None, (DRAWN_NOTICE, data.reason))))
+        warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
     validation = data.validation.size if data.validation else 0
     size = config.population.size
     console.print(
-        f"[bold]{config.name}[/bold]: {config.model.name}, {run.parameters:,} parameters"
+        Text(config.name, "bold")
+        + f": {config.model.name}, {run.parameters:,} parameters"
         + (f", {size} members" if size > 1 else "")
         + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
         + f"; {data.source} digits, {data.train.size:,} training and {validation:,} "
@@ -291,7 +351,7 @@ def _introduce(run: Run, workdir: Path, asked: str) -> None:
 
 
 def epoch(
-    run: Run, number: int, clock: Clock, interrupts: Stopping | None = None
+    run: Run, number: int, clock: Clock, interrupts: NoInterrupts | None = None
 ) -> list[dict[str, Any]]:
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl.
 
@@ -300,6 +360,11 @@ def epoch(
     and notes in `run.position` how far it came.
     """
     config, done = run.config, run.position
+    if not run.ready:
+        run.compile()
+        clock.lap()
+        clock.add({"compile": run.compiling})
+        run.ready = True
     running = [i for i, state in enumerate(run.states) if not np.all(state.best.stopped)]
     images = run.steps_per_epoch * config.batch_size * sum(len(run.ids[i]) for i in running)
     with EpochBar(f"epoch {number:>2}/{config.epochs}", images) as bar:
@@ -362,7 +427,7 @@ def _row(run: Run, epoch: int, i: int, m: int) -> dict[str, Any]:
 
 
 def _train_slice(
-    run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar, interrupts: Stopping | None
+    run: Run, i: int, epoch: int, clock: Clock, bar: EpochBar, interrupts: NoInterrupts | None
 ) -> Metrics:
     """An epoch of slice `i`; the device is waited for a few times a second, to draw the bar."""
     data, members, size = run.data, run.members[i], len(run.ids[i])
@@ -371,7 +436,7 @@ def _train_slice(
     state = run.states[i]
     images = run.config.batch_size * size
     start = shown = run.position.start
-    ahead = bar.advance(0)
+    ahead, programs = bar.advance(0), dict[int, Any]()
     while start < run.steps_per_epoch:
         if interrupts and interrupts.asked():
             run.states[i] = jax.block_until_ready(state)
@@ -379,19 +444,14 @@ def _train_slice(
             run.position = Position(i, start, totals, spent, run.position.rows)
             raise Stopped
         steps = min(run.chunk, run.steps_per_epoch - start)
-        state, totals = run.train(
-            *(state, totals, order, start, data.train, data.normalizer, members, run.teacher),
-            steps=steps,
-        )
+        arguments = state, totals, order, start, data.train, data.normalizer, members, run.teacher
+        if steps not in programs:
+            programs[steps] = run.program(*arguments, steps=steps)
+        state, totals = programs[steps](*arguments)
         start += steps
         if interrupts:
             interrupts.at_risk = True
-        if not run.compiled:
-            jax.block_until_ready(totals)
-            clock.lap("compile")
-            run.compiled = True
-            bar.advance(0)
-        elif (start - shown) * images > ahead or start == run.steps_per_epoch:
+        if (start - shown) * images > ahead or start == run.steps_per_epoch:
             jax.block_until_ready(totals)
             ahead = bar.advance((start - shown) * images)
             shown = start
@@ -412,8 +472,8 @@ def _evaluate_slice(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
     n = run.data.validation.size
     some = run.data.train._replace(rows=run.data.train.rows[..., :n, :])
     scores = {
-        "train": run.evaluate(weights, some, folds)[0],
-        "validation": run.evaluate(weights, run.data.validation, folds)[0],
+        "train": run.evaluate(weights, some, folds, answers=False)[0],
+        "validation": run.evaluate(weights, run.data.validation, folds, answers=False)[0],
     }
     members = range(len(folds))
     score = np.asarray([means(scores["validation"], m)["accuracy"] for m in members])
@@ -432,8 +492,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
     seconds = sum(row["seconds"] for row in rows)
     images = len(rows) * run.steps_per_epoch * run.config.batch_size
-    if seconds > 0:  # not where compiling was all
-        parts.append(f"{images / seconds:,.0f} images/s  {seconds:.0f} s")
+    parts.append(f"{images / max(seconds, 1e-3):,.0f} images/s  {seconds:.0f} s")
     console.print("  ".join(parts))
 
 
@@ -444,7 +503,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     scores, temperatures = {}, None
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
-            outputs = run.evaluate_chosen(split)
+            outputs = run.evaluate_chosen(split, answers=name == "validation")
             scores[name] = [
                 means(sums, m) for sums, _ in outputs for m in range(len(sums.examples))
             ]
@@ -516,7 +575,8 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         console.print(pruning.write(workdir, config, table))
     summary = report.write(workdir, facts, rows, *tested)
     if tested and not config.prune.run:
-        console.print(f"[bold]test {report.headline(summary)}[/bold]")
+        drawn = " of drawn digits" if summary["data"]["test_source"] == "drawn" else ""
+        console.print(f"test {report.headline(summary)}{drawn}", style="bold")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 
@@ -530,7 +590,7 @@ def _pruned(run: Run) -> list[report.Row]:
 
     def accuracies(weights: list[Any], split: batches.Split) -> list[float]:
         sums = [
-            run.evaluate(part, split, members.fold)[0]
+            run.evaluate(part, split, members.fold, answers=False)[0]
             for part, members in zip(weights, run.members, strict=True)
         ]
         return [means(part, m)["accuracy"] for part in sums for m in range(len(part.examples))]

@@ -46,7 +46,10 @@ def shrink(config, cache):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """One cache of drawn digits and compiled programs for the whole session."""
-    return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.mktemp("cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return folder
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from conftest import config_of, shrink
 
 from digits_jax import run as building
+from digits_jax import signals
 from digits_jax import train as loop
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.errors import SAVED, Stopped, UserError
@@ -74,34 +75,29 @@ def whole(cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize("steps", [[0], [2], [4], [7, 0, 0, 1], [11]])
-def test_stopped_at_any_step_and_started_again(cache, whole, tmp_path, monkeypatch, steps):
+def test_stopped_at_any_step_and_started_again(cache, whole, tmp_path, steps):
     """2 epochs of 2 members of 3 steps: in either member's, at its end, once and more often."""
     for left in steps:
-        monkeypatch.setattr(loop, "Interrupts", lambda left=left: Asked(left))
         with pytest.raises(Stopped, match="the same command goes on"):
-            train(small(cache), tmp_path)
+            train(small(cache), tmp_path, lambda left=left: Asked(left))
         assert (tmp_path / "interrupted").exists()
         assert not (tmp_path / "summary.json").exists()
-    monkeypatch.undo()
     train(small(cache), tmp_path)
     same(tmp_path, whole)
     assert not (tmp_path / "interrupted").exists()
 
 
-def test_stopped_when_all_epochs_are_done(cache, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(12))
+def test_stopped_when_all_epochs_are_done(cache, whole, tmp_path):
     with pytest.raises(Stopped, match="after the last epoch; the same command goes on"):
-        train(small(cache), tmp_path)
+        train(small(cache), tmp_path, lambda: Asked(12))
     assert not (tmp_path / "interrupted").exists()
-    monkeypatch.undo()
     train(small(cache), tmp_path)
     same(tmp_path, whole)
 
 
-def test_a_run_that_began_anew_does_not_begin_anew_again(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(4))
+def test_a_run_that_began_anew_does_not_begin_anew_again(cache, tmp_path):
     with pytest.raises(Stopped, match=r"the command without --config\.resume=False goes on"):
-        train(small(cache, resume=False), tmp_path)
+        train(small(cache, resume=False), tmp_path, lambda: Asked(4))
 
 
 def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
@@ -114,11 +110,9 @@ def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
         assert checkpoints.restore(state)[0] == 1
 
 
-def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(loop, "Interrupts", lambda: Asked(8))
+def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, caplog):
     with pytest.raises(Stopped):
-        train(small(cache), tmp_path)
-    monkeypatch.undo()
+        train(small(cache), tmp_path, lambda: Asked(8))
     for path in (tmp_path / "interrupted").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
@@ -176,6 +170,169 @@ def test_with_nothing_to_lose_or_told_twice_it_exits_at_once(risk, signals, code
             time.sleep(0.5)
         process.communicate(timeout=30)
         assert process.returncode == code
+
+
+KNOWN = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+LISTENS = (
+    "import ctypes, signal, sys; from digits_jax import signals\n"
+    "{before}\n"
+    "with signals.Interrupts() as interrupts:\n"
+    "    interrupts.at_risk = True\n"
+    "    print('ready', flush=True)\n"
+    "    while not interrupts.asked(): ctypes.CDLL(None).usleep(10000)\n"
+    "sys.exit(75)\n"
+)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_signal_that_ends_a_job_asks_it_to_save(name):
+    """Ctrl-C, a cluster's end, its warning before that (Slurm, submitit), and a lost terminal."""
+    command = [sys.executable, "-c", LISTENS.format(before="")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        assert "saving what is done" in process.communicate(timeout=30)[0]
+        assert process.returncode == SAVED
+
+
+def test_a_lost_terminal_takes_no_run_with_it():
+    """Its process hears SIGHUP, and all that it prints from then on fails."""
+    program = LISTENS.format(before="") + "print('not reached')"
+    program = program.replace("sys.exit(75)", "signals.console.print('after'); sys.exit(75)")
+    terminal, other = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=other, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(other)
+        assert os.read(terminal, 100).strip() == b"ready"
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate(timeout=30)[1] == ""
+        assert process.returncode == SAVED
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    """What the process was started to ignore stays ignored."""
+    ignoring = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    command = [sys.executable, "-c", LISTENS.format(before=ignoring)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert process.returncode == SAVED
+
+
+def test_systems_that_lack_some_signals(monkeypatch):
+    """Windows has neither SIGHUP nor SIGUSR1."""
+    for name in ("SIGHUP", "SIGUSR1"):
+        monkeypatch.delattr(signal, name, raising=False)
+    assert signals.stopping() == (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(one) for one in signals.stopping()]
+    with signals.Interrupts() as interrupts:
+        assert not interrupts.asked()
+        interrupts.at_risk = True
+        signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while not interrupts.asked():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert before == [signal.getsignal(one) for one in signals.stopping()]
+
+
+def test_before_it_listens_such_a_signal_ends_it_with_the_code_of_what_can_go_on():
+    program = (
+        "import signal, time; from digits_jax.signals import exit_at_once\n"
+        "exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
+    )
+    for name in KNOWN:
+        command = [sys.executable, "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(getattr(signal, name))
+            process.communicate(timeout=30)
+            assert process.returncode == (-signal.SIGINT if name == "SIGINT" else SAVED)
+
+
+def test_a_part_of_an_epoch_stays_until_what_replaces_it_is_on_disk(
+    cache, whole, tmp_path, monkeypatch
+):
+    """Killed while the part after it, or the epoch's own checkpoint, is written."""
+    with pytest.raises(Stopped):
+        train(small(cache), tmp_path, lambda: Asked(8))
+    save = Checkpoints.save
+
+    def killed(checkpoints, *arguments):
+        for what in checkpoints._folder.parent.glob("*/*"):
+            assert what.parent.name != "interrupted" or any(what.iterdir())
+        raise KeyboardInterrupt
+
+    for stop in (1, None):  # in mid-epoch, and at its end
+        listen = (lambda: Asked(1)) if stop else signals.NoInterrupts
+        monkeypatch.setattr(Checkpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(cache), tmp_path, listen)
+        with Checkpoints(tmp_path, "interrupted") as parts:
+            assert parts.epochs() == [1]
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(Stopped):
+        train(small(cache), tmp_path, lambda: Asked(1))
+    with Checkpoints(tmp_path, "interrupted") as parts:  # the one before it, too, should it be torn
+        assert parts.epochs() == [2, 1]
+
+    waited = []
+    wait = Checkpoints.wait
+    monkeypatch.setattr(
+        Checkpoints,
+        "wait",
+        lambda c: waited.append((tmp_path / "interrupted").exists()) or wait(c),
+    )
+    train(small(cache), tmp_path)
+    assert waited == [True]
+    assert not (tmp_path / "interrupted").exists()
+    same(tmp_path, whole)
+
+
+def test_a_teacher_that_was_trained_anew_does_not_mix_in(cache, tmp_path):
+    """Nor do other weights to prune: what a run learns from is part of what it is."""
+
+    def student():
+        config = small(cache)
+        config.distill.teacher = str(tmp_path / "teacher")
+        return config
+
+    def pruned():
+        config = small(cache)
+        config.population.size = 1
+        config.prune.update(run=str(tmp_path / "teacher"), fractions=(0.0, 0.5))
+        return config
+
+    train(small(cache), tmp_path / "teacher")
+    for name, config in (("student", student()), ("pruned", pruned())):
+        with pytest.raises(Stopped):
+            train(config, tmp_path / name, lambda: Asked(8))
+    train(small(cache, seed=7, resume=False), tmp_path / "teacher")
+    for name, config in (("student", student()), ("pruned", pruned())):
+        with pytest.raises(UserError, match=r"are not those that the run in .* began with"):
+            train(config, tmp_path / name)
+    train(small(cache, resume=False), tmp_path / "teacher")  # the first, bit for bit
+    train(student(), tmp_path / "student")
+    train(student(), tmp_path / "whole")
+    same(tmp_path / "student", tmp_path / "whole")
+
+
+def test_a_run_cannot_be_its_own_teacher(cache, tmp_path):
+    """Starting over would delete what it learns from."""
+    train(small(cache), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    config = small(cache, resume=False)
+    config.distill.teacher = f"{tmp_path}/../{tmp_path.name}"
+    with pytest.raises(UserError, match="is the --workdir; choose another"):
+        train(config, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 def test_two_processes_in_one_workdir(cache, whole, tmp_path):
@@ -237,10 +394,8 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
     assert first in (2, 3)
 
     if stop:  # in member 1's lost epoch, or after it: what is known of it outlives the stop
-        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(stop))
         with pytest.raises(Stopped):
-            train(small(cache), tmp_path)
-        monkeypatch.setattr(loop, "Interrupts", lambda: Asked(1000))
+            train(small(cache), tmp_path, lambda: Asked(stop))
     train(small(cache), tmp_path)
     assert rows(tmp_path) == [row for row in rows(whole) if row["member"] == 0]
     members = json.loads((tmp_path / "summary.json").read_text())["members"]
@@ -281,9 +436,7 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
-    hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"))
-    for module, hook in hooks:  # a failure leaves them changed
-        monkeypatch.setattr(module, hook, getattr(module, hook))
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
     state = {"x": np.arange(3, dtype=np.float32)}
 
@@ -298,10 +451,11 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_line(tmp_path, monkeyp
             checkpoints.save(2, state, {})
     with pytest.raises(UserError, match="No space left"), Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path).__enter__()
     monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fails)
     checkpoints.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     with Checkpoints(tmp_path) as checkpoints:
         epoch, saved, _ = checkpoints.restore(state)
     assert epoch == 1
     np.testing.assert_array_equal(saved["x"], state["x"])
+    assert hooks == (sys.excepthook, sys.unraisablehook, threading.excepthook)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, config_of, shrink
 
+from digits_jax import optim
 from digits_jax import train as loop
 from digits_jax.checkpoint import Checkpoints
 from digits_jax.data import batches
@@ -258,6 +260,205 @@ def test_starting_over_deletes_nothing_until_the_new_run_can_start(cache, tmp_pa
         train(config, tmp_path)
     assert summary(tmp_path)["epochs"] == 2
     assert len(Trained(tmp_path).predict(np.zeros((1, 28, 56), np.uint8))["number"]) == 1
+
+
+def test_finished_means_that_summary_and_weights_are_there(cache, tmp_path, capsys):
+    train(small(cache), tmp_path)
+    first = Trained(tmp_path).weights
+    shutil.rmtree(tmp_path / "checkpoints")
+    train(small(cache), tmp_path)  # as a clone has it: the summary and model.npz
+    assert "This run is finished" in capsys.readouterr().out
+    (tmp_path / "model.npz").unlink()
+    (tmp_path / "checkpoints").mkdir()  # as reading it could once leave it
+    train(small(cache), tmp_path)
+    assert "This run is finished" not in capsys.readouterr().out
+    assert (tmp_path / "model.npz").exists()
+    jax.tree.map(np.testing.assert_array_equal, Trained(tmp_path).weights, first)
+
+
+def test_more_epochs_of_a_constant_rate_go_on(cache, tmp_path, monkeypatch):
+    """One epoch, then three: the same run as three at once, and the first is not done again."""
+    monkeypatch.chdir(tmp_path)
+    train(small(cache, epochs=3), "whole")
+    train(small(cache, epochs=1), "grown")
+    epoch, done = loop.epoch, []
+    monkeypatch.setattr(loop, "epoch", lambda run, n, *how: done.append(n) or epoch(run, n, *how))
+    train(small(cache, epochs=3), "grown")
+    assert done == [2, 3]
+    whole, grown = (Path(folder) for folder in ("whole", "grown"))
+    assert rows(grown) == rows(whole)
+    assert summary(grown)["config"] == summary(whole)["config"]
+    assert summary(grown)["test"] == summary(whole)["test"]
+    with pytest.raises(UserError, match="epochs: 3 there, 2 now"):
+        train(small(cache, epochs=2), grown)
+    shutil.rmtree(grown / "checkpoints")
+    with pytest.raises(UserError, match="the weights of 3 epochs but no checkpoint to go on from"):
+        train(small(cache, epochs=4), grown)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_more_epochs_of_a_schedule_that_spreads_over_them_are_another_run(
+    cache, tmp_path, schedule
+):
+    config = small(cache, epochs=1)
+    config.optimizer.schedule = schedule
+    train(config, tmp_path)
+    config.epochs = 2
+    with pytest.raises(UserError, match=f"schedule={schedule} spreads over all of them"):
+        train(config, tmp_path)
+    assert summary(tmp_path)["epochs"] == 1
+
+
+def test_every_schedule_is_known_to_depend_on_the_length_or_not():
+    """By its factors over the first two of two or of five epochs."""
+    for schedule in optim.SCHEDULES:
+        optimizer = config_of("mnist").optimizer
+        optimizer.update(schedule=schedule, step_epochs=(1,), warmup=0.5)
+        short, long = (optim.unit_schedule(optimizer, epochs, 10) for epochs in (2, 5))
+        alike = all(float(short(step)) == float(long(step)) for step in range(20))
+        assert alike == (schedule not in optim.OVER_ALL_EPOCHS)
+
+
+def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
+    """Though the run decides on a source, a slice and a size; and a path may be a str."""
+    monkeypatch.setattr(
+        batches.mnist, "load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
+    )
+    config = small(cache)
+    config.epochs, config.data.source, config.data.folds = 1, "auto", 2
+    before = config.to_json()
+    train(config, str(tmp_path / "run"))
+    assert config.to_json() == before
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["data"]["source"] == "drawn"
+    assert recorded["population"] == {"size": 2, "slice": 1}
+    run = loop.build(config)
+    assert config.to_json() == before
+    assert run.config.data.source == "drawn"
+
+
+def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
+    cache, tmp_path, monkeypatch, capsys
+):
+    """Without MNIST, and later with it: the same command, two runs, and each says which it is."""
+    monkeypatch.chdir(tmp_path)
+
+    def absent(*_):
+        raise UserError("there is no network")
+
+    monkeypatch.setattr(batches.mnist, "load", absent)
+    config = small(cache, epochs=1)
+    config.data.source = "auto"
+    train(config)
+    said = capsys.readouterr().out
+    assert "DRAWN" in said
+    assert "there is no network" in said
+    assert "--config.data.source=mnist" in " ".join(said.split())
+    assert "of drawn digits" in said
+    assert [path.name for path in Path("runs").iterdir()] == ["mnist100-mlp-drawn"]
+    assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
+    train(config)
+    assert "finished" in capsys.readouterr().out
+
+    def unattended():
+        config.data.source = "mnist"
+        with pytest.raises(UserError, match="no network"):
+            train(config)
+        config.data.source = "auto"
+
+    unattended()
+    digits = batches.drawn.digits(3, 250), batches.drawn.digits(4, 60)
+    monkeypatch.setattr(batches.mnist, "load", lambda *_: digits)
+    train(config)
+    assert "DRAWN" not in capsys.readouterr().out
+    assert summary(Path("runs/mnist100-mlp"))["data"]["source"] == "mnist"
+    assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
+
+    monkeypatch.setattr(batches.mnist, "load", absent)  # it goes on with its own, or not at all
+    (Path("runs/mnist100-mlp") / "summary.json").unlink()
+    with pytest.raises(UserError, match="no network"):
+        train(config)
+
+
+def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monkeypatch, capsys):
+    config = small(cache, epochs=1)
+    train(config, tmp_path)
+    monkeypatch.setattr(batches.mnist, "load", lambda *_: pytest.fail("it began with drawn digits"))
+    config.data.source = "auto"
+    capsys.readouterr()
+    train(config, tmp_path)
+    assert "which is of DRAWN digits" in capsys.readouterr().out
+    config.data.source = "mnist"
+    with pytest.raises(UserError, match="source: drawn there, mnist now"):
+        train(config, tmp_path)
+
+
+def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
+    titles = []
+    noted = loop.figures.noted
+    monkeypatch.setattr(loop.figures, "noted", lambda *x: titles.append(noted(*x)) or titles[-1])
+    curves = loop.figures.curves
+    monkeypatch.setattr(
+        loop.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)
+    )
+    train(small(cache, epochs=1), tmp_path)
+    assert len(titles) == 4  # curves, confusion, errors, calibration
+    assert all("drawn digits" in title for title in titles)
+
+
+def test_starting_over_leaves_nothing_of_the_run_before(cache, tmp_path):
+    train(small(cache), tmp_path)
+    for name in ("export", "epochs", "interrupted"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "of-the-run-before").touch()
+    train(small(cache, resume=False), tmp_path)
+    assert not list(tmp_path.rglob("of-the-run-before"))
+
+
+def test_programs_are_compiled_once_and_ahead(cache, tmp_path, monkeypatch):
+    """Slices of two sizes, a shorter last dispatch, after memory was asked about."""
+    compiled = []
+    compile_ = jax.stages.Lowered.compile
+
+    def counted(lowered, *how, **more):
+        compiled.append(lowered)
+        return compile_(lowered, *how, **more)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
+    config = small(cache)
+    config.data.train = 150
+    config.population.update(size=3, slice=2)
+    run = dataclasses.replace(loop.build(config), chunk=2)
+    assert run.bytes_needed() > 0
+    clock = loop.Clock()
+    compiled.clear()
+    first = loop.epoch(run, 1, clock)
+    loop.epoch(run, 2, clock)
+    assert len(compiled) == 0
+    assert clock.seconds["compile"] == run.compiling > 0
+    assert all(row["seconds"] > 0 for row in first)
+
+
+def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeypatch, capsys):
+    """Where compiling was most of it, the epoch's line once said 30,016,000 images/s."""
+    build = loop.build
+    monkeypatch.setattr(loop, "build", lambda c: dataclasses.replace(build(c), chunk=1024))
+    train(small(cache, epochs=1), tmp_path)
+    seconds = summary(tmp_path)["seconds"]
+    assert seconds["compile"] > seconds["train"] > 0
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["seconds"] == pytest.approx(seconds["train"], abs=0.01)
+
+
+def test_sums_of_the_training_split_keep_no_answers(cache, tmp_path, monkeypatch):
+    run = loop.build(small(cache))
+    weights, folds = loop.current(run.states[0]), run.members[0].fold
+    sums, answers = run.evaluate(weights, run.data.train, folds)
+    assert answers["number"].shape == (1, 96, 100)
+    monkeypatch.setattr(np, "concatenate", lambda *_, **__: pytest.fail("it keeps the answers"))
+    alone, none = run.evaluate(weights, run.data.train, folds, answers=False)
+    assert none == {}
+    jax.tree.map(np.testing.assert_array_equal, alone, sums)
 
 
 def test_the_test_split_can_be_asked_for_later(cache, tmp_path):
