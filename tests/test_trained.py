@@ -345,6 +345,8 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
 
 
 def test_lessons_are_in_memory_once():
+    if jax.default_backend() != "cpu":
+        pytest.skip("a GPU has memory of its own")
     array = lessons._aligned((3, 5, 7), np.float16)
     assert array.shape == (3, 5, 7)
     assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
