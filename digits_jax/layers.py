@@ -1,15 +1,15 @@
 """The layers that networks are made of: Flax's, set up once, and those that Flax has not.
 
 Each is a module, so that `describe` sees it pass. Images are [B, H, W, C]; everything follows JAX's
-default float (float32, or float64 where x64 is enabled).
+default float (float32, or float64 where x64 is enabled). On CPU some have gradients of their own,
+which are faster there; for derivatives of another kind see `portable`.
 """
 
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -36,17 +36,23 @@ GLOROT = nn.initializers.glorot_uniform()
 """Glorot and Bengio 2010: the same for activations that are linear around 0."""
 
 
-_portable: ContextVar[bool] = ContextVar("portable", default=False)
+_portable = jax.make_user_context(False)  # jax.jit keeps what it traced within apart
 
 
-@contextmanager
-def portable() -> Iterator[None]:
-    """Within, layers are traced for every backend alike."""
-    before = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(before)
+def portable() -> AbstractContextManager[None]:
+    """Within, layers are JAX's own operations alone, traced for every backend alike.
+
+    For export, and for derivatives other than a gradient: `jax.jvp`, `jacfwd`, `hessian`,
+    `linearize`. On CPU they work only within, where training is slower; outside JAX says "can't
+    apply forward-mode autodiff (jvp) to a custom_vjp function". GPU and TPU always have JAX's own
+    operations; within, the gradient of a maximum goes to one of equal pixels, else to all of them.
+    """
+    return _portable(True)
+
+
+def _tuned() -> bool:
+    """Whether layers may take what is faster on CPU, and has a gradient but no other derivative."""
+    return jax.default_backend() == "cpu" and not _portable.value
 
 
 def float_dtype() -> jnp.dtype:
@@ -75,7 +81,7 @@ def convolution(x: Array, kernel: Array, strides: Any, padding: Any, **how: Any)
     ours = all(n == 1 for n in itertools.chain(*steps)) and (
         groups == 1 or groups == x.shape[-1] == kernel.shape[-1]
     )
-    if not ours or jax.default_backend() != "cpu" or _portable.get():
+    if not ours or not _tuned():
         return convolve(x, kernel)
     pads = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
     if groups > 1:
@@ -269,7 +275,7 @@ def dense(
         features,
         kernel_init=kernel_init,
         param_dtype=float_dtype(),
-        dot_general=lambda x, kernel, *_, **__: _product(x, kernel),
+        dot_general=lambda x, kernel, *_, **__: (_product if _tuned() else jnp.dot)(x, kernel),
         name=name,
     )
 
@@ -404,7 +410,9 @@ class MaxPool(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         check_size(x, 2, "a 2x2 pool")
-        return _max_pool(x)
+        if _portable.value:
+            return nn.max_pool(x, (2, 2), strides=(2, 2))
+        return _max_pool(x) if _tuned() else _largest_quarter(x)
 
 
 @jax.custom_vjp
@@ -418,6 +426,7 @@ def _max_pool(x: Array) -> Array:
 
 
 def _largest_quarter(x: Array) -> Array:
+    """The same as the maximum of four strided slices, with derivatives of every order."""
     a, b, c, d = _quarters(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 

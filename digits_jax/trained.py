@@ -75,12 +75,13 @@ class Trained:
         self._slice()
 
     def _slice(self) -> None:
-        """Cuts the weights as they are computed with."""
+        """Cuts the weights as they are computed with: no more members at once than the run had."""
         size = self.config.population.size
         width = slice_size(size, jax.default_backend())
+        self._ids = slices(size, min(width, self.config.population.slice or width))
         self._slices = [
             jax.tree.map(lambda x, ids=ids: jnp.asarray(x[ids.start : ids.stop]), self.weights)
-            for ids in slices(size, width)
+            for ids in self._ids
         ]
 
     def _restore(self, workdir: Path) -> None:
@@ -112,17 +113,20 @@ class Trained:
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
-        size = self.config.eval_batch_size
-        batches_of = []
+        members, size = self.config.population.size, self.config.eval_batch_size
+        log_p = {
+            head: np.empty((members, len(images), classes), jnp.result_type(float))
+            for head, classes in self.recipe.heads.items()
+        }
         for start in range(0, len(images), size):
             part = images[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
-            slices_of = [self._predict(w, padded, self.normalizer) for w in self._slices]
-            batches_of.append(jax.tree.map(lambda *x: np.concatenate(x), *slices_of))
-        return {
-            head: np.concatenate([log_p[head] for log_p in batches_of], axis=1)[:, : len(images)]
-            for head in self.recipe.heads
-        }
+            said = [self._predict(weights, padded, self.normalizer) for weights in self._slices]
+            for ids, answers in zip(self._ids, said, strict=True):
+                for head, values in answers.items():
+                    found = np.asarray(values)[:, : len(part)]
+                    log_p[head][ids.start : ids.stop, start : start + size] = found
+        return log_p
 
 
 def _check_shape(like: Any, array: np.ndarray) -> None:

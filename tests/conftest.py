@@ -1,10 +1,22 @@
 """Strict settings for every test, and the small things that many of them need."""
+# ruff: noqa: E402  JAX reads its settings where it is imported
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests mostly compile: without LLVM's optimisation in half the time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# On a GPU with JAX_PLATFORMS=cuda; of all else that a user or a cluster may have set, nothing.
+_PLATFORMS = os.environ.get("JAX_PLATFORMS", "cpu")
+_LOOKS = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+for _name in tuple(os.environ):
+    if _name.startswith(("JAX_", "SLURM_", "OMPI_")) or _name in _LOOKS:
+        del os.environ[_name]
+os.environ |= {
+    "JAX_PLATFORMS": _PLATFORMS,
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # a GPU's own for float32 has 10 bits
+    # The tests mostly compile: without LLVM's optimisation in half the time.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # workers and subprocesses share a GPU
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+}
 
 import importlib
 from pathlib import Path

@@ -22,10 +22,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-)
 from conftest import config_of, shrink
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

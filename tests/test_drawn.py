@@ -52,7 +52,8 @@ def test_an_image_depends_on_its_index_and_label_alone():
     changed = draw(key, labels.at[0].set(5))
     np.testing.assert_array_equal(changed[1:], images[1:])
     assert (changed[0] != images[0]).any()
-    np.testing.assert_array_equal(draw(key, labels[:3]), images[:3])
+    # Another program: on a GPU its sums may round a grey level otherwise.
+    np.testing.assert_allclose(draw(key, labels[:3]), images[:3], atol=1)
 
 
 def test_nearest_neighbour_reads_held_out_digits(sample):

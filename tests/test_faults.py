@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, starved or led astray: nothing is lost, nothing is wrong."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -65,6 +66,15 @@ class Asked:
     def asked(self):
         self._left -= 1
         return self._left < 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def step_by_step():
+    """A GPU would take an epoch at once, and be stopped only after it."""
+    build = loop.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build", lambda *how: dataclasses.replace(build(*how), chunk=1))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The command line: every mistake is one clear line and exit code 1."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CPU = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
 CONFIG = "--config=configs/mnist100.py"
 COMPARE = ("--mode=compare", "--variants=cnn,tower")
 LENET = "--config=configs/lenet5.py"
@@ -16,6 +18,7 @@ def launch(*arguments):
     process = subprocess.run(
         [sys.executable, "launch.py", *arguments],
         cwd=ROOT,
+        env=CPU,
         capture_output=True,
         text=True,
         timeout=120,

@@ -24,6 +24,7 @@ from digits_jax.layers import (
     dense,
     dropout,
     float_dtype,
+    portable,
 )
 
 
@@ -40,6 +41,36 @@ def test_max_pool_is_flax_max_pool(getkey, shape):
     ours = jax.grad(lambda x: (max_pool(x) * weights).sum())(x)
     theirs = jax.grad(lambda x: (nn.max_pool(x, (2, 2), strides=(2, 2)) * weights).sum())(x)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
+
+
+def test_what_is_jitted_is_traced_anew_where_it_is_portable(getkey, monkeypatch):
+    """By the squared maximum, whose second derivative is 2 at the largest of four."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    x = jax.random.permutation(getkey(), 4).astype(float).reshape(1, 2, 2, 1)
+    loss = jax.jit(lambda x: (max_pool(x) ** 2).sum())
+    assert loss(x) == 9
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.hessian(loss)(x)
+    with portable():
+        curvature = jax.hessian(loss)(x).reshape(4, 4)
+    np.testing.assert_array_equal(curvature, np.diag(2.0 * (x.ravel() == 3)))
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.linearize(loss, x)[1](x)
+
+
+def test_max_pool_off_cpu_is_flaxs_too(getkey, monkeypatch):
+    """With the gradient that it has on CPU, where it is the maximum of several as well."""
+    x = jnp.rint(2 * jax.random.normal(getkey(), (2, 7, 9, 3)))
+
+    def both():
+        y, back = jax.vjp(max_pool, x)
+        return y, back(jnp.ones_like(y))
+
+    results = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        results.append(both())
+    chex.assert_trees_all_equal(*results)
 
 
 def test_max_pool_refuses_what_has_no_2x2():
@@ -76,7 +107,10 @@ def test_numeric_gradients(getkey, x64, layer):
         y, _ = module.apply({"params": params, **rest}, x, mutable=["batch_stats"])
         return jnp.tanh(y)
 
-    check_grads(f, (variables.get("params", {}), x), order=1, modes=["rev"])
+    inputs = variables.get("params", {}), x
+    check_grads(f, inputs, order=1, modes=["rev"])
+    with portable():
+        check_grads(f, inputs, order=2)
 
 
 @pytest.mark.parametrize("batch", [3, 16, 41, 300], ids="a batch of {}".format)
@@ -152,6 +186,8 @@ def test_depthwise_gradients_of_half_floats_are_summed_in_whole_ones(getkey):
 def test_numeric_gradients_of_pool_and_dropout(getkey, x64):
     x, key = jax.random.normal(getkey(), (2, 4, 5, 2), float_dtype()), getkey()
     check_grads(max_pool, (x,), order=1, modes=["rev"])
+    with portable():
+        check_grads(lambda x: max_pool(x) ** 2, (x,), order=2)
     check_grads(lambda x: dropout(x, jnp.asarray(0.3), key), (x,), order=1, modes=["rev"])
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 from conftest import CONFIGS, config_of
+from jax.flatten_util import ravel_pytree
 
-from digits_jax import devices, models
+from digits_jax import devices, layers, models
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
+from digits_jax.losses import cross_entropy
 
 FAMILIES = (
     "mnist100",
@@ -115,6 +117,85 @@ class Families(chex.TestCase):
         for head, classes in recipe.heads.items():
             chex.assert_shape(logits[head], (3, classes))
         chex.assert_tree_all_finite(logits)
+
+
+SMALL = TOWERS | {  # every family, as small as it can be made, with all that it may hold
+    "cnn": {"features": (2, 3), "hidden": (4,)},
+    "compact": {
+        "layers": ("edges 4", "sep3 4", "again", "pool", "conv3 3", "average 1", "linear1 classes"),
+        "norm": "before",
+        "squeeze": 2,
+        "residual": True,
+    },
+    "lenet5": {"batch_norm": True, "skip": True},
+    "mlp": {"hidden": (8, 4)},
+    "resnet": {"stem": 2, "features": (3,), "squeeze": 2},
+    "vgg": {"features": (2, 3), "depths": (1, 2), "hidden": (4,)},
+}
+
+
+def loss_of(model, rest, heads, key):
+    """-> how wrong it is in training, dropout and BatchNorm included, of (weights, images)."""
+
+    def loss(params, images):
+        logits, _ = model.apply(
+            *({"params": params, **rest}, images),
+            train=True,
+            dropout_rate=0.2,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        nobody = {head: jnp.zeros(len(images), int) for head in heads}
+        return cross_entropy(logits, nobody).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_second_derivatives(getkey, x64, name):
+    """Along a line through weights and images: the slope is the gradient's, and how the gradient
+    changes is what it is a bit further on less what it was a bit before, by the layers' own rules.
+    """
+    shape, heads = ((28, 56), {"number": 100}) if name in TOWERS else ((28, 28), {"digit": 10})
+    variables = initialised(model := models.build(name, heads, **SMALL[name]), shape)
+    params, images = variables.pop("params"), jax.random.uniform(getkey(), (3, *shape))
+    start, back = ravel_pytree((params, images))
+    line = jax.random.normal(getkey(), start.shape)
+    line, loss = line / jnp.linalg.norm(line), loss_of(model, variables, heads, getkey())
+    gradient = jax.jit(jax.grad(lambda x: loss(*back(x))))
+    before, here, after = (gradient(start + step * line) for step in (-1e-6, 0, 1e-6))
+    with layers.portable():
+        slope, change = jax.jvp(
+            jax.jit(jax.value_and_grad(lambda x: loss(*back(x)))), *((start,), (line,))
+        )[1]
+    np.testing.assert_allclose(slope, here @ line, rtol=1e-9)
+    assert jnp.linalg.norm(change) > 1e-3
+    np.testing.assert_allclose(change, (after - before) / 2e-6, atol=1e-6 * jnp.abs(change).max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_network_has_all_derivatives_off_cpu_and_where_it_is_portable(name, monkeypatch):
+    """Off CPU, too, the maximum pool's is no select-and-scatter."""
+    model, recipe, init = architecture(name)
+    variables = dict(jax.eval_shape(init, jax.random.key(0)))
+    images = jax.ShapeDtypeStruct((2, *recipe.shape), jnp.float32)
+    inputs = variables.pop("params"), images
+
+    def loss(params, images):
+        rest = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), variables)
+        return loss_of(model, rest, recipe.heads, jax.random.key(1))(params, images)
+
+    def change(*inputs):
+        return jax.jvp(jax.grad(loss, argnums=(0, 1)), inputs, inputs)[1]
+
+    with layers.portable():
+        chex.assert_trees_all_equal_shapes(jax.eval_shape(change, *inputs), inputs)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    program = jax.jit(loss).trace(*inputs)
+    assert "custom_vjp" not in str(program.jaxpr)
+    chex.assert_trees_all_equal_shapes(jax.eval_shape(change, *inputs), inputs)
+    lowered = jax.jit(jax.grad(loss)).trace(*inputs).lower(lowering_platforms=("cuda",))
+    assert "select_and_scatter" not in lowered.as_text()
 
 
 @pytest.mark.parametrize("name", ["tower", "compact_tower"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 
 import chex
@@ -41,6 +42,16 @@ def pair(cache, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def three(cache, tmp_path_factory):
+    """A population of three, trained by two at a time."""
+    workdir = tmp_path_factory.mktemp("three")
+    config = tiny(cache)
+    config.population.update(size=3, slice=2)
+    train(config, workdir)
+    return workdir
+
+
 def test_the_artefact_is_the_checkpoint(pair, tmp_path):
     one = Trained(pair)
     (tmp_path / "checkpoints").symlink_to(pair / "checkpoints")
@@ -53,6 +64,59 @@ def test_the_artefact_is_the_checkpoint(pair, tmp_path):
     for head, log_p in one.predict(images).items():
         assert log_p.shape == (2, 3, 10)
         np.testing.assert_array_equal(log_p, other.predict(images)[head])
+
+
+@pytest.mark.parametrize(
+    ("kept", "backend", "recorded", "at_once"),
+    [
+        (FILE, "gpu", 2, [2, 1]),
+        (FILE, "gpu", 1, [1, 1, 1]),
+        (FILE, "gpu", 0, [3]),  # it does not say
+        (FILE, "cpu", 2, [1, 1, 1]),
+        ("checkpoints", "gpu", 2, [2, 1]),
+    ],
+)
+def test_no_more_members_at_once_than_in_training(
+    three, tmp_path, monkeypatch, kept, backend, recorded, at_once
+):
+    """Nor than the backend takes."""
+    config = json.loads((three / "config.json").read_text(encoding="utf-8"))
+    assert config["population"]["slice"] == 2
+    config["population"]["slice"] = recorded
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / kept).symlink_to(three / kept)
+    images = np.random.default_rng(0).integers(0, 256, (3, 42, 28), np.uint8)
+    expected = Trained(three).predict(images)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    run, computed = Trained(tmp_path), []
+    program = run._predict
+
+    def predict(weights, *rest):
+        computed.append(len(jax.tree.leaves(weights)[0]))
+        return program(weights, *rest)
+
+    run._predict = predict
+    chex.assert_trees_all_close(run.predict(images), expected, rtol=1e-5, atol=1e-6)
+    assert computed == at_once
+
+
+def test_predictions_are_in_memory_once(pair):
+    """Batch by batch, and a part of one at the end; none of no images."""
+    run = Trained(pair)
+    images = np.random.default_rng(0).integers(0, 256, (8010, 42, 28), np.uint8)
+    run.config.eval_batch_size = 100
+    run.predict(images[:100])
+    tracemalloc.start()
+    log_p = run.predict(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(values.nbytes for values in log_p.values())
+    assert size == 2 * 8010 * 2 * 10 * 4
+    assert peak < 1.5 * size
+    run.config.eval_batch_size = 8010
+    chex.assert_trees_all_close(log_p, run.predict(images), rtol=1e-5, atol=1e-6)
+    for values in run.predict(images[:0]).values():
+        assert values.shape == (2, 0, 10)
 
 
 def test_temperatures_belong_to_the_artefact(pair):
@@ -281,6 +345,8 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
 
 
 def test_lessons_are_in_memory_once():
+    if jax.default_backend() != "cpu":
+        pytest.skip("a GPU has memory of its own")
     array = lessons._aligned((3, 5, 7), np.float16)
     assert array.shape == (3, 5, 7)
     assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
