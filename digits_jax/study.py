@@ -236,7 +236,10 @@ def _dead(trial: Any) -> bool:
     """Has the process that asked for it ended?"""
     node, pid = trial.user_attrs.get("owner", ("", 0))
     if node == platform.node():
-        return pid == os.getpid() or not _lives(pid)  # an earlier process had this number
+        if pid == os.getpid():
+            return True  # an earlier process had this number
+        if platform.system() != "Windows":  # there a signal 0 would end the process
+            return not _lives(pid)
     silent = time.time() - trial.user_attrs.get("alive", trial.datetime_start.timestamp())
     return silent > (_SILENCE if node else _PATIENCE)
 

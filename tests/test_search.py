@@ -334,6 +334,22 @@ def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
         study.tell(three, 0.5)
 
 
+def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
+    """There os.kill(pid, 0) ends what it was to look for: only the sign of life counts."""
+    with study_of(small(cache, RATE), tmp_path) as study:
+        fresh, old, own = study.ask(3)
+        for trial, age in ((fresh, 10), (old, 10_000)):
+            trial.set_user_attr("owner", [studies.platform.node(), os.getppid()])
+            trial.set_user_attr("alive", studies.time.time() - age)
+        study._held.clear()
+        monkeypatch.setattr(studies.platform, "system", lambda: "Windows")
+        monkeypatch.setattr(studies.os, "kill", lambda *_: pytest.fail("it was killed"))
+        study._bury()
+        states = {trial.number: trial.state for trial in study._study.trials}
+        assert states[fresh.number] == module.State.RUNNING
+        assert states[old.number] == states[own.number] == module.State.FAIL
+
+
 def test_signs_of_life(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_BEAT", 0.01)
     with study_of(small(cache, RATE), tmp_path) as study:
