@@ -27,7 +27,7 @@ from digits_jax.data.pairs import RECIPES
 from digits_jax.describe import layers
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.population import Population, hyper_of, members_of
-from digits_jax.study import FINISHED, Space, State, Study, database, inside, opened
+from digits_jax.study import FINISHED, Space, State, Study, database, inside, opened, usable
 
 # isort: split
 import filelock  # `study` says how to get what is missing
@@ -55,6 +55,8 @@ def search(config: Any, workdir: Path) -> None:
     if config.prune.run:
         raise UserError("--mode=search cannot prune: its trials are members of one population")
     space = space_of(config)
+    if config.search.storage:
+        usable(config.search.storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

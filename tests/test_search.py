@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -265,6 +266,57 @@ def unclosed():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("url", "module_name", "said"),
+    [
+        ("postgresql+psycopg://u:secret@h/x", "psycopg", 'pip install "psycopg[binary]"'),
+        ("postgresql+psycopg2://u:secret@h/x", "psycopg2", "pip install psycopg2-binary"),
+        ("mysql://u:secret@h/x", "MySQLdb", "pip install mysqlclient"),
+        ("mysql+pymysql://u:secret@h/x?password=secret", "pymysql", "pip install pymysql"),
+        ("flatfile://u:secret@h/x", "", "there is no database 'flatfile'"),
+        ("postgresql+flat://u:secret@h/x", "", r"there is no database 'postgresql+flat'"),
+        ("postgresql:u:secret@h/x", "", "is no database URL"),
+        ("postgresql://u:secret@h:port/x", "", "is no database URL"),
+        ("sqlite://", "", "names no file"),
+        ("sqlite:///:memory:", "", "names no file"),
+    ],
+)
+def test_storages_that_cannot_be(cache, tmp_path, monkeypatch, url, module_name, said):
+    """One line before anything is loaded: the package to install, and never a password."""
+    monkeypatch.setitem(sys.modules, module_name, None)  # as if it were not installed
+    monkeypatch.setattr(module.batches, "load", lambda _: pytest.fail("too late"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"config.search.storage.*{re.escape(said)}") as caught:
+        search(small(cache, RATE, storage=url), tmp_path / "s")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    """One line of what its driver says, without the password even if the driver says it."""
+
+    def refused(*_, **__):
+        error = ConnectionError("no answer to u:secret\nIs the server running?")
+        raise studies.SQLAlchemyError from error
+
+    monkeypatch.setattr(studies.URL, "get_dialect", lambda _: type("", (), {"import_dbapi": str}))
+    monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refused)
+    how = {"limit": 1, "sampler": "tpe", "seed": 0, "afresh": False}
+    with (
+        pytest.raises(UserError) as caught,
+        studies.opened(
+            "postgresql://u:secret@localhost:1/x?password=secret", "name", {}, {}, [], **how
+        ),
+    ):
+        pytest.fail("there is no such server")
+    said = str(caught.value)
+    assert said.startswith(
+        "the study in postgresql://u:***@localhost:1/x cannot be used: no answer to u:***; "
+    )
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("unclosed")
