@@ -36,6 +36,7 @@ import optuna
 KINDS = ("log", "uniform", "choice")
 SAMPLERS = ("tpe", "random", "grid")
 HYPER = ("optimizer.learning_rate", "optimizer.weight_decay", "model.dropout", "label_smoothing")
+_COMPARISON = "comparison.md"  # as `compare_runs` writes it
 _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data", "epochs")
 
 
@@ -81,9 +82,9 @@ def search(config: Any, workdir: Path) -> None:
         seed=config.seed,
         afresh=not config.resume,
     ) as study:
-        config.resume = True
         with study.signs_of_life():
             while trials := study.ask(config.search.round):
+                (workdir / _COMPARISON).unlink(missing_ok=True)  # the best may be another now
                 _train(study, trials, config, space)
                 _report(study, config, workdir, space)
         best = _report(study, config, workdir, space)
@@ -98,7 +99,12 @@ def search(config: Any, workdir: Path) -> None:
     if elsewhere:
         console.print(f"{elsewhere} trials are under way in other processes, which report then.")
     elif best and config.search.retrain:
-        _retrain(config, workdir, {} if study.is_default(best) else values, best.number)
+        won = {} if study.is_default(best) or _same(config, values) else values
+        if not won:
+            console.print(
+                f"The default is the best of {done} trials: there is nothing to compare it with."
+            )
+        _retrain(config, workdir, won, best.number)
 
 
 def _asked(config: Any) -> dict[str, Any]:
@@ -302,19 +308,30 @@ def _report(study: Study, config: Any, workdir: Path, space: Space) -> Any:
 
 
 def _retrain(config: Any, workdir: Path, values: Mapping[str, Any], number: int) -> None:
-    """The default and the best trial on fresh seeds, one process at a time."""
+    """The default on fresh seeds and, if it has `values` of its own, the best trial beside it."""
     seeds = config.search.retrain
-    folders = [workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}")]
+    default, best = (workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}"))
+    runs: dict[Path, Mapping[str, Any]] = {default: {}} | ({best: values} if values else {})
     try:
-        with filelock.FileLock(workdir / "retrain.lock", timeout=0):
-            for folder, changes in zip(folders, ({}, values), strict=True):
+        with filelock.FileLock(workdir / "retrain.lock", timeout=0):  # one process at a time
+            (workdir / _COMPARISON).unlink(missing_ok=True)
+            for folder, changes in runs.items():
                 chosen = _changed(config, changes)
                 chosen.seed, chosen.population.size = config.seed + 1, seeds
                 chosen.search.storage = ""  # it may hold a password
                 loop.train(chosen, folder)
-            compare_runs(folders[0], folders[1], workdir)
+            if values:
+                compare_runs(default, best, workdir)
     except filelock.Timeout:
         console.print("Another process is retraining already.")
+
+
+def _same(config: Any, values: Mapping[str, Any]) -> bool:
+    """Do `values` leave the config as it is? To float32, in which a point of a grid may be it."""
+    return all(
+        isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)
+        for _, old, new in settings.changes(config, _changed(config, values))
+    )
 
 
 def _text(values: Mapping[str, Any]) -> str:
