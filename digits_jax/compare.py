@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from rich.text import Text
 
 from digits_jax import devices, figures, models, report, settings, stats
 from digits_jax.console import console
@@ -19,15 +21,20 @@ from digits_jax.train import train
 from digits_jax.trained import FILE, Trained
 
 _SIGMAS = 2  # standard errors
+_SPLITS = ("validation", "test")
+_INPUTS = ("distill.teacher", "prune.run")  # fields that name the folder of a run to read
 
 
-def compare(configs: Sequence[Any], workdir: Path, name: str) -> None:
+def compare(configs: Sequence[Any], workdir: str | os.PathLike, name: str) -> None:
     """Trains each of `configs` into a folder of its own below `workdir`, a finished one excepted.
 
     Then writes NAME-ablation.md and .png there, a row per config in the order given: parameters,
     accuracies, what changed since the row above, and how it fits. Raises UserError, before anything
-    is trained, for a config that cannot be, or that has no validation.
+    is trained, for a config that cannot be, that has no validation, or that learns from a run which
+    is about to be started over.
     """
+    workdir = Path(workdir)
+    configs = [config.copy_and_resolve_references() for config in configs]
     for config in configs:
         settings.check(config)
         check_choice("data.dataset", config.data.dataset, RECIPES)
@@ -35,6 +42,7 @@ def compare(configs: Sequence[Any], workdir: Path, name: str) -> None:
         layers(models.from_config(config, recipe.heads), recipe.shape)
         if not config.data.validation:
             raise UserError(f"{config.name}: without data.validation it cannot be compared")
+    _keep_inputs(configs, workdir)
     summaries = {}
     for config in configs:
         folder = workdir / config.name
@@ -44,7 +52,21 @@ def compare(configs: Sequence[Any], workdir: Path, name: str) -> None:
     table = markdown(rows)
     report.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
-    console.print(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}")
+    console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
+
+
+def _keep_inputs(configs: Sequence[Any], workdir: Path) -> None:
+    """UserError where a config reads a run that one of them would delete."""
+    deleted = {(workdir / c.name).resolve(): c.name for c in configs if not c.resume}
+    for config in configs:
+        for field in _INPUTS:
+            run = settings.flatten(config)[field]
+            if run and (owner := deleted.get(Path(run).resolve())):
+                raise UserError(
+                    f"{config.name}: config.{field}={run} is the folder of {owner}, which "
+                    "--config.resume=False would delete; leave that flag out, or choose another "
+                    "--workdir"
+                )
 
 
 def ablation(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

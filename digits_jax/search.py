@@ -11,12 +11,14 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.text import Text
 
 from digits_jax import devices, figures, models, settings
 from digits_jax import train as loop
@@ -40,15 +42,17 @@ _COMPARISON = "comparison.md"  # as `compare_runs` writes it
 _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data", "epochs")
 
 
-def search(config: Any, workdir: Path) -> None:
+def search(config: Any, workdir: str | os.PathLike) -> None:
     """Asks, trains and tells until `config.search.trials` are done; then reports, and retrains.
 
     Goes on where an earlier process, killed or finished, left the study; the first trial is the
     config as it stands. Writes trials.csv and search.png; with `search.retrain`, the best trial and
     the default are trained on as many fresh seeds into folders of their own and compared (on
-    validation digits that the search chose by: the test split is the judge). Raises UserError for a
-    space that makes no sense and a storage that cannot be used.
+    validation digits that the search chose by: the test split is the judge). Where nothing beat the
+    default it is trained alone. Raises UserError for a space that makes no sense, a storage that
+    cannot be used, and a teacher that would be deleted.
     """
+    config, workdir = config.copy_and_resolve_references(), Path(workdir)
     settings.check(config)
     check_choice("config.search.sampler", config.search.sampler, SAMPLERS)
     if config.data.folds or not config.data.validation:
@@ -56,6 +60,7 @@ def search(config: Any, workdir: Path) -> None:
     if config.prune.run:
         raise UserError("--mode=search cannot prune: its trials are members of one population")
     space = space_of(config)
+    _keep_teachers(config, workdir, space)
     if config.search.storage:
         usable(config.search.storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -91,11 +96,9 @@ def search(config: Any, workdir: Path) -> None:
         done, elsewhere = len(study.trials(*FINISHED)), len(study.trials(State.RUNNING))
     if best:
         values = _values(best, config, space)
-        console.print(
-            f"[bold]best of {done} trials: number {best.number}, validation "
-            f"{percent(best.value)}[/bold]; {_text(values)}"
-        )
-        console.print(f"trials.csv and search.png stand in {workdir}")
+        found = f"best of {done} trials: number {best.number}, validation {percent(best.value)}"
+        console.print(Text.assemble((found, "bold"), f"; {_text(values)}"))
+        console.print(Text(f"trials.csv and search.png stand in {workdir}"))
     if elsewhere:
         console.print(f"{elsewhere} trials are under way in other processes, which report then.")
     elif best and config.search.retrain:
@@ -157,6 +160,21 @@ def space_of(config: Any) -> Space:
         for value in values:
             settings.check(_changed(config, {field: float(value)}))
     return space
+
+
+def _keep_teachers(config: Any, workdir: Path, space: Space) -> None:
+    """UserError where a teacher lies in a folder that `_retrain` would delete first."""
+    if config.resume or not config.search.retrain:
+        return
+    field, name = "distill.teacher", rf"(default|trial-\d+)-{config.search.retrain}-seeds"
+    offered = [json.loads(text) for text in space[field].choices] if field in space else []
+    for teacher in filter(None, [config.distill.teacher, *offered]):
+        path = Path(teacher).resolve()
+        if path.parent == workdir.resolve() and re.fullmatch(name, path.name):
+            raise UserError(
+                f"config.{field}={teacher} lies where this search trains its best trial, and "
+                "--config.resume=False would delete it; choose another --workdir"
+            )
 
 
 def _check_network(config: Any) -> None:
@@ -230,9 +248,9 @@ def _train(study: Study, trials: list[optuna.Trial], config: Any, space: Space) 
         groups.setdefault(json.dumps(fixed), []).append((trial, changed))
     for group in groups.values():
         numbers = ", ".join(str(trial.number) for trial, _ in group)
-        console.print(f"[bold]trials {numbers}[/bold]")
+        console.print(f"trials {numbers}", style="bold")
         for trial, _ in group:
-            console.print(f"  {trial.number:>4}  {_text(_values(trial, config, space))}")
+            console.print(Text(f"  {trial.number:>4}  {_text(_values(trial, config, space))}"))
         try:
             _train_group(study, group, config.search.halving)
         except (UserError, jax.errors.JaxRuntimeError) as error:  # no such network, no memory

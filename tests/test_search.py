@@ -80,6 +80,122 @@ def test_a_search_end_to_end(cache, tmp_path):
     assert (tmp_path / "search.png").exists()
 
 
+@pytest.fixture
+def retrained(monkeypatch):
+    """Instead of retraining: {folder: the config it would have been trained with}."""
+    runs = {}
+
+    def train(config, folder):
+        assert folder not in runs
+        runs[folder] = config.copy_and_resolve_references()
+
+    def compare(first, second, workdir):
+        (workdir / "comparison.md").write_text(f"{second} {first}", encoding="utf-8")
+
+    monkeypatch.setattr(module.loop, "train", train)
+    monkeypatch.setattr(module, "compare_runs", compare)
+    return runs
+
+
+@pytest.mark.usefixtures("guessed")
+@pytest.mark.parametrize(
+    ("fields", "rate"),
+    [
+        ({"trials": 3}, 0.01),  # the first trial, than which none is better
+        ({"trials": 7, "sampler": "grid"}, 0.01),  # the fifth of the grid, but for rounding
+        ({"trials": 7, "sampler": "grid"}, float(np.geomspace(1e-4, 1e-1, 7)[4])),
+    ],
+)
+def test_where_the_default_wins_it_is_retrained_once(
+    cache, tmp_path, retrained, capsys, fields, rate
+):
+    """There is nothing to compare it with, and no comparison of an earlier search stays."""
+    config = small(cache, RATE, retrain=2, **fields)
+    config.optimizer.learning_rate = rate
+    assert np.float32(np.geomspace(1e-4, 1e-1, 7)[4]) == np.float32(0.01)
+    (tmp_path / "comparison.md").write_text("of an earlier search", encoding="utf-8")
+    search(config, tmp_path)
+    ((folder, chosen),) = retrained.items()
+    assert folder == tmp_path / "default-2-seeds"
+    assert (chosen.seed, chosen.population.size) == (1, 2)
+    assert not (tmp_path / "comparison.md").exists()
+    said = f"The default is the best of {fields['trials']} trials: there is nothing to compare it"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("guessed")
+def test_what_beats_the_default_is_retrained_beside_it(cache, tmp_path, retrained):
+    """Also where a grid, which has no first trial of its own, holds the default."""
+    config = small(cache, RATE, trials=7, retrain=2, sampler="grid")
+    config.optimizer.learning_rate = 1e-3
+    search(config, tmp_path)
+    default, best = retrained
+    assert [default.name, best.name] == ["default-2-seeds", "trial-4-2-seeds"]
+    assert retrained[default].optimizer.learning_rate == 1e-3
+    assert retrained[best].optimizer.learning_rate == pytest.approx(0.01)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert text == f"{best} {default}"
+    longer = small(cache, RATE, trials=7, sampler="grid")
+    longer.optimizer.learning_rate, longer.resume = 1e-3, False
+    search(longer, tmp_path)  # another search, which retrains nothing
+    assert not (tmp_path / "comparison.md").exists()
+
+
+@pytest.mark.usefixtures("guessed")
+def test_a_search_that_is_started_over_retrains_anew(cache, tmp_path, retrained):
+    for resume in (True, False):
+        config = small(cache, RATE, trials=3, retrain=2)
+        config.resume = resume
+        search(config, tmp_path)
+        assert [run.resume for run in retrained.values()] == [resume] * len(retrained)
+        retrained.clear()
+
+
+def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained):
+    """--config.resume=False and a teacher where the search retrains, however it is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "s", target_is_directory=True)
+    teachers = ("s/default-2-seeds", "s/trial-17-2-seeds", "link/default-2-seeds")
+    spaces = [RATE] * 3 + [RATE | {"distill": {"teacher": ("choice", "", teachers[0])}}]
+    for teacher, space in zip((*teachers, ""), spaces, strict=True):
+        config = small(cache, space, trials=2, retrain=2)
+        config.distill.teacher, config.resume = teacher, False
+        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
+            search(config, "s")
+        assert not (tmp_path / "s").exists()
+    for fields in ({"resume": True}, {"search": {"retrain": 3}}):  # nothing would be deleted
+        config = small(cache, RATE, trials=2, retrain=2)
+        config.distill.teacher, config.resume = teachers[0], False
+        config.update(fields)
+        search(config, "s")
+    assert len(guessed) == 2
+
+
+@pytest.mark.usefixtures("guessed")
+def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
+    config = small(cache, RATE, trials=2, retrain=2)
+    config.resume = False
+    config.data.source, config.data.raw_dir = "auto", ""
+    config.data.update(train=0, test=0)
+    before = config.to_dict()
+    drawn = module.batches.load(small(cache, RATE).data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.batches, "load", lambda _: drawn)
+        search(config, str(tmp_path))
+    assert config.to_dict() == before
+    assert next(run.data.source for run in retrained.values()) == "drawn"
+
+
+@pytest.mark.usefixtures("guessed")
+def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys):
+    folder = tmp_path / "lr[" / "0.1]"
+    search(small(cache, RATE, trials=2), folder)
+    out = capsys.readouterr().out
+    assert f"stand in {folder}\n" in out
+    assert "best of 2 trials: number 1" in out
+    assert "[bold]" not in out
+
+
 def test_a_trial_is_the_run_it_stands_for(cache, tmp_path):
     """The same rate trained alone reads the same on validation, whatever its neighbours."""
     from digits_jax.train import train
