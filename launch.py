@@ -45,7 +45,10 @@ _VARIANTS = flags.DEFINE_list(
     "variants", [], "mode=compare: which variants of the config, in this order."
 )
 _RUNS = flags.DEFINE_list(
-    "runs", [], "mode=compare: two finished runs to test against each other; no --config then."
+    "runs",
+    [],
+    "mode=compare: two finished runs to test against each other; a --config only says where the "
+    "digits are then: data.raw_dir and data.cache_dir.",
 )
 _INK = flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
 _PORT = flags.DEFINE_integer("port", 8000, "mode=demo: of 127.0.0.1; 0 takes a free one.")
@@ -72,13 +75,12 @@ def main(argv: list[str]) -> None:
     if _RUNS.value:
         if len(_RUNS.value) != 2:
             raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
-        if _CONFIG.value is not None or _VARIANTS.value:
-            raise UserError("--runs goes without --config and --variants: its runs are finished")
+        places = _places()
         from digits_jax.compare import compare_runs
 
-        _start(ConfigDict({"data": {"cache_dir": ""}}))
-        first, second = map(Path, _RUNS.value)
-        compare_runs(first, second, Path(_WORKDIR.value) if _WORKDIR.value else None)
+        _start(_CONFIG.value or ConfigDict({"data": {"cache_dir": ""}}))
+        first, second = _RUNS.value
+        compare_runs(first, second, _WORKDIR.value, places)
         return
     if _CONFIG.value is None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
@@ -135,12 +137,11 @@ def main(argv: list[str]) -> None:
             variants = _variants()
             from digits_jax.compare import compare
 
-            name = Path(_config_path()).stem
-            compare(variants, _workdir() or Path("runs"), name, Interrupts)
+            compare(variants, _workdir(), Path(_config_path()).stem, Interrupts)
         case "search":
             from digits_jax.search import search
 
-            search(config, _workdir() or Path("runs") / f"{config.name}-search", Interrupts)
+            search(config, _workdir(), Interrupts)
 
 
 def _start(config: Any) -> None:
@@ -160,7 +161,8 @@ def _finished(config: Any) -> Path:
     """Where the run of `config` lies that a mode reads."""
     from digits_jax import settings
 
-    own, drawn = settings.places(config)
+    own = Path("runs") / config.name
+    drawn = settings.apart(own)
     return _workdir() or (drawn if (drawn / "config.json").exists() and not own.exists() else own)
 
 
@@ -180,6 +182,18 @@ def _together(workdir: Path | None) -> AbstractContextManager[Any]:
 
 def _config_path() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+
+
+def _places() -> dict[str, str] | None:
+    """Where the digits of --runs are, if a --config says so; it can say nothing else of them."""
+    given = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    if _VARIANTS.value or given.keys() - {"data.raw_dir", "data.cache_dir"}:
+        raise UserError(
+            "--runs goes without --variants, and of --config with data.raw_dir and data.cache_dir "
+            "alone: its runs are finished"
+        )
+    data = _CONFIG.value and _CONFIG.value.data
+    return data and {"raw_dir": data.raw_dir, "cache_dir": data.cache_dir}
 
 
 def _variants() -> list[Any]:

@@ -4,24 +4,25 @@ python -m benchmarks.run [--sections=throughput,start,memory,accuracy,scaling,po
     [--networks=mnist100,compact] [--rounds=9] [--seconds=0.4] [--compile]
 
 Writes benchmarks/results/<device>.json, a picture beside it and the tables of benchmarks/README.md;
-sections that are not asked for stay as they are.
+sections that are not asked for stay as they are. Only throughput needs PyTorch.
 """
 
 import datetime
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import torch
 from absl import app, flags
 
 from benchmarks import costs, tables, throughput
 from digits_jax import devices
 from digits_jax.console import console
 from digits_jax.data import batches
+from digits_jax.errors import UserError, check_choice
 
 NETWORKS = (
     *("mnist100:mlp", "mnist100", "compact", "compact:phase2", "compact:phase3", "compact:phase5"),
@@ -39,14 +40,16 @@ _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile, too.")
 
 
 def main(_: list[str]) -> None:
+    for section in _SECTIONS.value:
+        check_choice("--sections", section, SECTIONS)
+    versions = {"python": platform.python_version(), "jax": jax.__version__} | _peer()
     device = devices.start(batches.cache_dir(costs.ours.config_of("mnist").data))
     path = FOLDER / "results" / f"{device}.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result |= {
         "device": device,
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__}
-        | {"torch": torch.__version__},
+        "versions": result.get("versions", {}) | versions,
         "date": datetime.date.today().isoformat(),
     }
     for section in _SECTIONS.value:
@@ -63,6 +66,21 @@ def main(_: list[str]) -> None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     tables.write(result, FOLDER / "README.md", path.with_suffix(".png"))
     console.print(f"written to {path}, with a picture beside it, and to benchmarks/README.md")
+
+
+def _peer() -> dict[str, str]:
+    """PyTorch's version, where a section is asked for that measures it; UserError without it."""
+    if "throughput" not in _SECTIONS.value:
+        return {}
+    try:
+        import torch
+    except ImportError:
+        others = ",".join(section for section in SECTIONS if section != "throughput")
+        raise UserError(
+            "throughput is measured beside PyTorch: pip install -r benchmarks/requirements.txt, or "
+            f"leave it out with --sections={others}"
+        ) from None
+    return {"torch": torch.__version__}
 
 
 def _measured(section: str) -> Any:
@@ -90,5 +108,13 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def cli() -> None:
+    """The command: one clear line and exit code 1 where the user can mend something."""
+    try:
+        app.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    cli()

@@ -11,15 +11,18 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.text import Text
 
-from digits_jax import devices, figures, models, settings
+from digits_jax import figures, models, report, settings
 from digits_jax import train as loop
+from digits_jax.checkpoint import digest
 from digits_jax.compare import compare_runs
 from digits_jax.console import DRAWN_NOTICE, console, percent, warn
 from digits_jax.data import batches
@@ -27,7 +30,9 @@ from digits_jax.data.pairs import RECIPES
 from digits_jax.describe import layers
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.population import Population, hyper_of, members_of
-from digits_jax.study import FINISHED, Space, State, Study, database, inside, opened
+from digits_jax.signals import NoInterrupts
+from digits_jax.study import FINISHED, Space, State, Study, database, inside, opened, usable
+from digits_jax.trained import Trained
 
 # isort: split
 import filelock  # `study` says how to get what is missing
@@ -36,18 +41,26 @@ import optuna
 KINDS = ("log", "uniform", "choice")
 SAMPLERS = ("tpe", "random", "grid")
 HYPER = ("optimizer.learning_rate", "optimizer.weight_decay", "model.dropout", "label_smoothing")
+_COMPARISON = "comparison.md"  # as `compare_runs` writes it
 _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data", "epochs")
 
 
-def search(config: Any, workdir: Path) -> None:
+def search(
+    config: Any,
+    workdir: str | os.PathLike | None = None,
+    listen: Callable[[], NoInterrupts] = NoInterrupts,
+) -> None:
     """Asks, trains and tells until `config.search.trials` are done; then reports, and retrains.
 
     Goes on where an earlier process, killed or finished, left the study; the first trial is the
     config as it stands. Writes trials.csv and search.png; with `search.retrain`, the best trial and
     the default are trained on as many fresh seeds into folders of their own and compared (on
-    validation digits that the search chose by: the test split is the judge). Raises UserError for a
-    space that makes no sense and a storage that cannot be used.
+    validation digits that the search chose by: the test split is the judge). Where nothing beat the
+    default it is trained alone. Without a `workdir` all lies in runs/NAME-search, or apart from it as
+    in `train`; listen: as there, while runs are retrained. Raises UserError for a space that makes no sense, a storage that
+    cannot be used, and a teacher that would be deleted.
     """
+    config = config.copy_and_resolve_references()
     settings.check(config)
     check_choice("config.search.sampler", config.search.sampler, SAMPLERS)
     if config.data.folds or not config.data.validation:
@@ -55,16 +68,17 @@ def search(config: Any, workdir: Path) -> None:
     if config.prune.run:
         raise UserError("--mode=search cannot prune: its trials are members of one population")
     space = space_of(config)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if config.search.storage:
+        usable(config.search.storage)
+    asked, (workdir, reason) = config.data.source, _place(config, workdir)
+    _keep_teachers(config, workdir, space)
+    if asked == "auto" and config.data.source == "drawn":
+        warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    devices.start(batches.cache_dir(config.data))
-    auto = config.data.source == "auto"
-    config.data.source = batches.load(config.data).source  # the same for every process
-    if auto and config.data.source == "drawn":
-        warn(DRAWN_NOTICE)
+    batches.load(config.data)  # digits that are not there are no trial's fault
     points: list[Any] = [(_default(config, space), {"default": True})]
     if config.search.sampler == "grid":
         points = [(point, {}) for point in _grid(space, config.search.trials)]
@@ -79,30 +93,46 @@ def search(config: Any, workdir: Path) -> None:
         seed=config.seed,
         afresh=not config.resume,
     ) as study:
-        config.resume = True
         with study.signs_of_life():
             while trials := study.ask(config.search.round):
+                (workdir / _COMPARISON).unlink(missing_ok=True)  # the best may be another now
                 _train(study, trials, config, space)
                 _report(study, config, workdir, space)
         best = _report(study, config, workdir, space)
         done, elsewhere = len(study.trials(*FINISHED)), len(study.trials(State.RUNNING))
     if best:
         values = _values(best, config, space)
-        console.print(
-            f"[bold]best of {done} trials: number {best.number}, validation "
-            f"{percent(best.value)}[/bold]; {_text(values)}"
-        )
-        console.print(f"trials.csv and search.png stand in {workdir}")
+        found = f"best of {done} trials: number {best.number}, validation {percent(best.value)}"
+        console.print(Text.assemble((found, "bold"), f"; {_text(values)}"))
+        console.print(Text(f"trials.csv and search.png stand in {workdir}"))
     if elsewhere:
         console.print(f"{elsewhere} trials are under way in other processes, which report then.")
     elif best and config.search.retrain:
-        _retrain(config, workdir, {} if study.is_default(best) else values, best.number)
+        won = {} if study.is_default(best) or _same(config, values) else values
+        if not won:
+            console.print(
+                f"The default is the best of {done} trials: there is nothing to compare it with."
+            )
+        _retrain(config, workdir, won, best.number, listen)
+
+
+def _place(config: Any, workdir: str | os.PathLike | None) -> tuple[Path, str]:
+    """As `train.place`, which decides on the digits; a study that is there stays where it is."""
+    own = Path("runs") / f"{config.name}-search"
+    there = config.resume and (own / "study.db").exists()
+    place, reason = loop.place(config, own)
+    if workdir is not None:
+        return Path(workdir), reason
+    return (own if there else place), reason
 
 
 def _asked(config: Any) -> dict[str, Any]:
     """What all processes of a study must agree on."""
     asked = settings.as_dict(config)
     how = asked.pop("search")
+    if config.distill.teacher:
+        teacher = Trained(Path(config.distill.teacher)).teacher()
+        asked["inputs"] = {"distill.teacher": digest(teacher, {})}
     return asked | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
 
 
@@ -149,6 +179,21 @@ def space_of(config: Any) -> Space:
         for value in values:
             settings.check(_changed(config, {field: float(value)}))
     return space
+
+
+def _keep_teachers(config: Any, workdir: Path, space: Space) -> None:
+    """UserError where a teacher lies in a folder that `_retrain` would delete first."""
+    if config.resume or not config.search.retrain:
+        return
+    field, name = "distill.teacher", rf"(default|trial-\d+)-{config.search.retrain}-seeds"
+    offered = [json.loads(text) for text in space[field].choices] if field in space else []
+    for teacher in filter(None, [config.distill.teacher, *offered]):
+        path = Path(teacher).resolve()
+        if path.parent == workdir.resolve() and re.fullmatch(name, path.name):
+            raise UserError(
+                f"config.{field}={teacher} lies where this search trains its best trial, and "
+                "--config.resume=False would delete it; choose another --workdir"
+            )
 
 
 def _check_network(config: Any) -> None:
@@ -222,9 +267,9 @@ def _train(study: Study, trials: list[optuna.Trial], config: Any, space: Space) 
         groups.setdefault(json.dumps(fixed), []).append((trial, changed))
     for group in groups.values():
         numbers = ", ".join(str(trial.number) for trial, _ in group)
-        console.print(f"[bold]trials {numbers}[/bold]")
+        console.print(f"trials {numbers}", style="bold")
         for trial, _ in group:
-            console.print(f"  {trial.number:>4}  {_text(_values(trial, config, space))}")
+            console.print(Text(f"  {trial.number:>4}  {_text(_values(trial, config, space))}"))
         try:
             _train_group(study, group, config.search.halving)
         except (UserError, jax.errors.JaxRuntimeError) as error:  # no such network, no memory
@@ -295,24 +340,42 @@ def _report(study: Study, config: Any, workdir: Path, space: Space) -> Any:
             writer.writerow((*row, *values))
     part.replace(workdir / "trials.csv")
     logs = {field for field, d in space.items() if getattr(d, "log", False)}
-    figures.search(points, list(space), logs, study.importances(), workdir / "search.png")
+    note = report.drawn(config.data.source)
+    figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
     return max(complete, key=lambda trial: (trial.value, -trial.number))
 
 
-def _retrain(config: Any, workdir: Path, values: Mapping[str, Any], number: int) -> None:
-    """The default and the best trial on fresh seeds, one process at a time."""
+def _retrain(
+    config: Any,
+    workdir: Path,
+    values: Mapping[str, Any],
+    number: int,
+    listen: Callable[[], NoInterrupts],
+) -> None:
+    """The default on fresh seeds and, if it has `values` of its own, the best trial beside it."""
     seeds = config.search.retrain
-    folders = [workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}")]
+    default, best = (workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}"))
+    runs: dict[Path, Mapping[str, Any]] = {default: {}} | ({best: values} if values else {})
     try:
-        with filelock.FileLock(workdir / "retrain.lock", timeout=0):
-            for folder, changes in zip(folders, ({}, values), strict=True):
+        with filelock.FileLock(workdir / "retrain.lock", timeout=0):  # one process at a time
+            (workdir / _COMPARISON).unlink(missing_ok=True)
+            for folder, changes in runs.items():
                 chosen = _changed(config, changes)
                 chosen.seed, chosen.population.size = config.seed + 1, seeds
                 chosen.search.storage = ""  # it may hold a password
-                loop.train(chosen, folder)
-            compare_runs(folders[0], folders[1], workdir)
+                loop.train(chosen, folder, listen)
+            if values:
+                compare_runs(default, best, workdir)
     except filelock.Timeout:
         console.print("Another process is retraining already.")
+
+
+def _same(config: Any, values: Mapping[str, Any]) -> bool:
+    """Do `values` leave the config as it is? To float32, in which a point of a grid may be it."""
+    return all(
+        isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)
+        for _, old, new in settings.changes(config, _changed(config, values))
+    )
 
 
 def _text(values: Mapping[str, Any]) -> str:

@@ -116,10 +116,9 @@ def check(config: Any) -> None:
     check_choice("config.engine", config.engine, ENGINES)
 
 
-def places(config: Any) -> tuple[Path, Path]:
-    """Where a run of `config` lies by default, and where if `auto` finds no MNIST for it."""
-    own = Path("runs") / config.name
-    return own, own.with_name(f"{own.name}-drawn")
+def apart(own: Path) -> Path:
+    """The folder beside `own` for what `data.source=auto` trains on drawn digits."""
+    return own.with_name(f"{own.name}-drawn")
 
 
 def read(workdir: Path) -> dict[str, Any] | None:

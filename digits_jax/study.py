@@ -21,8 +21,8 @@ try:
     import filelock
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.engine import URL, make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
     from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise UserError(
@@ -34,6 +34,13 @@ Space = dict[str, Any]  # field -> its distribution
 FINISHED = (State.COMPLETE, State.PRUNED)
 _BEAT, _SILENCE = 30, 1800  # seconds between signs of life; after which another machine's is dead
 _PATIENCE = 60  # seconds to wait for others that write
+# What pip calls the drivers of databases whose modules have other names.
+_PACKAGES = {
+    "psycopg": '"psycopg[binary]"',
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+}
 _LOST = (optuna.exceptions.UpdateFinishedTrialError, ValueError, KeyError)
 
 
@@ -176,18 +183,22 @@ def opened(
     asked: what is searched, which must be the same for all; points: (values, user attributes) of
     the first trials; afresh: delete what is there.
     """
-    shown = make_url(url).render_as_string(hide_password=True)
-    sqlite = url.startswith("sqlite")
+    where = usable(url)
+    shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": _PATIENCE}, "poolclass": NullPool} if sqlite else {}
     lock: AbstractContextManager = nullcontext()
     if sqlite:
-        lock = filelock.FileLock(f"{make_url(url).database}.lock", timeout=_PATIENCE)
-    storage = None
+        lock = filelock.FileLock(f"{where.database}.lock", timeout=_PATIENCE)
+    storage, verbosity = None, optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with lock:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
             study = _made(storage, name, asked, points, afresh, alone=sqlite)
-        differences = settings.differences(study.user_attrs.get("config", {}), asked)
+        known = study.user_attrs.get("config", {})
+        if "inputs" not in known:  # of an earlier version
+            asked = {name: value for name, value in asked.items() if name != "inputs"}
+        differences = settings.differences(known, asked)
         if differences:
             raise UserError(
                 f"the study '{name}' in {shown} searches another config "
@@ -198,14 +209,50 @@ def opened(
     except (optuna.exceptions.OptunaError, SQLAlchemyError, filelock.Timeout, OSError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        if where.password:
+            reason = reason.replace(str(where.password), "***")
         raise UserError(
             f"the study in {shown} cannot be used: {reason}; what it holds is untouched, and the "
             "same command goes on once it can be"
         ) from None
     finally:
+        optuna.logging.set_verbosity(verbosity)
         if storage:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def usable(url: str) -> URL:
+    """The URL, taken apart; UserError, which never shows a password, where nothing can be there."""
+    field = "config.search.storage"
+    try:
+        where = make_url(url)
+    except (ArgumentError, ValueError):  # a port that is no number
+        raise UserError(
+            f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
+    try:
+        dialect = where.get_dialect()
+    except NoSuchModuleError:
+        raise UserError(
+            f"{field}: there is no database '{where.drivername}' known to SQLAlchemy; "
+            "postgresql, mysql and sqlite are"
+        ) from None
+    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
+        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        name = (error.name or where.get_driver_name()).partition(".")[0]
+        raise UserError(
+            f"{field}={_shown(where)} needs {name}: pip install {_PACKAGES.get(name, name)}"
+        ) from None
+    return where
+
+
+def _shown(url: URL) -> str:
+    """For people, without the password; in a query, too, there may be one."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _made(
@@ -236,7 +283,10 @@ def _dead(trial: Any) -> bool:
     """Has the process that asked for it ended?"""
     node, pid = trial.user_attrs.get("owner", ("", 0))
     if node == platform.node():
-        return pid == os.getpid() or not _lives(pid)  # an earlier process had this number
+        if pid == os.getpid():
+            return True  # an earlier process had this number
+        if platform.system() != "Windows":  # there a signal 0 would end the process
+            return not _lives(pid)
     silent = time.time() - trial.user_attrs.get("alive", trial.datetime_start.timestamp())
     return silent > (_SILENCE if node else _PATIENCE)
 

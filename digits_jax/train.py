@@ -83,7 +83,9 @@ def train(
     settings.check(config)
     asked, reason = config.data.source, ""
     if workdir is None:
-        workdir, reason = _place(config)
+        workdir = Path("runs") / config.name
+        if not (config.resume and settings.read(workdir)):  # else it goes on with its own digits
+            workdir, reason = place(config, workdir)
     workdir = Path(workdir)
     for field in ("distill.teacher", "prune.run"):
         source = settings.flatten(config)[field]
@@ -108,16 +110,15 @@ def train(
         _finish(run, folder, clock)
 
 
-def _place(config: Any) -> tuple[Path, str]:
-    """Where a run goes that was given no workdir, and why it cannot have MNIST, if so.
+def place(config: Any, own: Path) -> tuple[Path, str]:
+    """`own`, or where `data.source` is 'auto' and finds no MNIST a folder apart; and why, if so.
 
-    Writes into `config` which digits `auto` found. A run that is there goes on with its own.
+    Writes into `config` which digits were found.
     """
-    own, drawn = settings.places(config)
-    if config.data.source != "auto" or (config.resume and settings.read(own)):
+    if config.data.source != "auto":
         return own, ""
     config.data.source, reason = batches.find(config.data)
-    return (drawn if config.data.source == "drawn" else own), reason
+    return (settings.apart(own) if config.data.source == "drawn" else own), reason
 
 
 def _say_finished(config: Any, workdir: Path, asked: str) -> None:

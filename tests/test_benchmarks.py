@@ -1,16 +1,25 @@
 """What the benchmarks write, and that their peers are the same networks."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import config_of
 from matplotlib.image import imread
 
-from benchmarks import ours, tables
+from benchmarks import ours, run, tables
 from digits_jax.data.pairs import RECIPES
+from digits_jax.errors import UserError
 from digits_jax.train import build
 
+ROOT = Path(__file__).parent.parent
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
 )
@@ -62,19 +71,66 @@ def test_tables_by_hand(tmp_path):
     assert imread(picture).shape[1] == 1280
 
 
+@pytest.fixture
+def sections(tmp_path, monkeypatch):
+    """Runs sections where PyTorch is not installed; -> what is written, to a file of the test's."""
+    path = tmp_path / "test.json"
+    path.write_text('{"rows": [], "versions": {"torch": "2.0", "jax": "0"}}', encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(run.devices, "start", lambda _: str(path.with_suffix("")))
+    monkeypatch.setattr(run.costs, "start", lambda: [{"cache": "cold", "seconds": 4.5}])
+    monkeypatch.setattr(tables, "write", lambda *_: None)
+
+    def ask(*names):
+        monkeypatch.setattr(run, "_SECTIONS", SimpleNamespace(value=list(names)))
+        run.main([])
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return ask
+
+
+def test_what_needs_no_pytorch_goes_without(sections):
+    """And the file says of which PyTorch the rates are that stay in it."""
+    written = sections("start")
+    assert written["start"] == [{"cache": "cold", "seconds": 4.5}]
+    assert written["versions"]["torch"] == "2.0"
+    assert written["versions"]["jax"] == jax.__version__
+    with pytest.raises(UserError, match="did you mean 'start'"):
+        sections("stat")
+    with pytest.raises(
+        UserError, match=r"pip install -r benchmarks/requirements\.txt, or .*=start"
+    ):
+        sections("start", "throughput")
+
+
+def test_without_pytorch_it_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError", encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert process.stderr.startswith("error: throughput is measured beside PyTorch: pip install")
+
+
 @pytest.mark.parametrize("engine", ["jax", "numpy"])
 def test_steps_go_on_into_the_next_epoch(cache, engine):
     """Three batches an epoch: the fourth step begins the second epoch's order."""
     config = ours.config_of("mnist:mlp10", 96)
     config.engine = engine
     config.batch_size, config.data.cache_dir = 32, str(cache)
-    run = build(config)
-    step = ours.train(run)
+    built = build(config)
+    step = ours.train(built)
     for count in range(1, 5):
         totals = step()
-        assert int(run.states[0].step[0]) == count
+        assert int(built.states[0].step[0]) == count
         np.testing.assert_array_equal(np.asarray(totals.examples), [32.0 * count])
-    predict = ours.infer(run, np.zeros((2, 28, 28), np.uint8))
+    predict = ours.infer(built, np.zeros((2, 28, 28), np.uint8))
     assert predict()["digit"].shape == (1, 2, 10)
 
 

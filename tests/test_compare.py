@@ -1,12 +1,19 @@
 """The ablation: verdicts by hand, and two small runs side by side."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax.compare import ablation, compare, compare_runs, reading
+from digits_jax import compare as module
+from digits_jax.compare import ablation, compare, compare_runs, made_of, reading
+from digits_jax.data import batches
+from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
+from digits_jax.train import train
+from digits_jax.types import Digits
 
 
 def summary(train, validation, test=None, n=10_000, **config):
@@ -95,7 +102,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(cache, tmp_p
 
 def finished(folder, members, **data):
     """The summary of a run whose {seed: (validation, test)} are `members`."""
-    whole = dict.fromkeys(("dataset", "source", "seed", "validation", "folds", "train", "test"), 0)
+    whole = config_of("mnist").data.to_dict() | {"source": "mnist"}
     summary = {
         "config": {"data": whole | data},
         "members": [{"seed": s, "validation": v, "test": t} for s, (v, t) in members.items()],
@@ -118,11 +125,233 @@ def test_paired_seeds_by_hand(tmp_path):
     assert "one seed that both have" in compare_runs(one, alone)
 
 
+def test_more_data_or_less_is_a_fair_question(tmp_path):
+    """Single digits: data.train changes neither split. Pairs: how many validation has."""
+    members = dict.fromkeys((0, 1), (0.9, 0.91))
+    few, many = (finished(tmp_path / str(n), members, train=n) for n in (1000, 0))
+    text = compare_runs(few, many)
+    assert "- validation: 90.00 → 90.00 %" in text
+    assert "- test: 91.00 → 91.00 %" in text
+    few, many = (
+        finished(tmp_path / f"pairs-{n}", members, train=n, dataset="mnist100") for n in (1000, 0)
+    )
+    text = compare_runs(few, many)
+    assert "- test: 91.00 → 91.00 %" in text
+    assert "- validation: not compared, the runs differ in data.train (1000 and 60000)\n" in text
+    drawn = finished(tmp_path / "drawn", members, source="drawn", test_source="mnist")
+    text = compare_runs(drawn, tmp_path / "0")
+    assert "- test: 91.00" in text
+    assert "- validation: not compared, the runs differ in data.source (drawn and mnist)" in text
+
+
+def test_what_is_not_compared_is_said(tmp_path):
+    """Models that are not there, a split that only one has read, folds."""
+    one = finished(tmp_path / "a", dict.fromkeys((0, 1), (0.9, 0.91)))
+    two = finished(tmp_path / "b", dict.fromkeys((1, 2), (0.9, None)))
+    lines = compare_runs(one, two).splitlines()
+    assert lines[2].startswith("- validation: 90.00 → 90.00 %")
+    assert lines[3:] == [
+        f"- test: not compared, {two} has not read it",
+        f"- examples: not compared, {one} holds no model.npz; its summary.json has the command "
+        "for it",
+    ]
+    folds = finished(tmp_path / "f", dict.fromkeys((0, 1), (0.9, 0.91)), folds=2)
+    with pytest.raises(
+        UserError, match=r"data\.folds \(0 and 2\); seeds: folds share .*; examples"
+    ):
+        compare_runs(one, folds)
+
+
+_DATA = {
+    "dataset": "mnist",
+    "source": "mnist",
+    "test_source": "",
+    "raw_dir": "",
+    "seed": 0,
+    "validation": 0.1,
+    "folds": 0,
+    "normalize": "unit",
+    "fresh_pairs": False,
+    "train": 0,
+    "test": 0,
+    "drawn_train": 120,
+    "drawn_test": 60,
+    "drawn_extra": 0,
+}
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "two_digit"])
+def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, dataset):
+    """`made_of` agrees for two configs if and only if `batches.load` gives both the same."""
+
+    def digits(seed, n):
+        images = np.random.default_rng(seed).integers(256, size=(n, 28, 28))
+        return Digits(images.astype(np.uint8), np.arange(n) % 10)
+
+    mnist = digits(98, RECIPES["mnist"].train // 500), digits(99, 50)
+    small = {
+        name: recipe._replace(train=recipe.train // 500, test=50)
+        for name, recipe in RECIPES.items()
+    }
+    for where in (batches, module):
+        monkeypatch.setattr(where, "RECIPES", small)
+    monkeypatch.setattr(batches.mnist, "load", lambda *_: mnist)
+    monkeypatch.setattr(batches, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
+    changes = [
+        *({}, {"seed": 1}, {"validation": 0.2}, {"train": 30}, {"train": small[dataset].train}),
+        *({"test": 20}, {"test": 50}, {"drawn_train": 140}, {"drawn_test": 40}),
+        *({"test_source": "drawn"}, {"test_source": "mnist"}, {"drawn_extra": 10}),
+        *({"normalize": "feature"}, {"fresh_pairs": True}),
+    ]
+    made = []
+    for source, change in itertools.product(("mnist", "drawn"), changes):
+        data = _DATA | {"dataset": dataset, "source": source, "cache_dir": str(tmp_path)} | change
+        loaded = batches.load(module.ConfigDict(data))
+        for split in ("validation", "test"):
+            images, labels = batches.examples(getattr(loaded, split), loaded.recipe)
+            made.append((split, made_of(split, data), images, labels, data))
+    counted = [0, 0]
+    for one, other in itertools.combinations(made, 2):
+        if one[0] == other[0]:
+            same = np.array_equal(one[2], other[2]) and all(
+                np.array_equal(one[3][head], other[3][head]) for head in one[3]
+            )
+            assert (one[1] == other[1]) == same, (one[0], one[4], other[4])
+            counted[same] += 1
+    assert min(counted) > 20
+
+
+@pytest.fixture(scope="module")
+def models(cache, tmp_path_factory):
+    """Runs on drawn digits that differ in how many they train on, and in folds."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, data in (
+        ("few", {"train": 40}),
+        ("many", {"normalize": "global", "test_source": "drawn"}),
+        ("folds", {"folds": 2}),
+    ):
+        config = shrink(config_of("mnist:mlp10"), cache)
+        config.epochs = 1
+        config.data.update(data)
+        train(config, folder / name)
+    return folder
+
+
+def test_over_the_examples_that_both_read(models, cache, capsys):
+    """By hand from the networks' own predictions, whatever was trained on."""
+    text = compare_runs(str(models / "few"), str(models / "many"))
+    assert "- validation, digit, over 20 examples: " in text
+    data = batches.load(shrink(config_of("mnist:mlp10"), cache).data)
+    images, labels = batches.examples(data.test, data.recipe)
+    right = [
+        module.Trained(models / name).predict(images)["digit"][0].argmax(-1) == labels["digit"]
+        for name in ("few", "many")
+    ]
+    only = [sum(right[0] & ~right[1]), sum(right[1] & ~right[0])]
+    assert (
+        f"- test, digit, over 40 examples: only the first is right on {only[0]}, only the second "
+        f"on {only[1]}; " in text
+    )
+    assert "not compared" not in text
+    text = compare_runs(models / "many", models / "folds")
+    assert text in capsys.readouterr().out
+    assert "validation: not compared, the runs differ in data.folds (0 and 2)" in text
+    assert [line.split(":")[0] for line in text.splitlines()[2:]] == [
+        *("- test, digit, over 40 examples", "- validation", "- seeds")
+    ]
+
+
+def test_without_mnist_the_seeds_are_compared(models, tmp_path, monkeypatch):
+    """And a line says how the test over examples can be had; nothing of a run's places is lost."""
+    runs, asked = [], []
+    for name in ("few", "many"):
+        runs.append(tmp_path / name)
+        runs[-1].mkdir()
+        for file in ("config.json", "summary.json", "model.npz"):
+            content = (models / name / file).read_bytes()
+            if file != "model.npz":
+                content = content.replace(b'"source": "drawn"', b'"source": "mnist"')
+            (runs[-1] / file).write_bytes(content)
+
+    def absent(raw_dir, cache_dir):
+        asked.append((raw_dir, str(cache_dir)))
+        raise UserError(f"there is no MNIST in {raw_dir}; --config.data.source=drawn")
+
+    monkeypatch.setattr(batches.mnist, "load", absent)
+    lines = compare_runs(*runs).splitlines()
+    assert [line.split(":")[0] for line in lines[2:]] == ["- validation", "- test", "- examples"]
+    assert lines[-1] == (
+        "- examples: not compared, MNIST is not at hand; connect to the internet once, or add "
+        "--config=configs/mnist.py --config.data.raw_dir=DIR, a folder with its four files"
+    )
+    config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
+    text = compare_runs(*runs, places={"raw_dir": "here", "cache_dir": str(tmp_path / "c")})
+    assert text.splitlines()[-1].startswith("- examples: not compared, there is no MNIST in here")
+    assert asked == [("", config["data"]["cache_dir"]), ("here", str(tmp_path / "c"))]
+
+
+def test_no_input_run_is_deleted(cache, tmp_path, monkeypatch):
+    """--config.resume=False of variants that learn from, or prune, what another would delete."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "runs", target_is_directory=True)
+    (tmp_path / "runs" / "mnist-mlp128").mkdir(parents=True)
+    for field, run in itertools.product(
+        ("distill.teacher", "prune.run"),
+        ("runs/mnist-mlp128", "link/mnist-mlp10", str(tmp_path / "runs" / "mnist-mlp10")),
+    ):
+        configs = [shrink(config_of(f"mnist:{v}"), cache) for v in ("mlp10", "mlp128")]
+        configs[0].update_from_flattened_dict({field: run})
+        for config in configs:
+            config.resume = False
+        with pytest.raises(UserError, match=rf"mnist-mlp10: config\.{field}=.* is the folder of m"):
+            compare(configs, "runs", "mnist")
+    monkeypatch.setattr(module, "train", lambda *_: None)
+    for config in configs:
+        config.resume = True  # nothing is deleted, so nothing is refused
+    with pytest.raises(FileNotFoundError, match=r"summary\.json"):
+        compare(configs, "runs", "mnist")
+
+
+def test_compare_leaves_its_configs_as_they_were(cache, tmp_path):
+    """Though folds make a population, and a run knows the source of its data and its slices."""
+    config = shrink(config_of("mnist:mlp10"), cache)
+    config.epochs, config.data.folds = 1, 2
+    before = config.to_dict()
+    compare([config], str(tmp_path), "mnist")
+    assert config.to_dict() == before
+
+
+def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys, monkeypatch):
+    def train(config, folder):
+        folder.mkdir(parents=True)
+        text = json.dumps(summary(0.9, 0.9, 0.9, name=config.name))
+        (folder / "summary.json").write_text(text, encoding="utf-8")
+
+    parent = tmp_path / "lr["
+    monkeypatch.setattr(module, "train", train)
+    compare([shrink(config_of("mnist:mlp10"), cache)], parent / "0]", "mnist")
+    assert f"stand in {parent / '0]'}\n" in capsys.readouterr().out
+    runs = [finished(parent / name, {0: (0.9, 0.91)}) for name in ("0.1]", "0.2]")]
+    text = compare_runs(*runs, str(parent / "new" / "x]"))
+    assert f"# {runs[1]} against {runs[0]}\n" in text
+    assert text in capsys.readouterr().out
+    assert (parent / "new" / "x]" / "comparison.md").read_text(encoding="utf-8") == text
+
+
 def test_runs_that_cannot_be_compared(tmp_path):
     one = finished(tmp_path / "a", {0: (0.9, None)})
-    with pytest.raises(UserError, match=r"differ in data\.seed \(0, 1\)"):
+    with pytest.raises(
+        UserError, match=r"compared; validation: .* differ in data\.seed \(0 and 1\)"
+    ):
         compare_runs(one, finished(tmp_path / "b", {0: (0.9, None)}, seed=1))
+    other = finished(tmp_path / "d", {0: (0.9, 0.9)}, dataset="mnist100")
+    with pytest.raises(
+        UserError, match=r"test: the runs differ in data\.dataset \(mnist and mnist1"
+    ):
+        compare_runs(one, other)
     with pytest.raises(UserError, match="holds no finished run"):
         compare_runs(one, tmp_path)
-    with pytest.raises(UserError, match="share no seed"):
+    with pytest.raises(UserError, match=r"seeds: the runs share none; examples: .* no model\.npz"):
         compare_runs(one, finished(tmp_path / "c", {5: (0.9, None)}))
+    with pytest.raises(UserError, match="they read none"):
+        compare_runs(*(finished(tmp_path / name, {0: (None, None)}) for name in "ef"))

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 CPU = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
 CONFIG = "--config=configs/mnist100.py"
 COMPARE = ("--mode=compare", "--variants=cnn,tower")
+RUNS = ("--mode=compare", "--runs={tmp}/a,{tmp}/b")
 LENET = "--config=configs/lenet5.py"
 
 
@@ -43,8 +44,11 @@ def launch(*arguments):
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         (["--mode=compare", "--runs=a"], "--runs names two folders"),
-        (["--mode=compare", "--runs={tmp}/a,{tmp}/b"], "a holds no finished run"),
+        (RUNS, "a holds no finished run"),
         ([CONFIG, "--runs=a,b"], "--runs is for --mode=compare"),
+        ([CONFIG, *RUNS, "--config.epochs=3"], "with data.raw_dir and data.cache_dir alone"),
+        ([CONFIG, *RUNS, "--config.data.raw_dir=x"], "a holds no finished run"),
+        ([CONFIG, *RUNS, "--variants=cnn"], "--runs goes without --variants"),
         ([LENET, "--mode=search", "--workdir={tmp}"], "search.space is empty"),
         ([CONFIG, "--mode=compare"], "--mode=compare needs --variants"),
         ([CONFIG, "--mode=compare", "--variants=mlp,towr"], "did you mean 'tower'"),

@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_a_search_end_to_end(cache, tmp_path):
     """Real training: groups by batch size, members that differ in rate and dropout; retraining."""
     space = RATE | {"model": {"dropout": ("uniform", 0.0, 0.5)}, "batch_size": ("choice", 32, 48)}
     config = small(cache, space, trials=5, round=4, retrain=2)
+    config.optimizer.learning_rate = 1e-4  # so that another wins
     search(config, tmp_path)
     rows = table(tmp_path)
     assert [row["trial"] for row in rows] == list("01234")
@@ -76,6 +78,122 @@ def test_a_search_end_to_end(cache, tmp_path):
     assert "2 paired seeds" in text
     assert "McNemar" in text
     assert (tmp_path / "search.png").exists()
+
+
+@pytest.fixture
+def retrained(monkeypatch):
+    """Instead of retraining: {folder: the config it would have been trained with}."""
+    runs = {}
+
+    def train(config, folder):
+        assert folder not in runs
+        runs[folder] = config.copy_and_resolve_references()
+
+    def compare(first, second, workdir):
+        (workdir / "comparison.md").write_text(f"{second} {first}", encoding="utf-8")
+
+    monkeypatch.setattr(module.loop, "train", train)
+    monkeypatch.setattr(module, "compare_runs", compare)
+    return runs
+
+
+@pytest.mark.usefixtures("guessed")
+@pytest.mark.parametrize(
+    ("fields", "rate"),
+    [
+        ({"trials": 3}, 0.01),  # the first trial, than which none is better
+        ({"trials": 7, "sampler": "grid"}, 0.01),  # the fifth of the grid, but for rounding
+        ({"trials": 7, "sampler": "grid"}, float(np.geomspace(1e-4, 1e-1, 7)[4])),
+    ],
+)
+def test_where_the_default_wins_it_is_retrained_once(
+    cache, tmp_path, retrained, capsys, fields, rate
+):
+    """There is nothing to compare it with, and no comparison of an earlier search stays."""
+    config = small(cache, RATE, retrain=2, **fields)
+    config.optimizer.learning_rate = rate
+    assert np.float32(np.geomspace(1e-4, 1e-1, 7)[4]) == np.float32(0.01)
+    (tmp_path / "comparison.md").write_text("of an earlier search", encoding="utf-8")
+    search(config, tmp_path)
+    ((folder, chosen),) = retrained.items()
+    assert folder == tmp_path / "default-2-seeds"
+    assert (chosen.seed, chosen.population.size) == (1, 2)
+    assert not (tmp_path / "comparison.md").exists()
+    said = f"The default is the best of {fields['trials']} trials: there is nothing to compare it"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("guessed")
+def test_what_beats_the_default_is_retrained_beside_it(cache, tmp_path, retrained):
+    """Also where a grid, which has no first trial of its own, holds the default."""
+    config = small(cache, RATE, trials=7, retrain=2, sampler="grid")
+    config.optimizer.learning_rate = 1e-3
+    search(config, tmp_path)
+    default, best = retrained
+    assert [default.name, best.name] == ["default-2-seeds", "trial-4-2-seeds"]
+    assert retrained[default].optimizer.learning_rate == 1e-3
+    assert retrained[best].optimizer.learning_rate == pytest.approx(0.01)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert text == f"{best} {default}"
+    longer = small(cache, RATE, trials=7, sampler="grid")
+    longer.optimizer.learning_rate, longer.resume = 1e-3, False
+    search(longer, tmp_path)  # another search, which retrains nothing
+    assert not (tmp_path / "comparison.md").exists()
+
+
+@pytest.mark.usefixtures("guessed")
+def test_a_search_that_is_started_over_retrains_anew(cache, tmp_path, retrained):
+    for resume in (True, False):
+        config = small(cache, RATE, trials=3, retrain=2)
+        config.resume = resume
+        search(config, tmp_path)
+        assert [run.resume for run in retrained.values()] == [resume] * len(retrained)
+        retrained.clear()
+
+
+def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained):
+    """--config.resume=False and a teacher where the search retrains, however it is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "s", target_is_directory=True)
+    teachers = ("s/default-2-seeds", "s/trial-17-2-seeds", "link/default-2-seeds")
+    spaces = [RATE] * 3 + [RATE | {"distill": {"teacher": ("choice", "", teachers[0])}}]
+    for teacher, space in zip((*teachers, ""), spaces, strict=True):
+        config = small(cache, space, trials=2, retrain=2)
+        config.distill.teacher, config.resume = teacher, False
+        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
+            search(config, "s")
+        assert not (tmp_path / "s").exists()
+    for fields in ({"resume": True}, {"search": {"retrain": 3}}):  # nothing would be deleted
+        config = small(cache, RATE, trials=2, retrain=2)
+        config.distill.teacher, config.resume = teachers[0], False
+        config.update(fields)
+        search(config, "s")
+    assert len(guessed) == 2
+
+
+@pytest.mark.usefixtures("guessed")
+def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
+    config = small(cache, RATE, trials=2, retrain=2)
+    config.resume = False
+    config.data.source, config.data.raw_dir = "auto", ""
+    config.data.update(train=0, test=0)
+    before = config.to_dict()
+    drawn = module.batches.load(small(cache, RATE).data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.batches, "load", lambda _: drawn)
+        search(config, str(tmp_path))
+    assert config.to_dict() == before
+    assert next(run.data.source for run in retrained.values()) == "drawn"
+
+
+@pytest.mark.usefixtures("guessed")
+def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys):
+    folder = tmp_path / "lr[" / "0.1]"
+    search(small(cache, RATE, trials=2), folder)
+    out = capsys.readouterr().out
+    assert f"stand in {folder}\n" in out
+    assert "best of 2 trials: number 1" in out
+    assert "[bold]" not in out
 
 
 def test_a_trial_is_the_run_it_stands_for(cache, tmp_path):
@@ -267,6 +385,57 @@ def unclosed():
         gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("url", "module_name", "said"),
+    [
+        ("postgresql+psycopg://u:secret@h/x", "psycopg", 'pip install "psycopg[binary]"'),
+        ("postgresql+psycopg2://u:secret@h/x", "psycopg2", "pip install psycopg2-binary"),
+        ("mysql://u:secret@h/x", "MySQLdb", "pip install mysqlclient"),
+        ("mysql+pymysql://u:secret@h/x?password=secret", "pymysql", "pip install pymysql"),
+        ("flatfile://u:secret@h/x", "", "there is no database 'flatfile'"),
+        ("postgresql+flat://u:secret@h/x", "", r"there is no database 'postgresql+flat'"),
+        ("postgresql:u:secret@h/x", "", "is no database URL"),
+        ("postgresql://u:secret@h:port/x", "", "is no database URL"),
+        ("sqlite://", "", "names no file"),
+        ("sqlite:///:memory:", "", "names no file"),
+    ],
+)
+def test_storages_that_cannot_be(cache, tmp_path, monkeypatch, url, module_name, said):
+    """One line before anything is loaded: the package to install, and never a password."""
+    monkeypatch.setitem(sys.modules, module_name, None)  # as if it were not installed
+    monkeypatch.setattr(module.batches, "load", lambda _: pytest.fail("too late"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"config.search.storage.*{re.escape(said)}") as caught:
+        search(small(cache, RATE, storage=url), tmp_path / "s")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    """One line of what its driver says, without the password even if the driver says it."""
+
+    def refused(*_, **__):
+        error = ConnectionError("no answer to u:secret\nIs the server running?")
+        raise studies.SQLAlchemyError from error
+
+    monkeypatch.setattr(studies.URL, "get_dialect", lambda _: type("", (), {"import_dbapi": str}))
+    monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refused)
+    how = {"limit": 1, "sampler": "tpe", "seed": 0, "afresh": False}
+    with (
+        pytest.raises(UserError) as caught,
+        studies.opened(
+            "postgresql://u:secret@localhost:1/x?password=secret", "name", {}, {}, [], **how
+        ),
+    ):
+        pytest.fail("there is no such server")
+    said = str(caught.value)
+    assert said.startswith(
+        "the study in postgresql://u:***@localhost:1/x cannot be used: no answer to u:***; "
+    )
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.usefixtures("unclosed")
 def test_a_damaged_storage(cache, tmp_path):
     (tmp_path / "study.db").write_bytes(b"no database at all" * 1000)
@@ -332,6 +501,22 @@ def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
         assert states[three.number] == module.State.FAIL
         study.report(three, 0.5, 1)  # what its owner says now does no harm
         study.tell(three, 0.5)
+
+
+def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
+    """There os.kill(pid, 0) ends what it was to look for: only the sign of life counts."""
+    with study_of(small(cache, RATE), tmp_path) as study:
+        fresh, old, own = study.ask(3)
+        for trial, age in ((fresh, 10), (old, 10_000)):
+            trial.set_user_attr("owner", [studies.platform.node(), os.getppid()])
+            trial.set_user_attr("alive", studies.time.time() - age)
+        study._held.clear()
+        monkeypatch.setattr(studies.platform, "system", lambda: "Windows")
+        monkeypatch.setattr(studies.os, "kill", lambda *_: pytest.fail("it was killed"))
+        study._bury()
+        states = {trial.number: trial.state for trial in study._study.trials}
+        assert states[fresh.number] == module.State.RUNNING
+        assert states[old.number] == states[own.number] == module.State.FAIL
 
 
 def test_signs_of_life(cache, tmp_path, monkeypatch):
