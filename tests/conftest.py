@@ -64,6 +64,24 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A folder with model.onnx and model.int8.onnx of the network of results/demo."""
+    from digits_jax import export, layers, onnx_graph
+    from digits_jax.data import drawn
+    from digits_jax.trained import Trained
+
+    folder = tmp_path_factory.mktemp("demo")
+    run = Trained(Path(__file__).parent.parent / "results" / "demo")
+    said = export.probabilities(run)
+    with layers.portable():
+        graph = onnx_graph.convert(said, run.recipe.shape, ["digit"], {}, export.OPSET)
+    (folder / export.WHOLE).write_bytes(graph.SerializeToString())
+    images = drawn.digits(0, 500).images.astype("float32") / 255
+    onnx_graph.quantize(folder / export.WHOLE, folder / export.SMALL, images)
+    return folder
+
+
 @pytest.fixture
 def getkey():
     """A fresh key at every call."""

@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import CONFIGS, config_of, shrink
+from integers import INT16, exact, kernels, saturating
+from integers import run as computed
 from jax import export as stablehlo
+from onnx import helper, numpy_helper
 
 from digits_jax import devices, export, layers, models, onnx_graph
+from digits_jax.data import drawn
 from digits_jax.data.pairs import RECIPES
 from digits_jax.demo import site
 from digits_jax.errors import UserError
@@ -107,6 +112,81 @@ def test_an_exported_ensemble_says_what_it_says(run):
     for a, b in zip(coarse, whole, strict=True):
         assert 0 < np.abs(a - b).max() < 0.1
     assert config.name == "two_head"
+
+
+# ---- The file in 8 bits
+
+
+def test_products_of_bytes_by_hand():
+    """Of the first two pairs one leaves 16 bits, 64,770 and -65,280; what is odd stands alone."""
+    rows = np.array([[255, 255, 255, 255, 7]], np.uint8)
+    kernel = np.array([[127, 1], [127, -1], [-64, -128], [-64, -128], [3, -2]], np.int8)
+    assert exact(rows, kernel).tolist() == [[64_770 - 32_640 + 21, -65_280 - 14]]
+    assert saturating(rows, kernel).tolist() == [[32_767 - 32_640 + 21, -32_768 - 14]]
+
+
+@pytest.fixture(scope="module", params=["results/demo", "two_head"])
+def small(request, run):
+    """(the graph in 8 bits, digits as it reads them): one trained on MNIST, and an ensemble."""
+    digits = drawn.digits(1, 60).images
+    if request.param == "two_head":
+        file, digits = run[1] / export.FOLDER / export.SMALL, digits.reshape(-1, 2, 28, 28)
+        digits = RECIPES["two_digit"].compose(digits)
+    else:
+        file = request.getfixturevalue("demo") / export.SMALL
+    return onnx.load(file), np.asarray(digits, np.float32) / 255
+
+
+def test_no_two_products_leave_16_bits(small):
+    """Whichever weights of an output channel are neighbours, and whatever they are to read."""
+    for kernel in kernels(small[0]):
+        ordered = np.sort(kernel.astype(int), axis=0)
+        assert 255 * ordered[-2:].sum(axis=0).max() <= INT16.max
+        assert 255 * ordered[:2].sum(axis=0).min() >= INT16.min
+        assert np.abs(ordered).max(axis=0).min() >= 63  # all of 7 bits in every channel
+
+
+def test_its_integers_are_those_of_numpy(small):
+    """Each level at most one from ONNX Runtime's, and hardly ever: where it rounds a tie."""
+    model, images = onnx.ModelProto(), small[1]
+    model.CopyFrom(small[0])
+    levels = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    answers = [value.name for value in model.graph.output]
+    values = [helper.make_tensor_value_info(x, onnx.TensorProto.UINT8, None) for x in levels]
+    model.graph.output.extend(values)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    theirs = dict(zip(answers + levels, session.run(None, {"images": images}), strict=True))
+    ours = computed(model, images, exact)
+    assert len(levels) > 5
+    for name in levels:
+        apart = np.abs(ours[name].astype(int) - theirs[name])
+        assert apart.max() <= 1
+        assert np.mean(apart > 0) < 1e-3
+    for name in answers:
+        close = np.abs(ours[name] - theirs[name]).max(axis=1) < export.CLOSE
+        assert np.mean(close) > 0.9
+        assert np.mean(ours[name].argmax(1) == theirs[name].argmax(1)) > 0.99
+
+
+def test_its_integers_are_the_same_without_vnni(small):
+    """And would not be, were the same weights twice as long: that is what 7 bits are for."""
+    model, images = onnx.ModelProto(), small[1]
+    model.CopyFrom(small[0])
+    answers = [value.name for value in model.graph.output]
+
+    def apart():
+        one, other = (computed(model, images, dot) for dot in (exact, saturating))
+        return max(float(np.abs(one[name] - other[name]).max()) for name in answers)
+
+    assert apart() == 0
+    for value in model.graph.initializer:
+        array = numpy_helper.to_array(value)
+        if array.dtype == np.int8 and array.any():
+            longer = np.clip(2 * array.astype(int), -127, 127).astype(np.int8)
+            value.CopyFrom(numpy_helper.from_array(longer, value.name))
+    assert apart() > 0.01
 
 
 def test_its_files_and_its_card(run):
