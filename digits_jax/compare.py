@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from rich.text import Text
 
 from digits_jax import devices, figures, models, report, settings, stats
 from digits_jax.console import console
@@ -177,9 +178,9 @@ def compare_runs(first: Path, second: Path, workdir: Path | None = None) -> str:
             f"{first} and {second} share no seed and hold no models: nothing to compare"
         )
     text = "\n".join(lines) + "\n"
+    console.print(Text(text))
     if workdir:
         report.write_text(workdir / "comparison.md", text)
-    console.print(text)
     return text
 
 
