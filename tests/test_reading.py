@@ -1,6 +1,7 @@
 """Modes that look at a run: what they write, where, and what becomes of it beside other writers."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -245,6 +246,20 @@ def test_a_checkpoint_is_read_and_left_alone(config, run):
     before = snapshot(run / "checkpoints")
     Trained(run)
     assert snapshot(run / "checkpoints") == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.npz"])
+def test_what_may_not_be_read_is_not_called_damaged(run, monkeypatch, name):
+    opened = io.open
+
+    def refused(path, *how, **more):
+        if str(path) == str(run / name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(io, "open", refused)  # what pathlib calls
+    with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied$"):
+        Trained(run)
 
 
 # ---- Another folder to write into
