@@ -3,6 +3,7 @@
 python launch.py --config=configs/mnist100.py[:variant] [--workdir=DIR] [--config.field=value ...]
 """
 
+import errno
 import os
 import re
 import sys
@@ -22,8 +23,9 @@ MODES = (
     *("search", "export", "demo"),
 )
 TRAINING = ("train", "compare", "search")
-
-_ONLY = (
+_LOOKING = ("eval", "epochs", "pairs", "robustness", "explain", "export", "demo")
+_ONLY: tuple[tuple[str, ...], ...] = (
+    ("out", *_LOOKING),
     *(("data", "eval"), ("ink", "eval"), ("example", "explain"), ("port", "demo")),
     *(("variants", "compare"), ("runs", "compare")),
     *(("distributed", "train"), ("coordinator", "train")),
@@ -37,6 +39,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Its folder; default runs/NAME[-variant]. mode=compare: of all; default runs."
 )
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+_OUT = flags.DEFINE_string(
+    "out", None, f"mode={', '.join(_LOOKING)}: the folder to write into, instead of the workdir."
+)
 _DATA = flags.DEFINE_string(
     "data", None, "mode=eval: your own images, a .npz, a .png or a folder of .png files."
 )
@@ -69,9 +74,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
     check_choice("--mode", _MODE.value, MODES)
-    for flag, mode in _ONLY:
-        if flags.FLAGS[flag].present and _MODE.value != mode:
-            raise UserError(f"--{flag} is for --mode={mode}")
+    for flag, *modes in _ONLY:
+        if flags.FLAGS[flag].present and _MODE.value not in modes:
+            raise UserError(f"--{flag} is for --mode={', '.join(modes)}")
     if _RUNS.value:
         if len(_RUNS.value) != 2:
             raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
@@ -104,19 +109,19 @@ def main(argv: list[str]) -> None:
         case "eval":
             from digits_jax.evaluate import evaluate
 
-            evaluate(config, _finished(config), _DATA.value, _INK.value)
+            evaluate(config, _finished(config), _DATA.value, _INK.value, _OUT.value)
         case "epochs":
             from digits_jax.evaluate import best_test_epoch
 
-            best_test_epoch(config, _finished(config))
+            best_test_epoch(config, _finished(config), _OUT.value)
         case "pairs":
             from digits_jax.evaluate import more_pairs
 
-            more_pairs(config, _finished(config))
+            more_pairs(config, _finished(config), _OUT.value)
         case "robustness":
             from digits_jax.robustness import robustness
 
-            robustness(config, _finished(config))
+            robustness(config, _finished(config), _OUT.value)
         case "describe":
             from digits_jax.describe import describe
 
@@ -124,15 +129,15 @@ def main(argv: list[str]) -> None:
         case "explain":
             from digits_jax.explain import explain
 
-            explain(config, _finished(config), _EXAMPLE.value)
+            explain(config, _finished(config), _EXAMPLE.value, _OUT.value)
         case "export":
             from digits_jax.export import export
 
-            export(config, _finished(config))
+            export(config, _finished(config), _OUT.value)
         case "demo":
             from digits_jax.export import demo
 
-            demo(config, _finished(config), _PORT.value)
+            demo(config, _finished(config), _PORT.value, _OUT.value)
         case "compare":
             variants = _variants()
             from digits_jax.compare import compare
@@ -252,19 +257,43 @@ def cli() -> None:
         _leave(1, f"error: {error}")
     except OSError as error:  # a full disk, a folder taken away
         where = f"{error.filename}: " if error.filename else ""
-        why = error.strerror or error
-        _leave(1, f"error: {where}{why}; the same command goes on from the last epoch")
+        _leave(1, f"error: {where}{error.strerror or error}{_goes_on() or _elsewhere(error)}")
     except Stopped as stopped:
         _leave(SAVED, str(stopped))
     except KeyboardInterrupt:
-        _leave(130, "interrupted; the same command goes on from the last epoch")
+        _leave(130, f"interrupted{_goes_on()}")
+
+
+def _goes_on() -> str:
+    """What an end that nobody planned leaves of a mode that trains; "" of one that does not."""
+    trains = flags.FLAGS.is_parsed() and not _RUNS.value and _CONFIG.value is not None
+    if not trains or _MODE.value not in TRAINING:
+        return ""
+    command = "the same command"
+    if not _CONFIG.value.resume:
+        command = "the command without --config.resume=False"
+    return f"; {command} goes on" + (" from the last epoch" if _MODE.value == "train" else "")
+
+
+def _elsewhere(error: OSError) -> str:
+    """What helps the other modes where a file cannot be written; "" where none can be read."""
+    if not flags.FLAGS.is_parsed() or (error.filename and _is_sealed(error.filename)):
+        return ""
+    way = "--out=DIR writes elsewhere" if _MODE.value in _LOOKING else "choose another --workdir"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"; make room, or {way}"
+    return f"; {way}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+
+
+def _is_sealed(path: str) -> bool:
+    return os.path.exists(path) and not os.access(path, os.R_OK)
 
 
 def _leave(code: int, said: str) -> None:
     print(said, file=sys.stderr, flush=True)
     # All is said: what threads of libraries make of a run that has ended is of no use to anybody.
-    threading.excepthook = sys.unraisablehook = lambda _: None
-    sys.excepthook = lambda *_: None
+    quiet: Any = lambda *_: None  # noqa: E731
+    threading.excepthook = sys.unraisablehook = sys.excepthook = quiet
     if flags.FLAGS.is_parsed() and _distributed():
         os._exit(code)  # else JAX would wait for the others, and they for this one
     sys.exit(code)

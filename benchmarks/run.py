@@ -43,7 +43,8 @@ def main(_: list[str]) -> None:
     for section in _SECTIONS.value:
         check_choice("--sections", section, SECTIONS)
     versions = {"python": platform.python_version(), "jax": jax.__version__} | _peer()
-    device = devices.start(batches.cache_dir(costs.ours.config_of("mnist").data))
+    devices.start(batches.cache_dir(costs.ours.config_of("mnist").data))
+    device = jax.default_backend()
     path = FOLDER / "results" / f"{device}.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result |= {

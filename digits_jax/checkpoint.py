@@ -32,15 +32,17 @@ _DIGEST = "sha256"
 class Checkpoints:
     """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
 
-    UserError where one cannot be written, which may come a call later, or at the end.
+    UserError where one cannot be written, which may come a call later, or at the end. To read
+    alone takes a folder that is there: with `create` off nothing is written but by `save`.
     """
 
-    def __init__(self, workdir: Path, folder: str = FOLDER):
+    def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
         self.workdir, self._folder = workdir, workdir.absolute() / folder
         self._failed = self._loose = False
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
+                create=create,
                 preservation_policy=checkpoint_managers.LatestN(2),
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 enable_async_checkpointing=True,

@@ -247,10 +247,10 @@ def compare_runs(
     lines += [f"{what}: not compared, {why}" for what, why in left_out.items()]
     items = "".join(f"- {line}\n" for line in lines)
     text = f"# {paths[1]} against {paths[0]}\n\n{items}"
+    console.print(Text(text))
     if workdir is not None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         report.write_text(Path(workdir) / "comparison.md", text)
-    console.print(Text(text))
     return text
 
 

@@ -9,25 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from rich.text import Text
 
 from digits_jax import describe, figures, report
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run
+from digits_jax.evaluate import open_run, place
 from digits_jax.types import Array, PyTree
 
+_PICTURES = ("filters.png", "feature_maps.png", "attribution.png")
 _FILTERS, _CHANNELS = 64, 24  # the most that is drawn of a layer
 
 
-def explain(config: Any, workdir: Path, example: int) -> None:
-    """Writes filters.png, feature_maps.png and attribution.png into `workdir`.
+def explain(config: Any, workdir: str | Path, example: int, out: str | Path | None = None) -> None:
+    """Writes filters.png, feature_maps.png and attribution.png into `workdir` or `out`.
 
     Of the run's first member and of number `example`, from 0, of the test split. Without
     convolutions there are no feature maps and no Grad-CAM. Of `config` the name and the folders
     count, as in `open_run`. Raises UserError as that does, and for an example that is not there.
     """
     trained = open_run(config, workdir)
+    folder = place(workdir, out, *_PICTURES)
+    filters_png, maps_png, attribution_png = (folder / name for name in _PICTURES)
     test = batches.load(trained.config.data).test
     last = len(test.rows) - 1
     if not 0 <= example <= last:
@@ -55,16 +59,15 @@ def explain(config: Any, workdir: Path, example: int) -> None:
 
     source = trained.config.data.test_source or trained.config.data.source
     title = figures.noted(f"Test example {example}", report.drawn(source))
-    figures.attribution(images[0], heads, workdir / "attribution.png", title)
+    figures.attribution(images[0], heads, attribution_png, title)
     name, kernel = _first_kernel(params, maps, images.shape[1:])
     filters = dict([_block(name, kernel[None], _FILTERS)])
-    figures.signed_maps(filters, workdir / "filters.png", "The first layer's weights")
-    path = workdir / "feature_maps.png"
-    path.unlink(missing_ok=True)
+    figures.signed_maps(filters, filters_png, "The first layer's weights")
+    maps_png.unlink(missing_ok=True)
     if maps:
         blocks = dict(_block(name, x, _CHANNELS) for name, x in maps.items())
-        figures.signed_maps(blocks, path, f"{title}: what each convolution gives")
-    console.print(f"example {example}: {'; '.join(said)}; the pictures are in {workdir}")
+        figures.signed_maps(blocks, maps_png, f"{title}: what each convolution gives")
+    console.print(Text(f"example {example}: {'; '.join(said)}; the pictures are in {folder}"))
 
 
 def watch(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as stablehlo
+from rich.text import Text
 
 from digits_jax import layers, report, trained
 from digits_jax.console import console, percent
@@ -18,7 +19,7 @@ from digits_jax.data import batches
 from digits_jax.data.batches import normalize
 from digits_jax.demo import site
 from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run
+from digits_jax.evaluate import open_run, place
 from digits_jax.trained import Trained
 from digits_jax.types import Array
 
@@ -30,12 +31,12 @@ OPSET = 18  # of ONNX, old enough for every runtime in use
 _SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
 
 
-def export(config: Any, workdir: Path) -> dict[str, float]:
-    """Writes `workdir`/export: the run in files that need none of this code, and a page of them.
+def export(config: Any, workdir: str | Path, out: str | Path | None = None) -> dict[str, float]:
+    """Writes export/: the run in files that need none of this code, and a page of them.
 
-    `config` counts as it does in `open_run`. Returns the test accuracies of the two ONNX files.
-    Raises UserError where a package is missing, where the run is not finished, or where a file does
-    not say what the run says.
+    Into `workdir` or `out`. `config` counts as it does in `open_run`. Returns the test accuracies
+    of the two ONNX files. Raises UserError where a package is missing, where the run is not
+    finished, or where a file does not say what the run says.
     """
     try:
         import flatbuffers  # noqa: F401  of jax.export
@@ -46,13 +47,15 @@ def export(config: Any, workdir: Path) -> dict[str, float]:
         raise UserError(
             f"--mode=export needs {error.name}: pip install -r requirements-export.txt"
         ) from None
+    workdir = Path(workdir)
     run = open_run(config, workdir)
     try:
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
         weights = (workdir / trained.FILE).read_bytes()
     except (OSError, ValueError):
         raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
-    folder, heads, said = workdir / FOLDER, run.recipe.heads, probabilities(run)
+    folder = place(workdir, out, FOLDER) / FOLDER
+    heads, said = run.recipe.heads, probabilities(run)
     folder.mkdir(exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # it comes last
     shutil.rmtree(folder / PAGE, ignore_errors=True)  # of another network, perhaps
@@ -85,25 +88,27 @@ def export(config: Any, workdir: Path) -> dict[str, float]:
     try:
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
-        console.print(f"[yellow]without a page to draw on[/yellow]: {error}")
+        console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
     report.write_text(folder / CARD, _card(run, summary, folder, accuracy))
-    console.print(
+    reads = (
         f"{folder}: {WHOLE} reads {percent(accuracy[WHOLE])} of {len(images):,} test images, "
         f"{SMALL} {percent(accuracy[SMALL])}; {HLO} for {', '.join(PLATFORMS)}; {CARD}"
     )
+    console.print(Text(reads))
     return accuracy
 
 
-def demo(config: Any, workdir: Path, port: int) -> None:
+def demo(config: Any, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
     """Serves the run's page on 127.0.0.1:`port`, exported before where it is not.
 
-    Raises UserError as `export` does, without onnxruntime-web, and for a port that is taken.
+    The page lies where `export` writes it. Raises UserError as that does, without onnxruntime-web,
+    and for a port that is taken.
     """
-    folder = workdir / FOLDER
-    page, weights = folder / PAGE, [folder / trained.FILE, workdir / trained.FILE]
+    folder = Path(out or workdir) / FOLDER
+    page, weights = folder / PAGE, [folder / trained.FILE, Path(workdir) / trained.FILE]
     done = site.whole(page) and all(path.is_file() for path in (folder / CARD, *weights))
     if not done or len({path.read_bytes() for path in weights}) > 1:
-        export(config, workdir)
+        export(config, workdir, out)
     if not site.whole(page):
         site.runtime(batches.cache_dir(config.data))  # says what is missing
     site.serve(page, port)

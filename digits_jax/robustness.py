@@ -12,12 +12,13 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from scipy import ndimage
 
 from digits_jax import figures, report
 from digits_jax.console import console
 from digits_jax.data import batches
-from digits_jax.evaluate import open_run, reported
+from digits_jax.evaluate import Addition, open_run
 
 _FINE = 4  # pixels of the image in which strokes grow, to one
 
@@ -103,14 +104,15 @@ def corrupt(images: np.ndarray, name: str, level: float) -> np.ndarray:
     return np.rint(255 * np.clip(damaged, 0, 1)).astype(np.uint8)
 
 
-def robustness(config: Any, workdir: Path) -> None:
+def robustness(config: Any, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `robustness` to summary.json, {corruption: {level: {"mean", "std", ...}}}, and draws it.
 
-    Of a finished run's test digits; `config` counts as it does in `open_run`. Raises UserError
-    where the run has not reported its test accuracy yet.
+    Of a finished run's test digits; `config` counts as it does in `open_run`, `out` as in
+    `Addition`. Raises UserError where the run has not reported its test accuracy yet.
     """
     trained = open_run(config, workdir)
-    summary = reported(workdir, "damaged digits come")
+    addition = Addition(workdir, out, "damaged digits come", names=("robustness.png",))
+    summary, picture = addition.summary, addition.folder / "robustness.png"
     clean = {"mean": summary["mean"], "std": summary["std"]}
     test = batches.load(trained.config.data).test
     digits = np.asarray(test.images)
@@ -127,13 +129,10 @@ def robustness(config: Any, workdir: Path) -> None:
         kept = ("mean", "std", "ensemble")
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
-    summary["robustness"] = found
-    report.write_json(workdir / "summary.json", summary)
-    figures.robustness(found, clean, shown, workdir / "robustness.png")
+    addition.write("robustness", found)
+    figures.robustness(found, clean, shown, picture)
     console.print(_table(found))
-    console.print(
-        f"{report.percent(clean['mean'])} % of the digits as they are; {workdir / 'robustness.png'}"
-    )
+    console.print(Text(f"{report.percent(clean['mean'])} % of the digits as they are; {picture}"))
 
 
 def _table(found: dict[str, dict[str, Any]]) -> Table:

@@ -56,9 +56,9 @@ def search(
     config as it stands. Writes trials.csv and search.png; with `search.retrain`, the best trial and
     the default are trained on as many fresh seeds into folders of their own and compared (on
     validation digits that the search chose by: the test split is the judge). Where nothing beat the
-    default it is trained alone. Without a `workdir` all lies in runs/NAME-search, or apart from it as
-    in `train`; listen: as there, while runs are retrained. Raises UserError for a space that makes no sense, a storage that
-    cannot be used, and a teacher that would be deleted.
+    default it is trained alone. Without a `workdir` all lies in runs/NAME-search, or apart from it
+    as in `train`; listen: as there, while runs are retrained. Raises UserError for a space that
+    makes no sense, a storage that cannot be used, and a teacher that would be deleted.
     """
     config = config.copy_and_resolve_references()
     settings.check(config)

@@ -138,6 +138,8 @@ def read(workdir: Path) -> dict[str, Any] | None:
         return recorded
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path} is not the config of a run; --config.resume=False starts the run over"

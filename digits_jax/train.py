@@ -82,11 +82,10 @@ def train(
     config = config.copy_and_resolve_references()
     settings.check(config)
     asked, reason = config.data.source, ""
-    if workdir is None:
-        workdir = Path("runs") / config.name
-        if not (config.resume and settings.read(workdir)):  # else it goes on with its own digits
-            workdir, reason = place(config, workdir)
-    workdir = Path(workdir)
+    folder = Path("runs") / config.name if workdir is None else Path(workdir)
+    if workdir is None and not (config.resume and settings.read(folder)):
+        folder, reason = place(config, folder)  # else it goes on with its own digits
+    workdir = folder
     for field in ("distill.teacher", "prune.run"):
         source = settings.flatten(config)[field]
         if source and Path(source).resolve() == workdir.resolve():

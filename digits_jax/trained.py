@@ -18,7 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from digits_jax import settings
-from digits_jax.checkpoint import Checkpoints
+from digits_jax.checkpoint import FOLDER, Checkpoints
 from digits_jax.data.batches import Normalizer
 from digits_jax.data.pairs import RECIPES
 from digits_jax.engine import ENGINES
@@ -37,7 +37,8 @@ class Trained:
     UserError where `workdir` holds neither, or nothing that can be read.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: str | Path):
+        workdir = Path(workdir)
         recorded = settings.read(workdir)
         if recorded is None:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
@@ -67,6 +68,8 @@ class Trained:
             mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
             self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
+        except PermissionError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except Exception as error:  # a damaged .npy header can raise nearly anything
             raise UserError(
                 f"{path} is not the model of this run ({error}); "
@@ -93,8 +96,10 @@ class Trained:
             "slices": [engine.shapes(members_of(config, part)) for part in ids],
             "normalizer": Normalizer(mean=shape, scale=shape)._asdict(),
         }
-        with Checkpoints(workdir) as checkpoints:
-            restored = checkpoints.restore(like)
+        restored = None
+        if (workdir / FOLDER).is_dir():
+            with Checkpoints(workdir, create=False) as checkpoints:
+                restored = checkpoints.restore(like)
         if restored is None:
             raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
         _, saved, _ = restored

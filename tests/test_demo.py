@@ -60,6 +60,9 @@ def test_the_runtime_is_fetched_once_and_checked(known, tmp_path, monkeypatch):
     assert asked.read_text().startswith("pack onnxruntime-web@1.30.0 ")
     site.runtime(known)
     assert len(asked.read_text().splitlines()) == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*--config\.data\.cache_dir=DIR"):
+        site.runtime(tmp_path / "file")
     other = tmp_path / "other"
     monkeypatch.setattr(site, "FILES", dict.fromkeys(site.FILES, "0" * 64))
     with pytest.raises(UserError, match="is not the one that is known here"):

@@ -42,6 +42,10 @@ def launch(*arguments):
         ([CONFIG, "--mode=trian"], "did you mean 'train'"),
         ([CONFIG, "--workdr=x"], "workdr"),
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
+        (
+            [CONFIG, "--out=x"],
+            "--out is for --mode=eval, epochs, pairs, robustness, explain, export",
+        ),
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         (["--mode=compare", "--runs=a"], "--runs names two folders"),
         (RUNS, "a holds no finished run"),
@@ -74,6 +78,45 @@ def test_mistakes(arguments, said, tmp_path):
     assert said in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+ENDS = """
+import errno, os, sys, launch
+end = sys.argv.pop(1)
+def main(_):
+    raise KeyboardInterrupt if end == "ctrl-c" else OSError(errno.ENOSPC, "Disk full", "x.csv")
+launch.main = main
+launch.cli()
+"""
+GOES_ON = "the same command goes on from the last epoch"
+AFRESH = "the command without --config.resume=False goes on from the last epoch"
+MAKE_ROOM = "error: x.csv: Disk full; make room, or"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "end", "said"),
+    [
+        ([CONFIG], "ctrl-c", f"interrupted; {GOES_ON}"),
+        ([CONFIG], "full", f"error: x.csv: Disk full; {GOES_ON}"),
+        ([CONFIG, "--config.resume=False"], "ctrl-c", f"interrupted; {AFRESH}"),
+        ([CONFIG, "--mode=search"], "full", "error: x.csv: Disk full; the same command goes on"),
+        ([CONFIG, *COMPARE], "ctrl-c", "interrupted; the same command goes on"),
+        ([CONFIG, "--mode=pairs"], "ctrl-c", "interrupted"),
+        ([CONFIG, "--mode=eval"], "full", f"{MAKE_ROOM} --out=DIR writes elsewhere"),
+        (["--mode=compare", "--runs=a,b"], "full", f"{MAKE_ROOM} choose another --workdir"),
+    ],
+    ids=str,
+)
+def test_an_end_that_nobody_planned_leads_on_where_something_goes_on(arguments, end, said):
+    process = subprocess.run(
+        [sys.executable, "-c", ENDS, end, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stderr.strip() == said
+    assert process.returncode == (130 if end == "ctrl-c" else 1)
 
 
 def test_help():

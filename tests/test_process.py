@@ -97,7 +97,8 @@ def test_nothing_in_the_process_is_changed(tmp_path):
 def test_exceptions_of_other_threads_are_heard_during_training(tmp_path):
     """Those of orbax's own threads come back as errors of the next call; others are nobody's."""
     program = (
-        "import threading; from pathlib import Path; from digits_jax.checkpoint import Checkpoints\n"
+        "import threading; from pathlib import Path\n"
+        "from digits_jax.checkpoint import Checkpoints\n"
         f"with Checkpoints(Path({str(tmp_path)!r})):\n"
         "    thread = threading.Thread(target=lambda: 1 / 0, name='mine')\n"
         "    thread.start(); thread.join()\n"

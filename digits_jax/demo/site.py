@@ -139,6 +139,11 @@ def runtime(cache: Path) -> Path:
             raise UserError(
                 f"the page needs {RUNTIME}, which npm could not fetch{why}: {ways}"
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}); --config.data.cache_dir=DIR keeps "
+                f"{RUNTIME} in another folder"
+            ) from None
     return folder
 
 
