@@ -475,13 +475,14 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
             "dataset": config.data.dataset,
             "source": data.source,
             "test_source": config.data.test_source or data.source,
-            "drawn_extra": config.data.drawn_extra if data.source == "mnist" else 0,
+            "drawn_extra": data.drawn_extra,
             **{
                 name: split.size if split else 0
                 for name, split in zip(
                     _SPLITS, (data.train, data.validation, data.test), strict=True
                 )
             },
+            "digits": data.digits,
         },
         "model": {"name": config.model.name, "parameters": run.parameters},
         "epochs": epochs,

@@ -36,7 +36,7 @@ def ids(split):
 
 
 def test_no_digit_on_both_sides_of_a_split(numbered):
-    data = batches.load(data_config())
+    data = batches.load(data_config(train=0))
     train, validation = ids(data.train), ids(data.validation)
     assert not train & validation
     assert train | validation == set(range(1000))
@@ -63,7 +63,7 @@ def test_the_sizes_and_the_seed(numbered):
 
 
 def test_without_validation_every_digit_trains(numbered):
-    data = batches.load(data_config(validation=0.0))
+    data = batches.load(data_config(validation=0.0, train=0))
     assert data.validation is None
     assert len(ids(data.train)) == 1000
 
@@ -191,6 +191,51 @@ def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
     np.testing.assert_array_equal(labels["digit"][900:], extra.labels)
     pairs = batches.load(data_config(**fields | {"train": 400}))
     assert 0 < np.mean(np.asarray(pairs.train.rows) >= 1000) < 0.2
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_fewer_single_digits_train_beside_all_drawn_ones(numbered, tmp_path, folds):
+    """`data.train` counts MNIST's digits: the first of those that train anyway."""
+    fields = {"dataset": "mnist", "drawn_extra": 50, "cache_dir": str(tmp_path), "folds": folds}
+    few, every = (batches.load(data_config(**fields, train=n)) for n in (30, 0))
+    for fold in range(folds or 1):
+        kept = every.train.of(fold).pool
+        expected = np.concatenate([kept[:30], np.arange(1000, 1050)])
+        np.testing.assert_array_equal(few.train.of(fold).rows[:, 0], expected)
+        np.testing.assert_array_equal(few.train.of(fold).pool, expected)
+    assert (few.digits, few.drawn_extra) == (80, 50)
+    assert (every.digits, every.drawn_extra) == ((667 if folds else 900) + 50, 50)
+    np.testing.assert_array_equal(few.validation.rows, every.validation.rows)
+
+
+@pytest.mark.parametrize("dataset", ["mnist100", "two_digit"])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, dataset, folds):
+    """With `data.train` of those that its pairs are made of, without of all that are kept."""
+    fields = {"dataset": dataset, "drawn_extra": 500, "cache_dir": str(tmp_path), "folds": folds}
+    few, every = (batches.load(data_config(**fields, train=n, fresh_pairs=True)) for n in (40, 0))
+    for fold in range(folds or 1):
+        own = few.train.of(fold)
+        np.testing.assert_array_equal(own.pool, sorted(set(np.ravel(own.rows).tolist())))
+        assert set(np.asarray(own.pool)) < set(np.asarray(every.train.of(fold).pool))
+        assert not set(np.asarray(own.pool)) & set(np.asarray(few.validation.of(fold).pool))
+        assert (few.digits, few.drawn_extra) == (len(own.pool), (own.pool >= 1000).sum())
+    assert few.validation.pool.shape == every.validation.pool.shape
+    assert few.test.pool.shape == every.test.pool.shape == (300,)
+    assert 40 < few.digits <= 80
+    assert 0 < few.drawn_extra < few.digits
+    assert (every.digits, every.drawn_extra) == ((667 if folds else 900) + 500, 500)
+
+
+def test_pairs_that_stay_count_the_digits_that_they_are_made_of(numbered, tmp_path):
+    """1400 digits in 400 pairs, but the pool of a whole recipe stays what it was."""
+    fields = {"dataset": "mnist100", "drawn_extra": 500, "cache_dir": str(tmp_path)}
+    data = batches.load(data_config(**fields, train=60_000))
+    assert (data.digits, data.drawn_extra, len(data.train.pool)) == (1400, 500, 1400)
+    data = batches.load(data_config(**fields))
+    used = set(np.ravel(data.train.rows).tolist())
+    assert data.digits == len(used) < 800
+    assert data.drawn_extra == sum(i >= 1000 for i in used) < 400
 
 
 def test_even_digits_show_what_the_weights_leave_out():

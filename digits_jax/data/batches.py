@@ -35,8 +35,8 @@ class Split(NamedTuple):
     """Examples as draws from digits in memory.
 
     images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example;
-    pool: [P] int32, the digits it is made of. With cross-validation, `rows` and `pool` have a
-    leading axis of folds.
+    pool: [P] int32, sorted, the digits it is made of and fresh pairs are drawn from. With
+    cross-validation, `rows` and `pool` have a leading axis of folds.
     """
 
     images: Array
@@ -67,7 +67,8 @@ class Dataset(NamedTuple):
     """What a run trains on.
 
     source: 'mnist' or 'drawn'; reason: why MNIST could not be had, '' where nobody asked for it;
-    validation is None where it is off.
+    validation is None where it is off; digits: how many different ones train, with folds in each;
+    drawn_extra: how many of them are drawn beside MNIST's.
     """
 
     recipe: Recipe
@@ -77,6 +78,8 @@ class Dataset(NamedTuple):
     validation: Split | None
     test: Split
     normalizer: Normalizer
+    digits: int
+    drawn_extra: int
 
 
 def cache_dir(config: Any) -> Path:
@@ -113,34 +116,43 @@ def load(config: Any) -> Dataset:
             f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
         )
 
+    if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them
+        kept = [ids[: config.train] for ids in kept]
     if config.drawn_extra and source != "drawn":
         extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
         train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
         more = np.arange(n, n + config.drawn_extra, dtype=np.int32)
         kept = [np.concatenate([ids, more]) for ids in kept]
 
-    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, cut: int = 0) -> Split:
+    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, few: bool = False) -> Split:
         index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
-        rows = np.stack([digit_ids[index[: cut or None]] for digit_ids in ids])
-        pool = np.stack(ids)
+        rows, pool = np.stack([part[index] for part in ids]), np.stack(ids)
+        if few:  # fresh pairs, too, are of these digits alone
+            pool = pool[:, np.unique(index)]
         if not (config.folds and use != "test"):
             rows, pool = rows[0], pool[0]
         return Split(*digits, jnp.asarray(rows), jnp.asarray(pool))
 
     train, test = (Digits(jnp.asarray(d.images), jnp.asarray(d.labels)) for d in (train, test))
-    whole, everything = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
-    training = split(train, "train", kept, whole, config.train)
+    whole, tested = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
+    if config.test and recipe.digits == 1:
+        tested = tested[: config.test]
+    training = split(train, "train", kept, whole, few=whole < recipe.train)
     validation = None
     if fraction:
         validation = split(train, "validation", held_out, max(round(fraction * whole), 1))
+    first = training.of(0)
+    used = np.asarray(first.pool) if config.fresh_pairs else np.unique(first.rows)
     return Dataset(
         recipe,
         source,
         reason,
         training,
         validation,
-        split(test, "test", [everything], config.test or recipe.test, config.test),
+        split(test, "test", [tested], config.test or recipe.test),
         fit_normalizer(config.normalize, training, recipe),
+        digits=len(used),
+        drawn_extra=int((used >= n).sum()),
     )
 
 
