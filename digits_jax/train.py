@@ -245,8 +245,9 @@ def _prepare(config: Any, workdir: Path) -> bool:
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
         return False
-    if config.data.source == "auto":
-        config.data.source = recorded["data"]["source"]
+    for field in ("source", "test_source"):
+        if config.data[field] == "auto":
+            config.data[field] = recorded["data"].get(field) or "auto"
     config.population.slice = config.population.slice or recorded["population"]["slice"]
     differences = settings.differences(recorded, config)
     if differences:
@@ -474,7 +475,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         "data": {
             "dataset": config.data.dataset,
             "source": data.source,
-            "test_source": config.data.test_source or data.source,
+            "test_source": data.test_source,
             "drawn_extra": data.drawn_extra,
             **{
                 name: split.size if split else 0

@@ -1,5 +1,9 @@
 """From a config to batches: splits, normalisers, and what may never be mixed."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -153,13 +157,89 @@ def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monk
     monkeypatch.setattr(mnist, "load", unreachable)
     config = shrink(config_of("mnist100"), cache).data
     config.source = "auto"
-    assert batches.load(config).source == "drawn"
+    data = batches.load(config)
+    assert (data.source, data.test_source) == ("drawn", "drawn")
+    assert data.reason == "no network; --config.data.source=mnist makes that an error"
+    assert batches.find(config) == ("drawn", data.reason)
     config.raw_dir = str(tmp_path)
-    with pytest.raises(UserError, match="no network"):
-        batches.load(config)
+    for call in (batches.load, batches.find):
+        with pytest.raises(UserError, match="no network"):
+            call(config)
     config.update(source="mnist", raw_dir="")
-    with pytest.raises(UserError, match="no network"):
-        batches.load(config)
+    for call in (batches.load, batches.find):
+        with pytest.raises(UserError, match=r"^no network$"):
+            call(config)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_found_is_loaded_without_a_second_look(cache, monkeypatch, there):
+    looks = []
+
+    def look(*_):
+        looks.append("network")
+        if not there:
+            raise UserError("no network")
+        return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
+
+    monkeypatch.setattr(mnist, "load", look)
+    config = shrink(config_of("mnist"), cache).data
+    config.source = "drawn"
+    assert batches.find(config) == ("drawn", "")
+    assert not looks
+    config.source = "auto"
+    config.source, reason = batches.find(config)
+    assert (config.source, bool(reason)) == (("mnist", False) if there else ("drawn", True))
+    assert batches.load(config).source == config.source
+    assert len(looks) == (2 if there else 1)  # what is there comes from the cache
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_source_of_the_test_digits_is_the_one_that_was_had(cache, monkeypatch, caplog, there):
+    def look(*_):
+        if not there:
+            raise UserError("no network")
+        return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
+
+    monkeypatch.setattr(mnist, "load", look)
+    config = shrink(config_of("mnist"), cache).data
+    config.test_source = "auto"
+    data = batches.load(config)
+    assert (data.source, data.test_source) == ("drawn", "mnist" if there else "drawn")
+    told = "no network; --config.data.test_source=mnist makes that an error"
+    assert (told in caplog.text) == (not there)
+    assert np.any(data.test.images) == (not there)
+
+
+def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = config_of("mnist").data
+    folder = batches.cache_dir(config)
+    assert folder.parent == tmp_path
+    assert batches.cache_dir(config) == folder
+    if os.name == "posix":
+        assert folder.stat().st_mode & 0o777 == 0o700
+        other = tmp_path / "other"
+        folder.rename(other)
+        folder.symlink_to(other)  # where it leads may be anybody's
+        with pytest.raises(UserError, match=r"somebody else's; pass --config\.data\.cache_dir"):
+            batches.cache_dir(config)
+        folder.unlink()
+        other.rename(folder)
+        found = os.stat_result([0o40700, *[0] * 3, os.getuid() + 1, *[0] * 5])
+        monkeypatch.setattr(Path, "lstat", lambda _: found)
+        with pytest.raises(UserError, match="somebody else's"):
+            batches.cache_dir(config)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"No such file.*; pass --config\.data\.cache_dir"):
+        batches.cache_dir(config)
+    config.cache_dir = "~nobody-of-that-name/x"
+    with pytest.raises(UserError, match=r"data\.cache_dir=~nobody.* write the path out"):
+        batches.cache_dir(config)
 
 
 def test_unknown_names(cache):

@@ -111,7 +111,9 @@ def download(manager: Any = None) -> list[np.ndarray]:
     import tensorflow_datasets as tfds  # slow, and rarely needed
 
     usual = f"{tfds.core.constants.DATA_DIR}/downloads"
-    folder = expanded("TFDS_DATA_DIR", str(manager.download_dir if manager else usual))
+    folder = expanded(
+        "the environment's TFDS_DATA_DIR", str(manager.download_dir if manager else usual)
+    )
     ways = "--config.data.raw_dir=DIR, or train on drawn digits with --config.data.source=drawn"
     if manager:
         ways = 'builder_kwargs={"raw_dir": "DIR"}'
