@@ -40,7 +40,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     data.folds = 0  # cross-validation: member i leaves out fold i % folds instead
     data.normalize = "unit"  # unit, global, feature
     data.fresh_pairs = False  # of two digits: new training pairs in every batch
-    data.train = 0  # examples; 0: as many as the recipe has
+    data.train = 0  # examples; 0: as many as the recipe has; fresh pairs keep to their digits
     data.test = 0
     data.drawn_train = 60_000  # digits to draw where the source is drawn
     data.drawn_test = 10_000

@@ -262,6 +262,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     only = None if engine.compiled else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
     config.data.source = data.source
+    config.data.test_source = config.data.test_source and data.test_source
     members = members or members_of(config, range(config.population.size))
     steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     source = _learned_from(config) if config.distill.teacher else None

@@ -290,8 +290,9 @@ def _prepare(config: Any, workdir: Path) -> bool:
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
         return False
-    if config.data.source == "auto":
-        config.data.source = recorded["data"]["source"]
+    for field in ("source", "test_source"):
+        if config.data[field] == "auto":
+            config.data[field] = recorded["data"].get(field) or "auto"
     config.population.slice = config.population.slice or recorded["population"]["slice"]
     changes = settings.changes(recorded, config)
     longer = [field for field, *_ in changes] == ["epochs"] and config.epochs > recorded["epochs"]
@@ -533,14 +534,15 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         "data": {
             "dataset": config.data.dataset,
             "source": data.source,
-            "test_source": config.data.test_source or data.source,
-            "drawn_extra": config.data.drawn_extra if data.source == "mnist" else 0,
+            "test_source": data.test_source,
+            "drawn_extra": data.drawn_extra,
             **{
                 name: split.size if split else 0
                 for name, split in zip(
                     _SPLITS, (data.train, data.validation, data.test), strict=True
                 )
             },
+            "digits": data.digits,
         },
         "model": {"name": config.model.name, "parameters": run.parameters},
         "epochs": epochs,

@@ -1,5 +1,9 @@
 """From a config to batches: splits, normalisers, and what may never be mixed."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +40,7 @@ def ids(split):
 
 
 def test_no_digit_on_both_sides_of_a_split(numbered):
-    data = batches.load(data_config())
+    data = batches.load(data_config(train=0))
     train, validation = ids(data.train), ids(data.validation)
     assert not train & validation
     assert train | validation == set(range(1000))
@@ -63,7 +67,7 @@ def test_the_sizes_and_the_seed(numbered):
 
 
 def test_without_validation_every_digit_trains(numbered):
-    data = batches.load(data_config(validation=0.0))
+    data = batches.load(data_config(validation=0.0, train=0))
     assert data.validation is None
     assert len(ids(data.train)) == 1000
 
@@ -153,13 +157,89 @@ def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monk
     monkeypatch.setattr(mnist, "load", unreachable)
     config = shrink(config_of("mnist100"), cache).data
     config.source = "auto"
-    assert batches.load(config).source == "drawn"
+    data = batches.load(config)
+    assert (data.source, data.test_source) == ("drawn", "drawn")
+    assert data.reason == "no network; --config.data.source=mnist makes that an error"
+    assert batches.find(config) == ("drawn", data.reason)
     config.raw_dir = str(tmp_path)
-    with pytest.raises(UserError, match="no network"):
-        batches.load(config)
+    for call in (batches.load, batches.find):
+        with pytest.raises(UserError, match="no network"):
+            call(config)
     config.update(source="mnist", raw_dir="")
-    with pytest.raises(UserError, match="no network"):
-        batches.load(config)
+    for call in (batches.load, batches.find):
+        with pytest.raises(UserError, match=r"^no network$"):
+            call(config)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_found_is_loaded_without_a_second_look(cache, monkeypatch, there):
+    looks = []
+
+    def look(*_):
+        looks.append("network")
+        if not there:
+            raise UserError("no network")
+        return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
+
+    monkeypatch.setattr(mnist, "load", look)
+    config = shrink(config_of("mnist"), cache).data
+    config.source = "drawn"
+    assert batches.find(config) == ("drawn", "")
+    assert not looks
+    config.source = "auto"
+    config.source, reason = batches.find(config)
+    assert (config.source, bool(reason)) == (("mnist", False) if there else ("drawn", True))
+    assert batches.load(config).source == config.source
+    assert len(looks) == (2 if there else 1)  # what is there comes from the cache
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_source_of_the_test_digits_is_the_one_that_was_had(cache, monkeypatch, caplog, there):
+    def look(*_):
+        if not there:
+            raise UserError("no network")
+        return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
+
+    monkeypatch.setattr(mnist, "load", look)
+    config = shrink(config_of("mnist"), cache).data
+    config.test_source = "auto"
+    data = batches.load(config)
+    assert (data.source, data.test_source) == ("drawn", "mnist" if there else "drawn")
+    told = "no network; --config.data.test_source=mnist makes that an error"
+    assert (told in caplog.text) == (not there)
+    assert np.any(data.test.images) == (not there)
+
+
+def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = config_of("mnist").data
+    folder = batches.cache_dir(config)
+    assert folder.parent == tmp_path
+    assert batches.cache_dir(config) == folder
+    if os.name == "posix":
+        assert folder.stat().st_mode & 0o777 == 0o700
+        other = tmp_path / "other"
+        folder.rename(other)
+        folder.symlink_to(other)  # where it leads may be anybody's
+        with pytest.raises(UserError, match=r"somebody else's; pass --config\.data\.cache_dir"):
+            batches.cache_dir(config)
+        folder.unlink()
+        other.rename(folder)
+        found = os.stat_result([0o40700, *[0] * 3, os.getuid() + 1, *[0] * 5])
+        monkeypatch.setattr(Path, "lstat", lambda _: found)
+        with pytest.raises(UserError, match="somebody else's"):
+            batches.cache_dir(config)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"No such file.*; pass --config\.data\.cache_dir"):
+        batches.cache_dir(config)
+    config.cache_dir = "~nobody-of-that-name/x"
+    with pytest.raises(UserError, match=r"data\.cache_dir=~nobody.* write the path out"):
+        batches.cache_dir(config)
 
 
 def test_unknown_names(cache):
@@ -191,6 +271,51 @@ def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
     np.testing.assert_array_equal(labels["digit"][900:], extra.labels)
     pairs = batches.load(data_config(**fields | {"train": 400}))
     assert 0 < np.mean(np.asarray(pairs.train.rows) >= 1000) < 0.2
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_fewer_single_digits_train_beside_all_drawn_ones(numbered, tmp_path, folds):
+    """`data.train` counts MNIST's digits: the first of those that train anyway."""
+    fields = {"dataset": "mnist", "drawn_extra": 50, "cache_dir": str(tmp_path), "folds": folds}
+    few, every = (batches.load(data_config(**fields, train=n)) for n in (30, 0))
+    for fold in range(folds or 1):
+        kept = every.train.of(fold).pool
+        expected = np.concatenate([kept[:30], np.arange(1000, 1050)])
+        np.testing.assert_array_equal(few.train.of(fold).rows[:, 0], expected)
+        np.testing.assert_array_equal(few.train.of(fold).pool, expected)
+    assert (few.digits, few.drawn_extra) == (80, 50)
+    assert (every.digits, every.drawn_extra) == ((667 if folds else 900) + 50, 50)
+    np.testing.assert_array_equal(few.validation.rows, every.validation.rows)
+
+
+@pytest.mark.parametrize("dataset", ["mnist100", "two_digit"])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, dataset, folds):
+    """With `data.train` of those that its pairs are made of, without of all that are kept."""
+    fields = {"dataset": dataset, "drawn_extra": 500, "cache_dir": str(tmp_path), "folds": folds}
+    few, every = (batches.load(data_config(**fields, train=n, fresh_pairs=True)) for n in (40, 0))
+    for fold in range(folds or 1):
+        own = few.train.of(fold)
+        np.testing.assert_array_equal(own.pool, sorted(set(np.ravel(own.rows).tolist())))
+        assert set(np.asarray(own.pool)) < set(np.asarray(every.train.of(fold).pool))
+        assert not set(np.asarray(own.pool)) & set(np.asarray(few.validation.of(fold).pool))
+        assert (few.digits, few.drawn_extra) == (len(own.pool), (own.pool >= 1000).sum())
+    assert few.validation.pool.shape == every.validation.pool.shape
+    assert few.test.pool.shape == every.test.pool.shape == (300,)
+    assert 40 < few.digits <= 80
+    assert 0 < few.drawn_extra < few.digits
+    assert (every.digits, every.drawn_extra) == ((667 if folds else 900) + 500, 500)
+
+
+def test_pairs_that_stay_count_the_digits_that_they_are_made_of(numbered, tmp_path):
+    """1400 digits in 400 pairs, but the pool of a whole recipe stays what it was."""
+    fields = {"dataset": "mnist100", "drawn_extra": 500, "cache_dir": str(tmp_path)}
+    data = batches.load(data_config(**fields, train=60_000))
+    assert (data.digits, data.drawn_extra, len(data.train.pool)) == (1400, 500, 1400)
+    data = batches.load(data_config(**fields))
+    used = set(np.ravel(data.train.rows).tolist())
+    assert data.digits == len(used) < 800
+    assert data.drawn_extra == sum(i >= 1000 for i in used) < 400
 
 
 def test_even_digits_show_what_the_weights_leave_out():

@@ -74,6 +74,27 @@ def test_reads_back_the_recipe(name, raw_dir, arrays, tmp_path, monkeypatch, no_
             np.testing.assert_array_equal(example["image"], image)
 
 
+@needs_array_record
+def test_without_a_network_it_is_one_error_that_fits(tmp_path, monkeypatch, no_tensorflow):
+    """The ways out are the builder's own, not the launcher's."""
+    import requests
+    import tensorflow_datasets as tfds
+
+    import digits_jax.data.builders  # noqa: F401
+
+    def send(*args, **kwargs):
+        raise requests.exceptions.ConnectionError("no route to there")
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    with pytest.raises(UserError) as error:
+        tfds.data_source("mnist100", data_dir=tmp_path)
+    assert "ConnectionError: no route to there" in str(error.value)
+    assert 'builder_kwargs={"raw_dir": "DIR"}' in str(error.value)
+    assert "--config" not in str(error.value)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
+
+
 def test_says_so_where_array_record_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "digits_jax.data.builders", raising=False)

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +37,8 @@ class Split(NamedTuple):
     """Examples as draws from digits in memory.
 
     images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example;
-    pool: [P] int32, the digits it is made of. With cross-validation, `rows` and `pool` have a
-    leading axis of folds.
+    pool: [P] int32, sorted, the digits it is made of and fresh pairs are drawn from. With
+    cross-validation, `rows` and `pool` have a leading axis of folds.
     """
 
     images: Array
@@ -66,24 +68,62 @@ class Normalizer(NamedTuple):
 class Dataset(NamedTuple):
     """What a run trains on.
 
-    source: 'mnist' or 'drawn'; reason: why MNIST could not be had, '' where nobody asked for it;
-    validation is None where it is off.
+    source, test_source: of the test digits, 'mnist' or 'drawn'; reason: why MNIST could not be had,
+    '' where nobody asked for it; validation is None where it is off; digits: how many different
+    ones train, with cross-validation each member; drawn_extra: how many of them are drawn ones
+    beside MNIST's.
     """
 
     recipe: Recipe
     source: str
+    test_source: str
     reason: str
     train: Split
     validation: Split | None
     test: Split
     normalizer: Normalizer
+    digits: int
+    drawn_extra: int
 
 
 def cache_dir(config: Any) -> Path:
-    """Where prepared data and compiled programs live: `data.cache_dir`, or the user's own cache."""
+    """Where prepared data and compiled programs live: `data.cache_dir`, or the user's own cache.
+
+    Without a home directory, that is a folder of the temporary one. UserError where a ~ can't be
+    expanded, or where that folder is not this user's.
+    """
     if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digits_jax"
+        return mnist.expanded("data.cache_dir", config.cache_dir)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digits_jax"
+    except RuntimeError:  # an unknown user without HOME, as in a container
+        return _temporary()
+
+
+def _temporary() -> Path:
+    """A folder for this user's eyes only, and by nobody else: others may write beside it."""
+    user = os.getuid() if hasattr(os, "getuid") else 0  # as Windows has it in st_uid
+    try:
+        folder = Path(tempfile.gettempdir()) / f"digits_jax-{user}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == user:
+            return folder
+        problem = f"{folder} is somebody else's"
+    except OSError as error:
+        problem = str(error)
+    raise UserError(f"no home directory is known, and {problem}; pass --config.data.cache_dir=DIR")
+
+
+def find(config: Any) -> tuple[str, str]:
+    """What `config.source` of `config` (`config.data` of a run) comes to, before anything is built.
+
+    -> ('mnist' or 'drawn', why MNIST could not be had, '' where it could or nobody asked). With
+    that source in `config`, `load` asks the network no more. Raises UserError as `load` does.
+    """
+    found, reason = _mnist(config, "source")
+    return ("mnist" if found else "drawn"), reason
 
 
 def load(config: Any) -> Dataset:
@@ -96,8 +136,8 @@ def load(config: Any) -> Dataset:
     check_choice("data.normalize", config.normalize, NORMALIZERS)
     recipe = RECIPES[config.dataset]
     other = _other_test(config) if config.test_source else None
-    source, reason, (train, test) = _digits(config, config.source)
-    test = other or test
+    source, reason, (train, test) = _digits(config, "source")
+    test_source, test = other or (source, test)
 
     if config.folds and config.normalize != "unit":
         raise UserError(
@@ -113,64 +153,85 @@ def load(config: Any) -> Dataset:
             f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
         )
 
+    if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them
+        kept = [ids[: config.train] for ids in kept]
     if config.drawn_extra and source != "drawn":
         extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
         train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
         more = np.arange(n, n + config.drawn_extra, dtype=np.int32)
         kept = [np.concatenate([ids, more]) for ids in kept]
 
-    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, cut: int = 0) -> Split:
+    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, few: bool = False) -> Split:
         index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
-        rows = np.stack([digit_ids[index[: cut or None]] for digit_ids in ids])
-        pool = np.stack(ids)
+        rows, pool = np.stack([part[index] for part in ids]), np.stack(ids)
+        if few:  # fresh pairs, too, are of these digits alone
+            pool = pool[:, np.unique(index)]
         if not (config.folds and use != "test"):
             rows, pool = rows[0], pool[0]
         return Split(*digits, jnp.asarray(rows), jnp.asarray(pool))
 
     train, test = (Digits(jnp.asarray(d.images), jnp.asarray(d.labels)) for d in (train, test))
-    whole, everything = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
-    training = split(train, "train", kept, whole, config.train)
+    whole, tested = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
+    if config.test and recipe.digits == 1:
+        tested = tested[: config.test]
+    training = split(train, "train", kept, whole, few=whole < recipe.train)
     validation = None
     if fraction:
         validation = split(train, "validation", held_out, max(round(fraction * whole), 1))
+    first = training.of(0)
+    used = np.asarray(first.pool) if config.fresh_pairs else np.unique(first.rows)
     return Dataset(
         recipe,
         source,
+        test_source,
         reason,
         training,
         validation,
-        split(test, "test", [everything], config.test or recipe.test, config.test),
+        split(test, "test", [tested], config.test or recipe.test),
         fit_normalizer(config.normalize, training, recipe),
+        digits=len(used),
+        drawn_extra=int((used >= n).sum()),
     )
 
 
-def _other_test(config: Any) -> Digits:
-    check_choice("data.test_source", config.test_source, SOURCES)
+def _other_test(config: Any) -> tuple[str, Digits]:
+    """-> (the source of the test digits, they)."""
     try:
-        return _digits(config, config.test_source)[2][1]
+        source, reason, (_, test) = _digits(config, "test_source")
     except UserError as error:
         raise UserError(
             f"the test digits, data.test_source={config.test_source}: {error}; "
             "--config.data.test_source=drawn tests on drawn digits"
         ) from None
+    if reason:
+        log.warning("the test digits are drawn ones: %s", reason)
+    return source, test
 
 
-def _digits(config: Any, source: str) -> tuple[str, str, tuple[Digits, Digits]]:
+def _digits(config: Any, field: str) -> tuple[str, str, tuple[Digits, Digits]]:
     """-> (the source that was used, why not MNIST, (training digits, test digits))."""
-    check_choice("data.source", source, SOURCES)
-    reason = ""
-    if source != "drawn":
-        try:
-            return "mnist", reason, mnist.load(config.raw_dir, cache_dir(config))
-        except UserError as error:
-            if source == "mnist" or config.raw_dir:
-                raise
-            reason = str(error)
+    found, reason = _mnist(config, field)
+    if found:
+        return "mnist", reason, found
     seeds_and_sizes = ((0, config.drawn_train), (1, config.drawn_test))
     train, test = (
         _drawn(cache_dir(config), 2 * config.seed + part, n) for part, n in seeds_and_sizes
     )
     return "drawn", reason, (train, test)
+
+
+def _mnist(config: Any, field: str) -> tuple[tuple[Digits, Digits] | None, str]:
+    """-> (MNIST's training and test digits, or None where `config[field]` has drawn ones, why)."""
+    source = config[field]
+    check_choice(f"data.{field}", source, SOURCES)
+    if source == "drawn":
+        return None, ""
+    try:
+        return mnist.load(config.raw_dir, cache_dir(config)), ""
+    except UserError as error:
+        if source == "mnist" or config.raw_dir:
+            raise
+        return None, f"{error}; --config.data.{field}=mnist makes that an error"
 
 
 def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:

@@ -27,8 +27,9 @@ from digits_jax.types import Digits
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0  # seconds of silence after which the network counts as absent
-REPLACE = "delete it and fetch it again"
 
+_UINT8, _BYTES = 8, {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # IDX's types, and a value's bytes
+_GZIP = b"\x1f\x8b"
 
 # {file: (shape of its uint8 array, SHA-256 of the whole IDX file, unpacked)}
 FILES: dict[str, tuple[tuple[int, ...], str]] = {
@@ -54,9 +55,9 @@ FILES: dict[str, tuple[tuple[int, ...], str]] = {
 def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
     """MNIST's train (60,000) and test (10,000) digits as read-only NumPy arrays.
 
-    Read from `raw_dir` where one is given (the four files, plain or .gz), else from the cache in
-    `cache_dir`/mnist, else downloaded, which gives up within 15 s where there is no network. What
-    did not come from the cache is written there.
+    Read from `raw_dir` where one is given, see `read`, else from the cache in `cache_dir`/mnist,
+    else downloaded, which gives up within 15 s where there is no network. What did not come from
+    the cache is written there.
     Raises UserError where the digits can't be had or are not MNIST's.
     """
     cache = cache_dir / "mnist"
@@ -72,46 +73,109 @@ def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
     return Digits(*arrays[:2]), Digits(*arrays[2:])
 
 
+def expanded(field: str, path: str) -> pathlib.Path:
+    """`path` with the home directory for its ~; UserError, naming `field`, where there is none."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{field}={path}: no home directory is known for the ~; write the path out"
+        ) from None
+
+
 def read(raw_dir: str) -> list[np.ndarray]:
     """Train images and labels, test images and labels, from the four files in a folder.
 
-    Raises UserError naming the file that is missing, unreadable or altered.
+    Plain or packed, whatever their names say, and where others keep them: in MNIST/raw
+    (torchvision), as train-images.idx3-ubyte, or in folders of these names (Kaggle). Of several
+    copies the first counts whose content is MNIST's.
+    Raises UserError naming the file that is missing, unreadable or another.
     """
-    folder = pathlib.Path(os.path.expanduser(raw_dir))
-    return [_read_idx(_find(folder, name), name) for name in FILES]
+    folder = expanded("data.raw_dir", raw_dir)
+    arrays = []
+    for name in FILES:
+        copies = list(_copies(folder, name))
+        if not copies:
+            raise UserError(f"data.raw_dir: there is no {name}.gz (nor {name}) in {folder}")
+        arrays.append(_first(copies, name))
+    return arrays
 
 
 def download(manager: Any = None) -> list[np.ndarray]:
     """The same four arrays, fetched by tensorflow-datasets.
 
     `manager`: a tfds DownloadManager; without, one on the usual folder (~/tensorflow_datasets).
-    What it downloaded before it takes from there, without asking the network.
+    What tfds downloaded before is taken from there, without asking the network.
     Raises UserError, with the ways out, within 15 s where there is no network.
     """
     import tensorflow_datasets as tfds  # slow, and rarely needed
 
-    folder = pathlib.Path(
-        manager.download_dir if manager else f"{tfds.core.constants.DATA_DIR}/downloads"
-    ).expanduser()
-    urls = {url.rpartition("/")[2]: url for url in tfds.builder_cls("mnist").url_infos}
-    unfinished = set(folder.glob("*/*.tmp.*"))
+    usual = f"{tfds.core.constants.DATA_DIR}/downloads"
+    folder = expanded(
+        "the environment's TFDS_DATA_DIR", str(manager.download_dir if manager else usual)
+    )
+    ways = "--config.data.raw_dir=DIR, or train on drawn digits with --config.data.source=drawn"
+    if manager:
+        ways = 'builder_kwargs={"raw_dir": "DIR"}'
+    infos = tfds.builder_cls("mnist").url_infos.items()
+    urls = {url.rpartition("/")[2].removesuffix(".gz"): (url, info) for url, info in infos}
+    private = f"digits_jax.{uuid.uuid4().hex}"  # of other processes' files none may be touched
+    arrays = []
     try:
         with _quick_and_quiet():
-            if not manager:
-                tfds.disable_progress_bar()
-                manager = tfds.download.DownloadManager(download_dir=folder, dataset_name="mnist")
             # One by one, so that the first to fail leaves no other behind on a thread.
-            paths = [pathlib.Path(manager.download(urls[f"{name}.gz"])) for name in FILES]
+            for name in FILES:
+                array = _downloaded(folder, name, *urls[name])
+                if array is None:
+                    if not manager:
+                        tfds.disable_progress_bar()
+                        new = tfds.download.DownloadManager
+                        manager = new(download_dir=folder, dataset_name="mnist")
+                    asked = tfds.download.Resource(url=urls[name][0], relative_download_dir=private)
+                    path = pathlib.Path(manager.download(asked))
+                    array = _read_idx(path, name)
+                    if path.parent.name == private:
+                        _move_up(path)
+                arrays.append(array)
     except Exception as error:  # requests', urllib3's, tfds' and the file system's
-        for left_over in set(folder.glob("*/*.tmp.*")) - unfinished:
-            shutil.rmtree(left_over, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
-            f"MNIST can't be downloaded to {folder} ({reason}). Connect to the internet once, or "
-            "put its four files in a folder and pass --config.data.raw_dir=DIR, or train on drawn "
-            "digits with --config.data.source=drawn"
-        ) from error
-    return [_read_idx(path, name) for path, name in zip(paths, FILES, strict=True)]
+            f"MNIST can't be downloaded to {folder} ({_reason(error)}). Connect to the internet "
+            f"once, or put its four files in a folder and pass {ways}"
+        ) from None
+    finally:
+        for left_over in (folder / private, *folder.glob(f"*/{private}")):
+            shutil.rmtree(left_over, ignore_errors=True)
+    return arrays
+
+
+def _downloaded(folder: pathlib.Path, name: str, url: str, info: Any) -> np.ndarray | None:
+    """The array of what tfds keeps of `url`, for whatever data set it was; None without."""
+    from tensorflow_datasets.core.download import resource
+
+    names = [resource.get_dl_fname(url, checksum) for checksum in (info and info.checksum, None)]
+    paths = [path for kept in names for path in (folder / kept, *folder.glob(f"*/{kept}"))]
+    paths = [path for path in paths if os.path.isfile(path)]
+    try:
+        return _first(paths, name) if paths else None
+    except UserError as error:
+        log.warning("it will be downloaded anew: %s", error)
+        return None
+
+
+def _move_up(path: pathlib.Path) -> None:
+    """Moves a download, and tfds' notes on it, to where tfds looks for them."""
+    with contextlib.suppress(OSError):  # on Windows, where another process reads it there
+        for part in (path.with_name(f"{path.name}.INFO"), path):
+            part.replace(part.parent.parent / part.name)
+
+
+def _reason(error: BaseException) -> str:
+    """The kind of error, and the words of the operating system where it said some."""
+    link: BaseException | None = error
+    while link and not getattr(link, "strerror", None):
+        link = link.__cause__ or link.__context__
+    words = getattr(link, "strerror", "") or str(error).partition("\n")[0]
+    return ": ".join(filter(None, (type(error).__name__, words)))
 
 
 @contextlib.contextmanager
@@ -161,35 +225,75 @@ def _sha256(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _find(folder: pathlib.Path, name: str) -> pathlib.Path:
-    for path in (folder / f"{name}.gz", folder / name):
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"data.raw_dir: there is no {name}.gz (nor {name}) in {folder}")
+def _copies(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """The files of `folder` that may be FILES[name]."""
+    names = [f"{stem}{end}" for end in (".gz", "") for stem in (name, name.replace("-idx", ".idx"))]
+    for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
+        for path in (place / name for name in names):
+            inside = (path / name for name in names)
+            yield from (file for file in (path, *inside) if os.path.isfile(file))
+
+
+def _first(paths: list[pathlib.Path], name: str) -> np.ndarray:
+    """The array in the first file that is FILES[name]; UserError about `paths[0]` if none is."""
+    problems = []
+    for path in paths:
+        try:
+            return _read_idx(path, name)
+        except UserError as error:
+            problems.append(error)
+    raise problems[0]
 
 
 def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
-    """The array in the IDX file `path`, plain or .gz; UserError unless it is FILES[name]."""
+    """The array in the IDX file `path`, plain or packed; UserError unless it is FILES[name]."""
     shape, expected = FILES[name]
     header = _header(shape)
     size = len(header) + math.prod(shape)
-    content = bytearray()
-    problem = "was altered"
+    content, problem = bytearray(), ""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as file:
+            packed = file.peek(len(_GZIP)).startswith(_GZIP)
+            unpacked: Any = gzip.GzipFile(fileobj=file) if packed else file
             # No more than expected, however much a damaged file unpacks to.
-            while len(content) <= size and (part := file.read1(min(1 << 20, size + 1))):
+            while len(content) <= size and (part := unpacked.read1(min(1 << 20, size + 1))):
                 content += part
     except (OSError, EOFError, zlib.error) as error:
-        problem = f"can't be read ({error})"
-    if len(content) < size and problem == "was altered":
-        problem = "was cut short"
+        problem = f"can't be read ({error}); fetch it again"
     if (found := hashlib.sha256(content).hexdigest()) != expected:
+        there = "more" if len(content) > size else f"{len(content):,} with {found}"
         raise UserError(
-            f"{path} {problem}, {REPLACE}: of {size:,} bytes expected with SHA-256 {expected}, "
-            f"found {len(content):,} with {found}"
+            f"{path} {problem or _problem(content, shape, size)}; "
+            f"of {size:,} bytes expected with SHA-256 {expected}, found {there}"
         )
     return np.frombuffer(bytes(content), np.uint8, offset=len(header)).reshape(shape)
+
+
+def _problem(content: bytearray, shape: tuple[int, ...], size: int) -> str:
+    """What is wrong with a file of FILES; of its `content` at most `size` + 1 bytes were read.
+
+    shape, size: of the array and the whole file that are expected.
+    """
+    choose, header = "choose a folder with MNIST's files", _header(shape)
+    if content[: len(header)] == header[: len(content)]:
+        if len(content) < size:
+            return "was cut short; fetch it again"
+        if len(content) > size:
+            return "goes on where its header has it end; fetch it again"
+        return (
+            "is whole, but not MNIST's: another data set's (Fashion-MNIST's files have the same "
+            f"names), or altered; {choose}"
+        )
+    start = 4 + 4 * content[3] if len(content) > 3 else 4
+    if content[:2] != bytes(2) or len(content) < start or content[2] not in _BYTES:
+        return f"is no IDX file; {choose}"
+    found = np.frombuffer(content, ">u4", content[3], offset=4).tolist()
+    claimed = start + _BYTES[content[2]] * math.prod(found)
+    if claimed == len(content) or size < min(claimed, len(content)):
+        there, here = (" x ".join(f"{n:,}" for n in axes) for axes in (found, shape))
+        kind = "" if content[2] == _UINT8 else f" of type {content[2]:#04x}"
+        return f"is another data set's ({there}{kind}, not {here}); {choose}"
+    return "does not hold what its header says; fetch it again"
 
 
 def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
