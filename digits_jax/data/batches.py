@@ -204,7 +204,8 @@ def _other_test(config: Any) -> tuple[str, Digits]:
             "--config.data.test_source=drawn tests on drawn digits"
         ) from None
     if reason:
-        log.warning("the test digits are drawn ones: %s", reason)
+        way = "--config.data.test_source=mnist makes that an error"
+        log.warning("the test digits are drawn ones: %s; %s", reason, way)
     return source, test
 
 
@@ -231,7 +232,7 @@ def _mnist(config: Any, field: str) -> tuple[tuple[Digits, Digits] | None, str]:
     except UserError as error:
         if source == "mnist" or config.raw_dir:
             raise
-        return None, f"{error}; --config.data.{field}=mnist makes that an error"
+        return None, str(error)
 
 
 def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
