@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -35,6 +36,7 @@ from digits_jax.types import Metrics
 log = logging.getLogger(__name__)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
+_PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
 _OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
     *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
@@ -524,7 +526,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     epoch_of = np.concatenate([fetch(state.best.epoch) for state in run.states]).tolist()
     facts = {
         "config": settings.as_dict(config),
-        "command": "python " + shlex.join(sys.argv),
+        "command": "python " + re.sub(_PASSWORD, r"\1***@", shlex.join(sys.argv)),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

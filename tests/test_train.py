@@ -406,6 +406,15 @@ def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
     assert all("drawn digits" in title for title in titles)
 
 
+def test_a_summary_keeps_no_password(cache, tmp_path, monkeypatch):
+    url = "--config.search.storage=postgresql://me:secret@host:5432/digits"
+    monkeypatch.setattr(sys, "argv", ["launch.py", url, "--config.seed=1"])
+    train(small(cache, epochs=1), tmp_path)
+    command = summary(tmp_path)["command"]
+    assert "secret" not in command
+    assert "postgresql://me:***@host:5432/digits --config.seed=1" in command.replace("'", "")
+
+
 def test_starting_over_leaves_nothing_of_the_run_before(cache, tmp_path):
     train(small(cache), tmp_path)
     for name in ("export", "epochs", "interrupted"):
