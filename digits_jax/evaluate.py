@@ -49,7 +49,11 @@ def evaluate(config: Any, workdir: Path, data: str | None, ink: str) -> None:
     trained = open_run(config, workdir)
     names = None
     if data:
-        images, labels, names = user_images.read(data, ink, trained.recipe)
+        images, labels, names, unread, notes = user_images.read(data, ink, trained.recipe)
+        for line in (f"not read: {line}" for line in user_images.told(unread)):
+            console.print(line, markup=False)
+        for note in notes:
+            console.print(f"{data}: {note}", markup=False)
     else:
         test = batches.load(trained.config.data).test
         images, labels = batches.examples(test, trained.recipe)
