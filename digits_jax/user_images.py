@@ -44,8 +44,8 @@ def read(path: str | Path, ink: str, recipe: Recipe) -> Pictures:
     path: .npz with `images` [N, H, W] uint8 and perhaps `labels` ([N] or [N, heads] integers),
     or a .png, or a folder of .png files, taken by name. ink: 'bright' on dark, 'dark' on bright, or
     'auto', which looks at each .png, and at the images of an .npz as a whole. Images of an .npz
-    keep their pixels. So does a .png of exactly the model's size; in any other one the
-    digits are found, scaled to fit 20x20 and placed by their centre of mass.
+    keep their pixels. A .png keeps them where it is already as `recipe` composes MNIST's digits; in
+    any other one the digits are found, scaled to fit 20x20 and placed by their centre of mass.
     Raises UserError, naming the file and what is wrong with it, where nothing could be read.
     """
     check_choice("--ink", ink, INKS)
@@ -220,9 +220,12 @@ def _read_png(path: Path, ink: str, recipe: Recipe) -> np.ndarray:
     if np.ptp(light) < LEAST_CONTRAST:
         raise UserError("no ink found, the picture is blank")
     amount = 1 - light if dark else light
-    if light.shape == tuple(recipe.shape):
-        return np.rint(255 * amount).astype(np.uint8)
     pieces = _pieces(_lift(amount))
+    if light.shape == tuple(recipe.shape):
+        for kept in (amount, pieces.sum(0)):  # MNIST's own, or on another paper
+            pixels = np.rint(255 * kept).astype(np.uint8)
+            if _composed(pixels, recipe):
+                return pixels
     if len(pieces) == 0:
         raise UserError(f"no ink found on the {'bright' if dark else 'dark'} paper")
     if recipe.digits == 1:
@@ -233,6 +236,33 @@ def _read_png(path: Path, ink: str, recipe: Recipe) -> np.ndarray:
         raise UserError(f"found one digit where the model reads {recipe.digits}")
     digits = np.stack([_centre(digit) for digit in drawn])
     return np.asarray(recipe.compose(digits[None]))[0]
+
+
+def _composed(image: np.ndarray, recipe: Recipe) -> bool:
+    """Whether `image` [H, W] uint8 may be MNIST's digits as `recipe` composes them.
+
+    Of MNIST's own it always is: on paper of exactly 0, in full ink, each in its place.
+    """
+    if image.max() < 255 - FAINT or np.mean(image == 0) < 0.4:
+        return False
+    if recipe.shape[0] == 28:
+        return all(map(_placed, np.split(image, recipe.digits, axis=1)))
+    # Stacked digits overlap and cannot be looked at one by one; a million such pairs keep these
+    # bounds. The last one: they do not fill the image and yet leave rows free between them.
+    rows = np.flatnonzero(image.max(axis=1) > FAINT)
+    middle = image.sum(axis=0) @ np.arange(28) / image.sum()
+    free = 14 - np.sum((rows >= 14) & (rows < 28))
+    central = rows[0] <= 12 and rows[-1] >= 30 and abs(middle - 14) < 1.5
+    return bool(central and (np.ptp(rows) < 37 or free < 4))
+
+
+def _placed(digit: np.ndarray) -> bool:
+    """Whether `digit` [28, 28] uint8 has MNIST's size and place, give or take a pixel or two."""
+    if not digit.any():
+        return False
+    spans = [np.flatnonzero(digit.max(axis) > FAINT) for axis in (1, 0)]
+    centre = (np.mgrid[:28, :28] * digit).sum((1, 2)) / digit.sum()
+    return bool(17 <= max(map(np.ptp, spans)) + 1 <= 22 and np.abs(centre - 14).max() <= 1)
 
 
 def _brightness(path: Path) -> np.ndarray:

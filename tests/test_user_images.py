@@ -1,7 +1,9 @@
 """Drawings, scans and photographs become MNIST-like; what cannot be read is named in one line."""
 
+import gzip
 import io
 import os
+import pathlib
 import types
 import zipfile
 
@@ -95,13 +97,73 @@ def test_kinds_of_png(tmp_path, kind):
     np.testing.assert_allclose(read_one(tmp_path, image), expected, atol=2)
 
 
-def test_an_image_of_exactly_the_models_size_keeps_its_pixels(tmp_path):
+def composed(tmp_path, recipe):
+    """What `recipe` makes of two digits of MNIST's size and place: [H, W] uint8."""
+    digits = [read_one(tmp_path, pixels) for pixels in (SEVEN, SEVEN.T)][: recipe.digits]
+    return np.asarray(recipe.compose(np.stack(digits)[None]))[0]
+
+
+@pytest.mark.parametrize("recipe", [ONE, NUMBER, STACKED], ids=["one", "number", "stacked"])
+def test_what_is_composed_as_the_recipe_does_it_keeps_its_pixels(tmp_path, recipe):
+    pixels = composed(tmp_path, recipe)
+    for ink in ("auto", "bright"):
+        np.testing.assert_array_equal(read_one(tmp_path, pixels, ink, recipe), pixels)
+    for ink in ("auto", "dark"):
+        np.testing.assert_array_equal(read_one(tmp_path, 255 - pixels, ink, recipe), pixels)
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+REAL = pathlib.Path(os.environ.get("DIGITS_JAX_MNIST", ROOT.parent / "shared" / "mnist"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no MNIST: set DIGITS_JAX_MNIST to its folder")
+def test_mnists_own_digits_keep_their_pixels(tmp_path):
+    (path,) = REAL.glob("t10k-images-idx3-ubyte*")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path) as file:
+        digits = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 28, 28)
+    pairs = np.random.default_rng(0).integers(len(digits), size=(500, 2))
     for recipe in (ONE, NUMBER, STACKED):
-        pixels = np.zeros(recipe.shape, np.uint8)
-        pixels[2:9, 3:6] = 211
-        pixels[0, 0] = 255
-        np.testing.assert_array_equal(read_one(tmp_path, pixels, recipe=recipe), pixels)
-        np.testing.assert_array_equal(read_one(tmp_path, 255 - pixels, recipe=recipe), pixels)
+        images = np.asarray(recipe.compose(digits[::10, None] if recipe is ONE else digits[pairs]))
+        assert all(user_images._composed(image, recipe) for image in images)
+        for image in images[:20]:
+            np.testing.assert_array_equal(read_one(tmp_path, image, recipe=recipe), image)
+
+
+@pytest.mark.parametrize("recipe", [ONE, NUMBER, STACKED], ids=["one", "number", "stacked"])
+@pytest.mark.parametrize(("paper", "ink"), [(200, 67), (128, 20), (230, 180), (60, 220)])
+def test_grey_paper_and_faint_ink_of_exactly_the_models_size(tmp_path, recipe, paper, ink):
+    expected = composed(tmp_path, recipe)
+    noise = 2 * np.random.default_rng(0).normal(size=expected.shape)
+    grey = np.rint(paper + (ink - paper) * (expected / 255) + noise).astype(np.uint8)
+    found = read_one(tmp_path, grey, recipe=recipe).astype(int)
+    assert np.mean(found == 0) > 0.6
+    assert found.max() == 255
+    assert np.abs(found - expected).mean() < 7
+
+
+@pytest.mark.parametrize("paper", [0, 255, 200])
+@pytest.mark.parametrize("height", [28, 16], ids=["fills it", "in a corner"])
+def test_a_small_picture_whose_digit_is_not_where_mnist_has_it(tmp_path, height, paper):
+    rows, columns = (np.flatnonzero(SEVEN.max(axis)) for axis in (1, 0))
+    digit = Image.fromarray(SEVEN[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    width = round(height * digit.width / digit.height)
+    ink = np.zeros((28, 28))
+    ink[:height, :width] = np.asarray(digit.resize((width, height), Image.Resampling.BOX)) / 255
+    other = 255 if paper == 0 else 0
+    found = read_one(tmp_path, np.rint(paper + (other - paper) * ink).astype(np.uint8))
+    np.testing.assert_allclose(centre(found), [14, 14], atol=0.2)
+    assert max(extent(found)) in (20, 21)
+    assert np.abs(found.astype(int) - read_one(tmp_path, SEVEN)).mean() < 8
+
+
+def test_a_small_picture_whose_two_digits_do_not_overlap(tmp_path):
+    """Composed digits are 20 high and 14 apart; these are 18 high and 22 apart."""
+    bar = np.zeros((42, 28), np.uint8)
+    bar[1:19, 12:16] = bar[23:41, 12:16] = 255
+    found = read_one(tmp_path, bar, recipe=STACKED)
+    one = read_one(tmp_path, bar[:21])
+    np.testing.assert_array_equal(found, np.asarray(STACKED.compose(np.stack([[one, one]])))[0])
 
 
 LEFT, RIGHT = [(40, 30), (120, 30), (70, 170)], [(220, 30), (220, 170), (290, 170)]
