@@ -4,6 +4,7 @@ An .npz file holds images of exactly the model's size; a .png file, or a folder 
 that one would draw, scan or photograph.
 """
 
+import contextlib
 import math
 import warnings
 import zipfile
@@ -266,19 +267,21 @@ def _placed(digit: np.ndarray) -> bool:
 
 
 def _brightness(path: Path) -> np.ndarray:
-    """The picture as [h, w] float32: 0 black to 1 white, transparent parts as paper."""
-    from PIL import Image, UnidentifiedImageError
+    """The picture, upright, as [h, w] float32: 0 black to 1 white, transparent parts as paper."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
         raise UserError("no file that could be opened")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with its text
+            warnings.simplefilter("ignore")  # what is wrong with its text or its orientation
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
                 image.verify()  # the checksums of pixels, which `load` skips
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
+                with contextlib.suppress(Exception):  # a damaged orientation is none
+                    ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith("I"):
                     light = np.asarray(image, np.float32) / 65535
                     alpha = np.ones_like(light)

@@ -166,6 +166,49 @@ def test_a_small_picture_whose_two_digits_do_not_overlap(tmp_path):
     np.testing.assert_array_equal(found, np.asarray(STACKED.compose(np.stack([[one, one]])))[0])
 
 
+# Stored pixels -> what TIFF's `orientation` says they are: row 0 and column 0 of the stored ones
+# are these sides of the upright picture.
+STORED = {
+    1: lambda upright: upright,  # top, left
+    2: lambda upright: upright[:, ::-1],  # top, right
+    3: lambda upright: upright[::-1, ::-1],  # bottom, right
+    4: lambda upright: upright[::-1],  # bottom, left
+    5: lambda upright: upright.T,  # left, top
+    6: lambda upright: upright[:, ::-1].T,  # right, top
+    7: lambda upright: upright[::-1, ::-1].T,  # right, bottom
+    8: lambda upright: upright[::-1].T,  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_turned_picture_is_read_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    number = composed(tmp_path, NUMBER)  # upright it has the size of the model
+    for upright, recipe in ((SEVEN, ONE), (number, NUMBER)):
+        expected = read_one(tmp_path, upright, recipe=recipe)
+        for dtype in (np.uint8, np.uint16):
+            pixels = STORED[orientation](upright).astype(dtype) * (257 if dtype is np.uint16 else 1)
+            Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+            images = user_images.read(tmp_path / "turned.png", "auto", recipe).images
+            np.testing.assert_array_equal(images[0], expected)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0no TIFF",
+        b"MM\0*\0\0\0\x08\0\x05\x01",
+        b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x09",
+    ],
+)
+def test_a_damaged_orientation_is_none(tmp_path, exif, recwarn):
+    Image.fromarray(SEVEN).save(tmp_path / "turned.png", exif=exif)
+    images = user_images.read(tmp_path / "turned.png", "auto", ONE).images
+    np.testing.assert_array_equal(images[0], read_one(tmp_path, SEVEN))
+    assert not recwarn
+
+
 LEFT, RIGHT = [(40, 30), (120, 30), (70, 170)], [(220, 30), (220, 170), (290, 170)]
 
 
