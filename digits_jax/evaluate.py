@@ -82,7 +82,11 @@ def evaluate(
     path = place(workdir, out, "predictions.csv") / "predictions.csv"
     names = None
     if data:
-        images, labels, names = user_images.read(data, ink, trained.recipe)
+        images, labels, names, unread, notes = user_images.read(data, ink, trained.recipe)
+        for line in (f"not read: {line}" for line in user_images.told(unread)):
+            console.print(line, markup=False)
+        for note in notes:
+            console.print(f"{data}: {note}", markup=False)
     else:
         test = batches.load(trained.config.data).test
         images, labels = batches.examples(test, trained.recipe)

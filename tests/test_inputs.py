@@ -75,11 +75,11 @@ def test_any_arrays_as_images(tmp_path, shape, kind, labels):
     arrays = {"images": np.zeros(shape, kind)} | ({} if labels is None else {"labels": labels})
     np.savez(tmp_path / "x.npz", **arrays)
     try:
-        images, _, names = read(tmp_path / "x.npz", "auto", RECIPES["mnist"])
+        found = read(tmp_path / "x.npz", "auto", RECIPES["mnist"])
     except UserError as error:
         refused(error, "x.npz")
     else:
-        assert images.shape == (len(names), 28, 28)
+        assert found.images.shape == (len(found.names), 28, 28)
 
 
 def test_damaged_files_are_refused_or_read_as_they_were(cache, tmp_path):

@@ -1,13 +1,17 @@
 """Drawings, scans and photographs become MNIST-like; what cannot be read is named in one line."""
 
+import gzip
 import io
+import os
+import pathlib
+import types
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from digits_jax import user_images
+from digits_jax import evaluate, user_images
 from digits_jax.data.pairs import RECIPES
 from digits_jax.errors import UserError
 
@@ -28,9 +32,8 @@ SEVEN = drawing([(30, 40), (120, 40), (70, 170)])
 def read_one(tmp_path, pixels, ink="auto", recipe=ONE):
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(tmp_path / "x.png")
-    images, labels, names = user_images.read(tmp_path / "x.png", ink, recipe)
-    assert labels is None
-    assert names == ["x.png"]
+    images, *others = user_images.read(tmp_path / "x.png", ink, recipe)
+    assert others == [None, ["x.png"], {}, []]
     assert images.dtype == np.uint8
     assert images.shape == (1, *recipe.shape)
     return images[0]
@@ -94,13 +97,116 @@ def test_kinds_of_png(tmp_path, kind):
     np.testing.assert_allclose(read_one(tmp_path, image), expected, atol=2)
 
 
-def test_an_image_of_exactly_the_models_size_keeps_its_pixels(tmp_path):
+def composed(tmp_path, recipe):
+    """What `recipe` makes of two digits of MNIST's size and place: [H, W] uint8."""
+    digits = [read_one(tmp_path, pixels) for pixels in (SEVEN, SEVEN.T)][: recipe.digits]
+    return np.asarray(recipe.compose(np.stack(digits)[None]))[0]
+
+
+@pytest.mark.parametrize("recipe", [ONE, NUMBER, STACKED], ids=["one", "number", "stacked"])
+def test_what_is_composed_as_the_recipe_does_it_keeps_its_pixels(tmp_path, recipe):
+    pixels = composed(tmp_path, recipe)
+    for ink in ("auto", "bright"):
+        np.testing.assert_array_equal(read_one(tmp_path, pixels, ink, recipe), pixels)
+    for ink in ("auto", "dark"):
+        np.testing.assert_array_equal(read_one(tmp_path, 255 - pixels, ink, recipe), pixels)
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+REAL = pathlib.Path(os.environ.get("DIGITS_JAX_MNIST", ROOT.parent / "shared" / "mnist"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no MNIST: set DIGITS_JAX_MNIST to its folder")
+def test_mnists_own_digits_keep_their_pixels(tmp_path):
+    (path,) = REAL.glob("t10k-images-idx3-ubyte*")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path) as file:
+        digits = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 28, 28)
+    pairs = np.random.default_rng(0).integers(len(digits), size=(500, 2))
     for recipe in (ONE, NUMBER, STACKED):
-        pixels = np.zeros(recipe.shape, np.uint8)
-        pixels[2:9, 3:6] = 211
-        pixels[0, 0] = 255
-        np.testing.assert_array_equal(read_one(tmp_path, pixels, recipe=recipe), pixels)
-        np.testing.assert_array_equal(read_one(tmp_path, 255 - pixels, recipe=recipe), pixels)
+        images = np.asarray(recipe.compose(digits[::10, None] if recipe is ONE else digits[pairs]))
+        assert all(user_images._composed(image, recipe) for image in images)
+        for image in images[:20]:
+            np.testing.assert_array_equal(read_one(tmp_path, image, recipe=recipe), image)
+
+
+@pytest.mark.parametrize("recipe", [ONE, NUMBER, STACKED], ids=["one", "number", "stacked"])
+@pytest.mark.parametrize(("paper", "ink"), [(200, 67), (128, 20), (230, 180), (60, 220)])
+def test_grey_paper_and_faint_ink_of_exactly_the_models_size(tmp_path, recipe, paper, ink):
+    expected = composed(tmp_path, recipe)
+    noise = 2 * np.random.default_rng(0).normal(size=expected.shape)
+    grey = np.rint(paper + (ink - paper) * (expected / 255) + noise).astype(np.uint8)
+    found = read_one(tmp_path, grey, recipe=recipe).astype(int)
+    assert np.mean(found == 0) > 0.6
+    assert found.max() == 255
+    assert np.abs(found - expected).mean() < 7
+
+
+@pytest.mark.parametrize("paper", [0, 255, 200])
+@pytest.mark.parametrize("height", [28, 16], ids=["fills it", "in a corner"])
+def test_a_small_picture_whose_digit_is_not_where_mnist_has_it(tmp_path, height, paper):
+    rows, columns = (np.flatnonzero(SEVEN.max(axis)) for axis in (1, 0))
+    digit = Image.fromarray(SEVEN[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    width = round(height * digit.width / digit.height)
+    ink = np.zeros((28, 28))
+    ink[:height, :width] = np.asarray(digit.resize((width, height), Image.Resampling.BOX)) / 255
+    other = 255 if paper == 0 else 0
+    found = read_one(tmp_path, np.rint(paper + (other - paper) * ink).astype(np.uint8))
+    np.testing.assert_allclose(centre(found), [14, 14], atol=0.2)
+    assert max(extent(found)) in (20, 21)
+    assert np.abs(found.astype(int) - read_one(tmp_path, SEVEN)).mean() < 8
+
+
+def test_a_small_picture_whose_two_digits_do_not_overlap(tmp_path):
+    """Composed digits are 20 high and 14 apart; these are 18 high and 22 apart."""
+    bar = np.zeros((42, 28), np.uint8)
+    bar[1:19, 12:16] = bar[23:41, 12:16] = 255
+    found = read_one(tmp_path, bar, recipe=STACKED)
+    one = read_one(tmp_path, bar[:21])
+    np.testing.assert_array_equal(found, np.asarray(STACKED.compose(np.stack([[one, one]])))[0])
+
+
+# Stored pixels -> what TIFF's `orientation` says they are: row 0 and column 0 of the stored ones
+# are these sides of the upright picture.
+STORED = {
+    1: lambda upright: upright,  # top, left
+    2: lambda upright: upright[:, ::-1],  # top, right
+    3: lambda upright: upright[::-1, ::-1],  # bottom, right
+    4: lambda upright: upright[::-1],  # bottom, left
+    5: lambda upright: upright.T,  # left, top
+    6: lambda upright: upright[:, ::-1].T,  # right, top
+    7: lambda upright: upright[::-1, ::-1].T,  # right, bottom
+    8: lambda upright: upright[::-1].T,  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_turned_picture_is_read_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    number = composed(tmp_path, NUMBER)  # upright it has the size of the model
+    for upright, recipe in ((SEVEN, ONE), (number, NUMBER)):
+        expected = read_one(tmp_path, upright, recipe=recipe)
+        for dtype in (np.uint8, np.uint16):
+            pixels = STORED[orientation](upright).astype(dtype) * (257 if dtype is np.uint16 else 1)
+            Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+            images = user_images.read(tmp_path / "turned.png", "auto", recipe).images
+            np.testing.assert_array_equal(images[0], expected)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0no TIFF",
+        b"MM\0*\0\0\0\x08\0\x05\x01",
+        b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x09",
+    ],
+)
+def test_a_damaged_orientation_is_none(tmp_path, exif, recwarn):
+    Image.fromarray(SEVEN).save(tmp_path / "turned.png", exif=exif)
+    images = user_images.read(tmp_path / "turned.png", "auto", ONE).images
+    np.testing.assert_array_equal(images[0], read_one(tmp_path, SEVEN))
+    assert not recwarn
 
 
 LEFT, RIGHT = [(40, 30), (120, 30), (70, 170)], [(220, 30), (220, 170), (290, 170)]
@@ -136,30 +242,184 @@ def test_two_digits_above_each_other_overlap_by_maximum(tmp_path):
 def test_a_folder_is_read_by_name(tmp_path):
     for name, pixels in {"b.png": SEVEN, "a.PNG": SEVEN.T}.items():
         Image.fromarray(pixels).save(tmp_path / name, format="PNG")
-    (tmp_path / "notes.txt").write_text("not an image")
-    images, labels, names = user_images.read(tmp_path, "auto", ONE)
+    (tmp_path / ".hidden").write_text("")
+    images, labels, names, unread, notes = user_images.read(tmp_path, "auto", ONE)
     assert (labels, names, images.shape) == (None, ["a.PNG", "b.png"], (2, 28, 28))
+    assert (unread, notes) == ({}, [])
     np.testing.assert_allclose(images[0], images[1].T, atol=1)
+
+
+APPLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(100)
+
+
+def test_what_cannot_be_read_keeps_nothing_else_back(tmp_path):
+    Image.fromarray(SEVEN).save(tmp_path / "7.png")
+    whole = (tmp_path / "7.png").read_bytes()
+    Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
+    Image.fromarray(SEVEN).save(tmp_path / "7.jpg")
+    (tmp_path / "._7.png").write_bytes(APPLE)
+    (tmp_path / "renamed.png").write_bytes((tmp_path / "7.jpg").read_bytes())
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "notes.txt").write_text("seven")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    images, _, names, unread, _ = user_images.read(tmp_path, "auto", ONE)
+    assert names == ["7.png"]
+    np.testing.assert_array_equal(images[0], read_one(tmp_path, SEVEN))
+    no_png = "not a .png file; save a picture of another kind as .png"
+    assert unread.pop("half.png").startswith("not a readable .png file (")
+    assert unread == {
+        "._7.png": "macOS' notes on a file, no picture",
+        "7.jpg": no_png,
+        "blank.png": "no ink found, the picture is blank",
+        "folder.png": "a folder; to read what is in it, name it with --data",
+        "lost.png": "no file that could be opened",
+        "notes.txt": no_png,
+        "pipe.png": "no file that could be opened",
+        "renamed.png": "not a readable .png file (there is no PNG in it)",
+    }
+
+
+def test_a_folder_of_which_nothing_can_be_read(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.jpg").write_text("")
+    Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
+    with pytest.raises(UserError, match=r"no \.png files that could be read") as raised:
+        user_images.read(tmp_path, "auto", ONE)
+    assert "a.jpg and 5 more: not a .png file" in str(raised.value)
+    assert "blank.png: no ink found" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_very_many_files_are_counted():
+    unread = {f"{i}.png": "blank" for i in range(3)}
+    assert user_images.told(unread) == ["0.png: blank", "1.png: blank", "2.png: blank"]
+    unread |= {f"{i}.jpg": "no PNG" for i in range(2000)} | {"x.png": "torn"}
+    lines = ["0.jpg and 1,999 more: no PNG", "0.png and 2 more: blank"]
+    assert user_images.told(unread) == [*lines, "x.png: torn"]
+    assert user_images.told(unread, 2) == [*lines, "1 more, for other reasons"]
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"f\xfcnf.png")
+    try:
+        Image.fromarray(SEVEN).save(path)
+    except OSError:
+        pytest.skip("this file system takes none")
+    assert user_images.read(tmp_path, "auto", ONE).names == [r"f\udcfcnf.png"]
+    assert user_images.read(path, "auto", ONE).names == [r"f\udcfcnf.png"]
+
+
+def test_evaluation_says_what_was_not_read(tmp_path, monkeypatch, capsys):
+    for name in ("7.png", "[b]1.png"):
+        Image.fromarray(SEVEN).save(tmp_path / name)
+    (tmp_path / "[red]2.jpg").write_text("")
+    run = types.SimpleNamespace(
+        recipe=ONE,
+        temperature=np.ones(2),
+        epochs=[3],
+        predict=lambda images: {"digit": np.full((1, len(images), 10), np.log(0.1))},
+    )
+    monkeypatch.setattr(evaluate, "open_run", lambda config, workdir: run)
+    evaluate.evaluate(None, tmp_path, str(tmp_path), "auto")
+    said = capsys.readouterr().out
+    assert "not read: [red]2.jpg: not a .png file; save a picture of another kind as .png\n" in said
+    assert "2 images under the weights of epoch 3" in said
+    rows = (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.split(",")[1] for row in rows] == ["image", "7.png", "[b]1.png"]
+
+    np.savez(tmp_path / "x.npz", images=255 - read_one(tmp_path, SEVEN)[None])
+    evaluate.evaluate(None, tmp_path, str(tmp_path / "x.npz"), "auto")
+    assert "x.npz: taken as dark ink on bright paper" in capsys.readouterr().out
 
 
 def test_npz(tmp_path):
     path = tmp_path / "x.npz"
     pixels = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    pixels[:, [0, -1]] = pixels[:, :, [0, -1]] = 0
     np.savez(path, images=np.asfortranarray(pixels), labels=np.array([3, 9], ">i8"))
-    images, labels, names = user_images.read(path, "auto", ONE)
+    images, labels, names, *none = user_images.read(path, "auto", ONE)
+    assert none == [{}, []]
     np.testing.assert_array_equal(images, pixels)
     np.testing.assert_array_equal(labels["digit"], [3, 9])
     assert labels["digit"].dtype == np.int32
     assert names == ["x.npz[0]", "x.npz[1]"]
-    np.testing.assert_array_equal(user_images.read(path, "dark", ONE)[0], 255 - pixels)
+    np.testing.assert_array_equal(user_images.read(path, "dark", ONE).images, 255 - pixels)
     np.savez_compressed(path, images=np.zeros((3, 42, 28), np.uint8), labels=np.ones((3, 2), int))
-    _, labels, _ = user_images.read(path, "bright", STACKED)
+    labels = user_images.read(path, "bright", STACKED).labels
     assert {head: values.tolist() for head, values in labels.items()} == {
         "upper": [1, 1, 1],
         "lower": [1, 1, 1],
     }
     np.savez(path, images=pixels)
-    assert user_images.read(path, "auto", ONE)[1] is None
+    assert user_images.read(path, "auto", ONE).labels is None
+
+
+def test_an_npz_of_dark_ink_on_bright_paper(tmp_path):
+    path = tmp_path / "x.npz"
+    digits = np.stack([read_one(tmp_path, pixels) for pixels in (SEVEN, SEVEN.T, SEVEN[::-1])])
+    np.savez(path, images=255 - digits)
+    dark = "taken as dark ink on bright paper; if it is not, pass --ink=bright"
+    for ink, expected, notes in (
+        ("auto", digits, [dark]),
+        ("dark", digits, []),
+        ("bright", 255 - digits, ["3 of 3 images are not bright ink on black paper"]),
+    ):
+        images, *_, said = user_images.read(path, ink, ONE)
+        np.testing.assert_array_equal(images, expected)
+        assert len(said) == len(notes)
+        assert all(map(str.startswith, said, notes))
+
+
+def test_an_npz_decides_as_a_whole_and_names_what_is_unlike_mnist(tmp_path):
+    path = tmp_path / "x.npz"
+    digit = read_one(tmp_path, SEVEN)
+    grey = (200 - digit * (133 / 255)).astype(np.uint8)  # grey paper, dark ink
+    np.savez(path, images=np.stack([digit, digit, 255 - digit]))
+    images, *_, notes = user_images.read(path, "auto", ONE)
+    np.testing.assert_array_equal(images, [digit, digit, 255 - digit])
+    (note,) = notes
+    assert note.startswith("1 of 3 images are not bright ink on black paper")
+    for pixels, count in ((grey, 2), (digit // 4, 1)):
+        np.savez(path, images=pixels[None])
+        notes = user_images.read(path, "auto", ONE).notes
+        assert len(notes) == count
+        assert "1 of 1 images are not" in notes[-1]
+        assert "save them as .png files" in notes[-1]
+
+
+def test_an_npz_with_other_names(tmp_path):
+    np.savez(tmp_path / "x.npz", x_test=GOOD, y_test=np.arange(2))
+    with pytest.raises(UserError) as raised:
+        user_images.read(tmp_path / "x.npz", "auto", ONE)
+    for part in ("x_test", "y_test", "uint8 [N, 28, 28]", "images=", "labels="):
+        assert part in str(raised.value)
+    np.savez(tmp_path / "x.npz", **{f"{i}\n": GOOD for i in range(3000)})
+    with pytest.raises(UserError) as raised:
+        user_images.read(tmp_path / "x.npz", "auto", ONE)
+    assert "and more" in str(raised.value)
+    assert len(str(raised.value)) < 600 + len(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_npz_that_would_be_unpacked_at_once(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        stream = io.BytesIO()
+        np.save(stream, GOOD)
+        archive.writestr("images.npy", stream.getvalue())
+    with pytest.raises(UserError, match=r"x\.npz: `images` is compressed as np\.savez never does"):
+        user_images.read(tmp_path / "x.npz", "auto", ONE)
+
+
+def test_an_npz_whose_header_alone_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(user_images, "MOST_BYTES", 10_000)
+    header = b"\x93NUMPY\2\0" + (1 << 20).to_bytes(4, "little")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header + b" " * (1 << 20))
+    with pytest.raises(UserError, match=r"`images` has 1,048,588 bytes; the most is 10,000"):
+        user_images.read(tmp_path / "x.npz", "auto", ONE)
 
 
 GOOD = np.zeros((2, 28, 28), np.uint8)
@@ -225,7 +485,7 @@ def test_a_png_with_one_wrong_bit_is_refused_or_the_same_picture(tmp_path):
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            np.testing.assert_array_equal(user_images.read(path, "auto", ONE)[0][0], right)
+            np.testing.assert_array_equal(user_images.read(path, "auto", ONE).images[0], right)
         except UserError:
             refused += 1
     assert refused > 8 * (len(whole) - first) - 200
@@ -237,6 +497,13 @@ def test_a_blank_picture(tmp_path, value, size):
     Image.new("L", size, value).save(tmp_path / "blank.png")
     with pytest.raises(UserError, match=r"blank\.png: no ink found"):
         user_images.read(tmp_path / "blank.png", "auto", ONE)
+
+
+def test_a_picture_without_paper(tmp_path, recwarn):
+    Image.fromarray(np.array([[100, 200]], np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match="no ink found on the dark paper"):
+        user_images.read(tmp_path / "x.png", "bright", ONE)
+    assert not recwarn
 
 
 def test_the_other_ink_than_it_was_told(tmp_path):
