@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import track
 from rich.text import Text
 
-from digits_jax import report, stats, user_images
+from digits_jax import figures, report, stats, user_images
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.data.pairs import draw_pairs, generator
@@ -80,7 +80,7 @@ def evaluate(
     """
     trained = open_run(config, workdir)
     path = place(workdir, out, "predictions.csv") / "predictions.csv"
-    names = None
+    names, note = None, ""
     if data:
         images, labels, names, unread, notes = user_images.read(data, ink, trained.recipe)
         for line in (f"not read: {line}" for line in user_images.told(unread)):
@@ -88,8 +88,9 @@ def evaluate(
         for note in notes:
             console.print(f"{data}: {note}", markup=False)
     else:
-        test = batches.load(trained.config.data).test
-        images, labels = batches.examples(test, trained.recipe)
+        loaded = batches.load(trained.config.data)
+        images, labels = batches.examples(loaded.test, trained.recipe)
+        note = report.drawn(loaded.test_source)
     log_p = trained.predict(images)
     said = {
         head: np.log(stats.tempered(values, trained.temperature[-1]))
@@ -97,7 +98,7 @@ def evaluate(
     }
     report.write_predictions(path, said, labels, names)
     if labels is not None:
-        console.print(report.headline(report.test_metrics(labels, log_p)))
+        console.print(figures.noted(report.headline(report.test_metrics(labels, log_p)), note))
     epochs = ", ".join(map(str, trained.epochs))
     console.print(Text(f"{len(images):,} images under the weights of epoch {epochs}; {path}"))
 

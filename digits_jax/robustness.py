@@ -130,7 +130,8 @@ def robustness(config: Any, workdir: str | Path, out: str | Path | None = None) 
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
     addition.write("robustness", found)
-    figures.robustness(found, clean, shown, picture)
+    note = report.drawn(addition.summary["data"]["test_source"])
+    figures.robustness(found, clean, shown, picture, note)
     console.print(_table(found))
     console.print(Text(f"{report.percent(clean['mean'])} % of the digits as they are; {picture}"))
 

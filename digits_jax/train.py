@@ -579,8 +579,8 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
         console.print(pruning.write(workdir, config, table))
     summary = report.write(workdir, facts, rows, *tested)
     if tested and not config.prune.run:
-        drawn = " of drawn digits" if summary["data"]["test_source"] == "drawn" else ""
-        console.print(f"test {report.headline(summary)}{drawn}", style="bold")
+        text = figures.noted(report.headline(summary), report.drawn(data.test_source))
+        console.print(f"test {text}", style="bold")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 

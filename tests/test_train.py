@@ -354,7 +354,7 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
     assert "DRAWN" in said
     assert "there is no network" in said
     assert "--config.data.source=mnist" in " ".join(said.split())
-    assert "of drawn digits" in said
+    assert "%, drawn digits" in said
     assert [path.name for path in Path("runs").iterdir()] == ["mnist100-mlp-drawn"]
     assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
     train(config)
@@ -402,7 +402,7 @@ def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
         loop.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)
     )
     train(small(cache, epochs=1), tmp_path)
-    assert len(titles) == 4  # curves, confusion, errors, calibration
+    assert len(titles) == 5  # curves, confusion, errors, calibration, and the line that is printed
     assert all("drawn digits" in title for title in titles)
 
 
