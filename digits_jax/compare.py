@@ -55,7 +55,7 @@ def compare(
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        note = report.drawn(summary["data"]["source"])
+        note = report.drawn(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)

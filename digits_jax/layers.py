@@ -45,7 +45,7 @@ def portable() -> AbstractContextManager[None]:
     For export, and for derivatives other than a gradient: `jax.jvp`, `jacfwd`, `hessian`,
     `linearize`. On CPU they work only within, where training is slower; outside JAX says "can't
     apply forward-mode autodiff (jvp) to a custom_vjp function". GPU and TPU always have JAX's own
-    operations; within, the gradient of a maximum goes to one of equal pixels, else to all of them.
+    operations.
     """
     return _portable(True)
 
@@ -411,7 +411,7 @@ class MaxPool(nn.Module):
     def __call__(self, x: Array) -> Array:
         check_size(x, 2, "a 2x2 pool")
         if _portable.value:
-            return nn.max_pool(x, (2, 2), strides=(2, 2))
+            return _portable_max_pool(x)
         return _max_pool(x) if _tuned() else _largest_quarter(x)
 
 
@@ -432,6 +432,20 @@ def _largest_quarter(x: Array) -> Array:
 
 
 _max_pool.defvjp(lambda x: (_max_pool(x), x), lambda x, dy: jax.vjp(_largest_quarter, x)[1](dy))
+
+
+@jax.custom_jvp
+def _portable_max_pool(x: Array) -> Array:
+    """`nn.max_pool`, for which other runtimes have an operation, with derivatives of every order.
+
+    Its own second ones lose half of their digits on a GPU.
+    """
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+@_portable_max_pool.defjvp
+def _portable_max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _portable_max_pool(*primals), jax.jvp(_largest_quarter, primals, tangents)[1]
 
 
 class AveragePool(nn.Module):

@@ -74,10 +74,12 @@ def test_tables_by_hand(tmp_path):
 @pytest.fixture
 def sections(tmp_path, monkeypatch):
     """Runs sections where PyTorch is not installed; -> what is written, to a file of the test's."""
-    path = tmp_path / "test.json"
+    path = tmp_path / "results" / f"{jax.default_backend()}.json"
+    path.parent.mkdir()
     path.write_text('{"rows": [], "versions": {"torch": "2.0", "jax": "0"}}', encoding="utf-8")
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(run.devices, "start", lambda _: str(path.with_suffix("")))
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run.devices, "start", lambda _: None)
     monkeypatch.setattr(run.costs, "start", lambda: [{"cache": "cold", "seconds": 4.5}])
     monkeypatch.setattr(tables, "write", lambda *_: None)
 

@@ -77,7 +77,10 @@ def test_two_runs_side_by_side(cache, tmp_path):
     compare(configs, tmp_path, "mnist")
     lines = (tmp_path / "mnist-ablation.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[:2] for row in cells[2:]] == [["mnist-mlp10", "7,960"], ["mnist-mlp128", "101,770"]]
+    assert [row[:2] for row in cells[2:]] == [
+        ["mnist-mlp10 (drawn digits)", "7,960"],
+        ["mnist-mlp128 (drawn digits)", "101,770"],
+    ]
     assert cells[3][5] == "model.hidden: [10] → [128]"
     written = json.loads((tmp_path / "mnist-mlp128" / "summary.json").read_text())
     expected = [written[split]["accuracy"] for split in ("train", "validation", "test")]
@@ -322,7 +325,7 @@ def test_compare_leaves_its_configs_as_they_were(cache, tmp_path):
 
 
 def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys, monkeypatch):
-    def train(config, folder):
+    def train(config, folder, _):
         folder.mkdir(parents=True)
         text = json.dumps(summary(0.9, 0.9, 0.9, name=config.name))
         (folder / "summary.json").write_text(text, encoding="utf-8")

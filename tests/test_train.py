@@ -22,6 +22,7 @@ from digits_jax.checkpoint import Checkpoints
 from digits_jax.data import batches
 from digits_jax.errors import UserError
 from digits_jax.evaluate import evaluate
+from digits_jax.population import slice_size
 from digits_jax.train import train
 from digits_jax.trained import Trained
 
@@ -331,7 +332,7 @@ def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
     assert config.to_json() == before
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["data"]["source"] == "drawn"
-    assert recorded["population"] == {"size": 2, "slice": 1}
+    assert recorded["population"] == {"size": 2, "slice": slice_size(2, jax.default_backend())}
     run = loop.build(config)
     assert config.to_json() == before
     assert run.config.data.source == "drawn"

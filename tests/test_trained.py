@@ -158,7 +158,7 @@ def test_cross_validation(cache, tmp_path):
     config.data.folds = 2
     train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert config.population.size == 2
+    assert summary["config"]["population"]["size"] == 2
     assert [member["seed"] for member in summary["members"]] == [0, 1]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["fold"] for row in rows] == [0, 1]
