@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
         workdir = _workdir()
         if _distributed():  # all in one folder, whatever each of them finds
             workdir = workdir or Path("runs") / config.name
-        with _together(workdir) as interrupts:
+        with _together(workdir) as interrupts:  # before JAX looks for devices
             from digits_jax.train import train
 
             _start(config)
@@ -179,8 +179,9 @@ def _together(workdir: Path | None) -> AbstractContextManager[Any]:
     """With the other processes of this run, if there are any; -> what listens to signals then."""
     if not (workdir and _distributed()):
         return nullcontext()
-    from digits_jax import hosts
+    from digits_jax import devices, hosts
 
+    devices.quiet()
     coordinator, processes, process = (flag.value for flag in _BY_HAND)
     return hosts.joined(workdir, coordinator, processes, process)
 

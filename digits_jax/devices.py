@@ -19,17 +19,22 @@ def start(cache: Path) -> None:
     nothing else. It changes log levels, JAX's settings and, on CPU, those of malloc, so nothing
     that can be imported calls it: `launch.py` does.
     """
+    quiet()
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
+    if jax.default_backend() == "cpu":
+        _keep_freed_memory()
+
+
+def quiet() -> None:
+    """The part of `start` that needs no devices yet: libraries keep their news to themselves."""
     # Orbax tells of its every move, and of its errors before it raises them.
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("digits_jax").setLevel(logging.WARNING)  # ours are still heard
     for chatty in ("xla_bridge", "compilation_cache", "distributed"):
         logging.getLogger(f"jax._src.{chatty}").setLevel(logging.ERROR)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches lie without a home
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_raise_persistent_cache_errors", False)
-    if jax.default_backend() == "cpu":
-        _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

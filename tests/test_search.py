@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def retrained(monkeypatch):
     """Instead of retraining: {folder: the config it would have been trained with}."""
     runs = {}
 
-    def train(config, folder):
+    def train(config, folder, _):
         assert folder not in runs
         runs[folder] = config.copy_and_resolve_references()
 
@@ -163,6 +164,8 @@ def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained)
         with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
             search(config, "s")
         assert not (tmp_path / "s").exists()
+    teacher = SimpleNamespace(teacher=dict)
+    monkeypatch.setattr(module, "Trained", lambda _: teacher)
     for fields in ({"resume": True}, {"search": {"retrain": 3}}):  # nothing would be deleted
         config = small(cache, RATE, trials=2, retrain=2)
         config.distill.teacher, config.resume = teachers[0], False
@@ -181,6 +184,7 @@ def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
     drawn = module.batches.load(small(cache, RATE).data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.batches, "load", lambda _: drawn)
+        patch.setattr(module.batches, "find", lambda _: ("drawn", "no network"))
         search(config, str(tmp_path))
     assert config.to_dict() == before
     assert next(run.data.source for run in retrained.values()) == "drawn"
