@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,3 +130,20 @@ def test_help():
     )
     assert "--workdir" in process.stdout
     assert "Traceback" not in process.stderr
+
+
+def test_modes_that_read_find_the_run_on_drawn_digits_where_there_is_no_other(
+    tmp_path, monkeypatch
+):
+    import launch as command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_workdir", lambda: None)
+    config = SimpleNamespace(name="mnist")
+    assert command._finished(config) == Path("runs/mnist")
+    drawn = Path("runs/mnist-drawn")
+    drawn.mkdir(parents=True)
+    (drawn / "config.json").touch()
+    assert command._finished(config) == drawn
+    Path("runs/mnist").mkdir()
+    assert command._finished(config) == Path("runs/mnist")
