@@ -223,7 +223,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         except UserError as error:  # then the epoch is done again
             part = None
             log.warning("%s", error)
-        if part and part[2].get("epoch", part[0]) == done + 1:
+        if part and part[2].get("epoch", part[0]) == done + 1 <= run.config.epochs:
             restored, where = part, f"in epoch {done + 1}"
     if restored:
         _, saved, meta = restored
@@ -287,7 +287,7 @@ def _keep(run: Run, workdir: Path, number: int) -> None:
 def _prepare(config: Any, workdir: Path) -> bool:
     """Makes or takes over the workdir; True if it holds this very run, finished.
 
-    A run goes on to a larger number of epochs where that changes none of those that are done.
+    A run goes on to another number of epochs where that changes none of those that are done.
     """
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
@@ -297,32 +297,33 @@ def _prepare(config: Any, workdir: Path) -> bool:
             config.data[field] = recorded["data"].get(field) or "auto"
     config.population.slice = config.population.slice or recorded["population"]["slice"]
     changes = settings.changes(recorded, config)
-    longer = [field for field, *_ in changes] == ["epochs"] and config.epochs > recorded["epochs"]
+    saved = [int(path.name) for path in workdir.glob(f"{FOLDER}/*") if path.name.isdecimal()]
+    kept = (workdir / trained.FILE).exists()
+    more = [field for field, *_ in changes] == ["epochs"]  # or fewer, but not than are done
     schedule = config.optimizer.schedule
-    if longer and schedule in optim.OVER_ALL_EPOCHS:
+    if more and schedule in optim.OVER_ALL_EPOCHS:
         raise UserError(
             f"{workdir} holds a run of {recorded['epochs']} epochs, and config.optimizer.schedule="
             f"{schedule} spreads over all of them: {config.epochs} are another run from its first "
             "step on; choose another --workdir, or --config.resume=False to delete that run and "
             "start this one"
         )
-    if changes and not longer:
+    if more and kept and not saved:
+        raise UserError(
+            f"{workdir} holds the weights of {recorded['epochs']} epochs but no checkpoint to go "
+            "on from; choose another --workdir, or --config.resume=False to start over"
+        )
+    if changes and not (more and config.epochs >= max(saved, default=0)):
         raise UserError(
             f"{workdir} holds a run of another config "
             f"({'; '.join(settings.differences(recorded, config))}); choose another "
             "--workdir, or --config.resume=False to delete that run and start this one"
         )
-    kept, trained_on = (workdir / trained.FILE).exists(), any(workdir.glob(f"{FOLDER}/*"))
-    if longer and kept and not trained_on:
-        raise UserError(
-            f"{workdir} holds the weights of {recorded['epochs']} epochs but no checkpoint to go "
-            "on from; choose another --workdir, or --config.resume=False to start over"
-        )
     try:
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return kept and not longer and ("test" in summary or not config.report_test)
+    return kept and not more and ("test" in summary or not config.report_test)
 
 
 def _clear(workdir: Path) -> None:

@@ -306,6 +306,27 @@ def test_a_part_of_an_epoch_stays_until_what_replaces_it_is_on_disk(
     same(tmp_path, whole)
 
 
+def test_more_epochs_can_be_thought_better_of(cache, tmp_path):
+    """Two epochs, then five, stopped in the third: two again are the run that it was."""
+
+    def steady(epochs):
+        config = small(cache, epochs=epochs)
+        config.optimizer.schedule = "constant"
+        return config
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for workdir in (whole, run):
+        train(steady(2), workdir)
+    with pytest.raises(Stopped):
+        train(steady(5), run, lambda: Asked(2))
+    train(steady(2), run)
+    same(run, whole)
+    with pytest.raises(Stopped):
+        train(steady(5), run, lambda: Asked(8))  # in the fourth
+    with pytest.raises(UserError, match="epochs: 5 there, 2 now"):
+        train(steady(2), run)
+
+
 def test_a_teacher_that_was_trained_anew_does_not_mix_in(cache, tmp_path):
     """Nor do other weights to prune: what a run learns from is part of what it is."""
 
