@@ -96,8 +96,8 @@ def main(argv: list[str]) -> None:
         exit_at_once()  # until a run listens itself, and once it only reports
     if _MODE.value == "train":
         workdir = _workdir()
-        if _distributed():  # all in one folder, whatever each of them finds
-            workdir = workdir or Path("runs") / config.name
+        if _distributed() and not workdir:
+            raise UserError("several processes need --workdir, a folder that all of them share")
         with _together(workdir) as interrupts:  # before JAX looks for devices
             from digits_jax.train import train
 
@@ -167,8 +167,8 @@ def _finished(config: Any) -> Path:
     from digits_jax import settings
 
     own = Path("runs") / config.name
-    drawn = settings.apart(own)
-    return _workdir() or (drawn if (drawn / "config.json").exists() and not own.exists() else own)
+    there = [path for path in (own, settings.apart(own)) if (path / "config.json").exists()]
+    return _workdir() or (there or [own])[0]
 
 
 def _distributed() -> bool:
@@ -291,7 +291,11 @@ def _is_sealed(path: str) -> bool:
 
 
 def _leave(code: int, said: str) -> None:
-    print(said, file=sys.stderr, flush=True)
+    try:
+        print(said, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:  # a lost terminal: nobody reads, and Python would end with a code of its own
+        os._exit(code)
     # All is said: what threads of libraries make of a run that has ended is of no use to anybody.
     quiet: Any = lambda *_: None  # noqa: E731
     threading.excepthook = sys.unraisablehook = sys.excepthook = quiet

@@ -37,15 +37,15 @@ def train(run: loop.Run) -> Step:
     data, members, n = run.data, run.members[0], run.data.train.size
     order = run.order(members, 1, n=n)
     state, totals, count = run.states[0], run.programs.zeros(len(run.ids[0])), 0
+    arguments = data.train, data.normalizer, members, None
+    program = run.program(state, totals, order, 0, *arguments, steps=1)
 
     def step() -> Any:
         nonlocal state, totals, count, order
         at = count % run.steps_per_epoch
         if count and at == 0:
             order = run.order(members, 1 + count // run.steps_per_epoch, n=n)
-        state, totals = run.train(
-            state, totals, order, at, data.train, data.normalizer, members, steps=1
-        )
+        state, totals = program(state, totals, order, at, *arguments)
         run.states[0] = state
         count += 1
         return totals

@@ -14,6 +14,7 @@ import jax
 
 from benchmarks import ours
 from configs import fast, mnist100
+from digits_jax import devices
 from digits_jax import train as loop
 from digits_jax.data import batches
 from digits_jax.metrics import means
@@ -59,4 +60,5 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
+    devices.start(Path(arguments[0]))
     print(json.dumps(globals()[name](*arguments)))

@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
         self.workdir, self._folder = workdir, workdir.absolute() / folder
-        self._failed = self._loose = False
+        self._loose = False
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -83,10 +83,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax raises whatever its storage layers raise
-            self._failed = True
             raise UserError(
-                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); the same "
-                "command goes on from the one before"
+                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); the "
+                "command, without --config.resume=False, goes on from the one before"
             ) from None
 
     def epochs(self) -> list[int]:
@@ -161,41 +160,51 @@ class Checkpoints:
             self._quiet.__exit__(None, None, None)
 
 
+_quiet = threading.Lock()
+_quieted: list[tuple[Any, Any, int]] = []  # what was before, once for each `quiet` that is open
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within, nothing is printed of what orbax says of itself, and of errors that it raises anyhow.
 
     Its threads would print their tracebacks beside the line that the next call raises. What others
-    do is heard as ever.
+    do is heard as ever. Several threads may be within; the last to leave restores what was.
     """
-    before = threading.excepthook, sys.unraisablehook, logging.getLogger("absl").level
+    absl = logging.getLogger("absl")
+    with _quiet:
+        before = threading.excepthook, sys.unraisablehook, absl.level
+        before = _quieted[0] if _quieted else before
+        _quieted.append(before)
 
-    def in_thread(failed: threading.ExceptHookArgs) -> None:
-        if not _of_orbax(failed.exc_value):
-            before[0](failed)
+        def in_thread(failed: threading.ExceptHookArgs) -> None:
+            if not _of_orbax(failed.exc_value):
+                before[0](failed)
 
-    def unraisable(failed: Any) -> None:
-        if not _of_orbax(failed.exc_value):
-            before[1](failed)
+        def unraisable(failed: Any) -> None:
+            if not _of_orbax(failed.exc_value):
+                before[1](failed)
 
-    threading.excepthook, sys.unraisablehook = in_thread, unraisable
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+        threading.excepthook, sys.unraisablehook = in_thread, unraisable
+        absl.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        threading.excepthook, sys.unraisablehook = before[:2]
-        logging.getLogger("absl").setLevel(before[2])
+        with _quiet:
+            _quieted.pop()
+            if not _quieted:
+                threading.excepthook, sys.unraisablehook = before[:2]
+                absl.setLevel(before[2])
 
 
 def _of_orbax(error: BaseException | None) -> bool:
-    """Was it raised below orbax, or by the event loops of its threads?"""
-    trace = error.__traceback__ if error else None
+    """Was it raised below orbax, or by nothing but the event loops of its threads?"""
+    trace, rooms = error.__traceback__ if error else None, set()
     while trace:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module.split(".")[0] in ("orbax", "tensorstore", "asyncio", "nest_asyncio"):
-            return True
+        rooms.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
         trace = trace.tb_next
-    return False
+    loops = {"asyncio", "nest_asyncio", "threading", "concurrent"}
+    return bool(rooms & {"orbax", "tensorstore"}) or ("asyncio" in rooms and rooms <= loops)
 
 
 def digest(state: PyTree, meta: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import figures, models, report, settings, stats
-from digits_jax.console import DRAWN_NOTICE, console, warn
+from digits_jax.console import console, warn_drawn
 from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
 from digits_jax.describe import layers
@@ -82,7 +82,7 @@ def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[
     for config in asking:
         config.data.source = source
     if source == "drawn" and not known:
-        warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
+        warn_drawn(reason)
         if workdir is None:
             folders = [settings.apart(folder) for folder in folders]
     return folders

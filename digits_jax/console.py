@@ -86,6 +86,11 @@ def warn(text: str) -> None:
     console.print(panel, soft_wrap=False)  # wrapped, where the console would cut it off
 
 
+def warn_drawn(reason: str) -> None:
+    """That a run trains on drawn digits, because of `reason`, though nobody asked for them."""
+    warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
+
+
 class EpochBar:
     """A bar of images with their rate, as a context manager; it vanishes at the end.
 

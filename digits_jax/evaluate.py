@@ -48,13 +48,15 @@ def open_run(config: Any, workdir: str | Path) -> Trained:
     return trained
 
 
-def place(workdir: str | Path, out: str | Path | None, *names: str) -> Path:
+def writable(workdir: str | Path, out: str | Path | None, *names: str) -> Path:
     """The folder that a mode writes into: `out`, which is made, else `workdir`.
 
     To be called before the work: raises UserError where it, or what it holds of `names`, cannot be
     written.
     """
     path = folder = Path(out or workdir)
+    if (folder / "config.json").exists() and folder.resolve() != Path(workdir).resolve():
+        raise UserError(f"--out={out} holds another run; choose another folder")
     way = "choose another --out" if out else "--out=DIR has this mode write into another folder"
     try:
         if out:
@@ -79,14 +81,14 @@ def evaluate(
     as it does in `open_run`.
     """
     trained = open_run(config, workdir)
-    path = place(workdir, out, "predictions.csv") / "predictions.csv"
+    path = writable(workdir, out, "predictions.csv") / "predictions.csv"
     names, note = None, ""
     if data:
         images, labels, names, unread, notes = user_images.read(data, ink, trained.recipe)
         for line in (f"not read: {line}" for line in user_images.told(unread)):
             console.print(line, markup=False)
-        for note in notes:
-            console.print(f"{data}: {note}", markup=False)
+        for line in notes:
+            console.print(f"{data}: {line}", markup=False)
     else:
         loaded = batches.load(trained.config.data)
         images, labels = batches.examples(loaded.test, trained.recipe)
@@ -99,8 +101,9 @@ def evaluate(
     report.write_predictions(path, said, labels, names)
     if labels is not None:
         console.print(figures.noted(report.headline(report.test_metrics(labels, log_p)), note))
-    epochs = ", ".join(map(str, trained.epochs))
-    console.print(Text(f"{len(images):,} images under the weights of epoch {epochs}; {path}"))
+    some = f"{len(images):,} image{'s' if len(images) > 1 else ''}"
+    epochs = ", ".join(map(str, sorted(set(trained.epochs))))
+    console.print(Text(f"{some} under the weights of epoch {epochs}; {path}"))
 
 
 class Addition:
@@ -108,7 +111,7 @@ class Addition:
 
     summary: as it was before the work; folder: `workdir`, or `out`, which gets a summary.json of
     its own. Raises UserError where the run has not reported its accuracy on `split`, and says what
-    comes `later`; where `folder` cannot be written, as `place` does; and where `out` holds the
+    comes `later`; where `folder` cannot be written, as `writable` does; and where `out` holds the
     summary of another run.
     """
 
@@ -126,7 +129,7 @@ class Addition:
             raise UserError(
                 f"{workdir}: no {split} accuracy is reported there yet; {later} afterwards"
             )
-        self.folder = place(workdir, out, *names)
+        self.folder = writable(workdir, out, *names)
         self._there()
 
     def write(self, name: str, found: dict[str, Any]) -> None:

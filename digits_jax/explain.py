@@ -15,7 +15,7 @@ from digits_jax import describe, figures, report
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run, place
+from digits_jax.evaluate import open_run, writable
 from digits_jax.types import Array, PyTree
 
 _PICTURES = ("filters.png", "feature_maps.png", "attribution.png")
@@ -30,7 +30,7 @@ def explain(config: Any, workdir: str | Path, example: int, out: str | Path | No
     count, as in `open_run`. Raises UserError as that does, and for an example that is not there.
     """
     trained = open_run(config, workdir)
-    folder = place(workdir, out, *_PICTURES)
+    folder = writable(workdir, out, *_PICTURES)
     filters_png, maps_png, attribution_png = (folder / name for name in _PICTURES)
     test = batches.load(trained.config.data).test
     last = len(test.rows) - 1

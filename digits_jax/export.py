@@ -19,7 +19,7 @@ from digits_jax.data import batches
 from digits_jax.data.batches import normalize
 from digits_jax.demo import site
 from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run, place
+from digits_jax.evaluate import open_run, writable
 from digits_jax.trained import Trained
 from digits_jax.types import Array
 
@@ -54,7 +54,7 @@ def export(config: Any, workdir: str | Path, out: str | Path | None = None) -> d
         weights = (workdir / trained.FILE).read_bytes()
     except (OSError, ValueError):
         raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
-    folder = place(workdir, out, FOLDER) / FOLDER
+    folder = writable(workdir, out, FOLDER) / FOLDER
     heads, said = run.recipe.heads, probabilities(run)
     folder.mkdir(exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # it comes last

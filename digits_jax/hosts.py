@@ -28,14 +28,16 @@ from jax.experimental import multihost_utils
 
 from digits_jax.console import console
 from digits_jax.errors import Stopped, UserError
-from digits_jax.signals import NoInterrupts, stopping
+from digits_jax.signals import NAMES, NoInterrupts, stopping
 from digits_jax.types import Array
 
 _HEARTBEAT = 20  # s without one, and a process counts as gone
 _LOG = "runtime-{host}-{number}.log"
 _SHUTDOWN = 60  # s that the others are waited for at the end
-_WITNESS = (
-    "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+_WITNESS = (  # a cluster may send its signals to each process
+    "import signal, sys\n"
+    f"for name in {NAMES}:\n"
+    "    if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)\n"
     "sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 )
 _AGAIN = (

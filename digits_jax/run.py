@@ -63,7 +63,10 @@ class Position:
 
 
 class Compiled:
-    """A jitted function that is compiled ahead of its calls, once for each kind of arguments."""
+    """A jitted function, compiled ahead of its calls: once for each structure, shapes and dtypes.
+
+    Where its arguments lie does not count: a run keeps each of them in one place.
+    """
 
     def __init__(self, function: Any):
         self.lower = function.lower
@@ -198,8 +201,8 @@ class Run:
         return state, totals, order, 0, data.train, data.normalizer, members, self.teacher
 
     def bytes_needed(self) -> int:
-        """Of a device's memory: the largest program, and all states but its own slice's twice, as a
-        checkpoint copies them.
+        """Of a device's memory: the largest program with its state, all other states, and a copy of
+        all for the checkpoint.
         """
         programs = self.compile()
         rows = self.data.test.rows
@@ -268,7 +271,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     source = _learned_from(config) if config.distill.teacher else None
     programs = engine(config, data.recipe, steps, source.population if source else None)
     teacher: Any = source.teacher() if source else None
-    inputs = {"distill.teacher": digest(teacher, {})} if source else {}
+    inputs = {"distill.teacher": source.digest()} if source else {}
     if source and config.distill.views:
         programs.shapes(members)  # a network that cannot be is found before the long work
         teacher = lessons.make(config, data.train, source)

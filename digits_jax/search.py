@@ -22,9 +22,8 @@ from rich.text import Text
 
 from digits_jax import figures, models, report, settings
 from digits_jax import train as loop
-from digits_jax.checkpoint import digest
 from digits_jax.compare import compare_runs
-from digits_jax.console import DRAWN_NOTICE, console, percent, warn
+from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.data import batches
 from digits_jax.data.pairs import RECIPES
 from digits_jax.describe import layers
@@ -70,10 +69,10 @@ def search(
     space = space_of(config)
     if config.search.storage:
         usable(config.search.storage)
-    asked, (workdir, reason) = config.data.source, _place(config, workdir)
+    asked, (workdir, reason) = config.data.source, _folder_for(config, workdir)
     _keep_teachers(config, workdir, space)
     if asked == "auto" and config.data.source == "drawn":
-        warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
+        warn_drawn(reason)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -116,11 +115,11 @@ def search(
         _retrain(config, workdir, won, best.number, listen)
 
 
-def _place(config: Any, workdir: str | os.PathLike | None) -> tuple[Path, str]:
-    """As `train.place`, which decides on the digits; a study that is there stays where it is."""
+def _folder_for(config: Any, workdir: str | os.PathLike | None) -> tuple[Path, str]:
+    """As `train.folder_for`, which decides on the digits; a study that is there stays there."""
     own = Path("runs") / f"{config.name}-search"
     there = config.resume and (own / "study.db").exists()
-    place, reason = loop.place(config, own)
+    place, reason = loop.folder_for(config, own)
     if workdir is not None:
         return Path(workdir), reason
     return (own if there else place), reason
@@ -131,8 +130,7 @@ def _asked(config: Any) -> dict[str, Any]:
     asked = settings.as_dict(config)
     how = asked.pop("search")
     if config.distill.teacher:
-        teacher = Trained(Path(config.distill.teacher)).teacher()
-        asked["inputs"] = {"distill.teacher": digest(teacher, {})}
+        asked["inputs"] = {"distill.teacher": Trained(Path(config.distill.teacher)).digest()}
     return asked | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
 
 

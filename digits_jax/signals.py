@@ -14,7 +14,7 @@ from digits_jax.errors import SAVED
 
 # Ctrl-C, Ctrl-Break of Windows, a lost terminal, and what clusters and init systems send. Not each
 # system has all of them.
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 def stopping() -> tuple[signal.Signals, ...]:
@@ -22,7 +22,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 
     So a run under `nohup` outlives its terminal.
     """
-    known = (getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+    known = (getattr(signal, name) for name in NAMES if hasattr(signal, name))
     return tuple(one for one in known if signal.getsignal(one) is not signal.SIG_IGN)
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from digits_jax import devices, figures, hosts, optim, pruning, report, settings, trained
 from digits_jax.checkpoint import FOLDER, PART, Checkpoints
-from digits_jax.console import DRAWN_NOTICE, EpochBar, console, percent, warn
+from digits_jax.console import EpochBar, console, percent, warn, warn_drawn
 from digits_jax.data import batches
 from digits_jax.errors import Stopped, UserError
 from digits_jax.mesh import fetch
@@ -37,12 +37,15 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SPLITS = ("train", "validation", "test")
 _PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
-_OWN_FILES = (  # of a run, in its workdir; what makes it one goes last when they are deleted
-    *(FOLDER, PART, "tensorboard", "summary.json", "metrics.jsonl", "per_class.csv"),
+_RESULTS = (  # what a finished run has in its workdir, and what other modes make of it
+    *("summary.json", trained.FILE, "per_class.csv", "predictions.csv", "pruning.md", "export"),
     *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
-    *("calibration.png", trained.FILE, trained.EPOCHS, "predictions.csv", "robustness.png"),
-    *("pruning.md", "pruning.png", "filters.png", "feature_maps.png", "attribution.png", "export"),
-    "config.json",
+    *("calibration.png", "robustness.png", "pruning.png", "filters.png", "feature_maps.png"),
+    "attribution.png",
+)
+# All that is a run's; what makes it one goes last when they are deleted.
+_OWN_FILES = (
+    *(FOLDER, PART, "tensorboard", "metrics.jsonl", trained.EPOCHS, *_RESULTS, "config.json"),
 )
 
 
@@ -86,12 +89,15 @@ def train(
     asked, reason = config.data.source, ""
     folder = Path("runs") / config.name if workdir is None else Path(workdir)
     if workdir is None and not (config.resume and settings.read(folder)):
-        folder, reason = place(config, folder)  # else it goes on with its own digits
+        folder, reason = folder_for(config, folder)  # else it goes on with its own digits
     workdir = folder
     for field in ("distill.teacher", "prune.run"):
         source = settings.flatten(config)[field]
         if source and Path(source).resolve() == workdir.resolve():
-            raise UserError(f"config.{field}={source} is the --workdir; choose another")
+            raise UserError(
+                f"config.{field}={source} is the --workdir, and a run cannot learn from itself; "
+                "choose another --workdir"
+            )
     hosts.agree("their configs", settings.fingerprint(config))
     with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
         finished = _prepare(config, workdir)
@@ -103,7 +109,8 @@ def train(
             run = build(config)
             if not config.resume:
                 _clear(folder)
-            report.write_json(folder / "config.json", settings.as_dict(run.config))
+            if not (folder / "config.json").exists():  # else once it is known that it can go on
+                report.write_json(folder / "config.json", settings.as_dict(run.config))
             _introduce(run, workdir, asked, reason or run.data.reason)
             hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
@@ -111,7 +118,7 @@ def train(
         _finish(run, folder, clock)
 
 
-def place(config: Any, own: Path) -> tuple[Path, str]:
+def folder_for(config: Any, own: Path) -> tuple[Path, str]:
     """`own`, or where `data.source` is 'auto' and finds no MNIST a folder apart; and why, if so.
 
     Writes into `config` which digits were found.
@@ -123,13 +130,10 @@ def place(config: Any, own: Path) -> tuple[Path, str]:
 
 
 def _say_finished(config: Any, workdir: Path, asked: str) -> None:
-    digits = ""
+    console.print(f"This run is finished; its result stands in {workdir / 'summary.json'}.")
     if asked == "auto" and config.data.source == "drawn":
-        digits = ", which is of DRAWN digits; another --workdir trains on MNIST where it can be had"
-    console.print(
-        f"This run is finished; its result stands in {workdir / 'summary.json'}{digits}.\n"
-        "--config.resume=False starts it over, --mode=eval evaluates it again."
-    )
+        console.print("It is a run on DRAWN digits. For MNIST choose another --workdir.")
+    console.print("--config.resume=False starts it over, --mode=eval evaluates it again.")
 
 
 @contextmanager
@@ -167,8 +171,8 @@ def _train(
     """The epochs that are left."""
     config, part = run.config, checkpoints.workdir / PART
     done, superseded = _resume(run, checkpoints, clock), part.exists()
-    for name in ("summary.json", trained.FILE, "robustness.png"):  # of a run that is finished
-        (workdir / name).unlink(missing_ok=True)
+    _clear(workdir, _RESULTS)  # of when it was finished, perhaps after fewer epochs
+    report.write_json(workdir / "config.json", settings.as_dict(config))
     kept = report.rewind(workdir / "metrics.jsonl", done)
     with report.EventWriter(workdir, kept) as events:
         for number in range(done + 1, config.epochs + 1):
@@ -303,15 +307,15 @@ def _prepare(config: Any, workdir: Path) -> bool:
     schedule = config.optimizer.schedule
     if more and schedule in optim.OVER_ALL_EPOCHS:
         raise UserError(
-            f"{workdir} holds a run of {recorded['epochs']} epochs, and config.optimizer.schedule="
-            f"{schedule} spreads over all of them: {config.epochs} are another run from its first "
-            "step on; choose another --workdir, or --config.resume=False to delete that run and "
-            "start this one"
+            f"{workdir} holds a run with epochs={recorded['epochs']}, and config.optimizer.schedule"
+            f"={schedule} spreads over all of them: with epochs={config.epochs} it is another run "
+            "from its first step on; choose another --workdir, or --config.resume=False to delete "
+            "that run and start this one"
         )
     if more and kept and not saved:
         raise UserError(
-            f"{workdir} holds the weights of {recorded['epochs']} epochs but no checkpoint to go "
-            "on from; choose another --workdir, or --config.resume=False to start over"
+            f"{workdir} holds a run with epochs={recorded['epochs']} but no checkpoint to go on "
+            "from; choose another --workdir, or --config.resume=False to start over"
         )
     if changes and not (more and config.epochs >= max(saved, default=0)):
         raise UserError(
@@ -323,12 +327,13 @@ def _prepare(config: Any, workdir: Path) -> bool:
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return kept and not more and ("test" in summary or not config.report_test)
+    whole = summary.get("config", {}).get("epochs", config.epochs) == config.epochs
+    return kept and whole and not more and ("test" in summary or not config.report_test)
 
 
-def _clear(workdir: Path) -> None:
+def _clear(workdir: Path, names: Iterable[str] = _OWN_FILES) -> None:
     """Deletes the files of an earlier run, and no others."""
-    for name in _OWN_FILES:
+    for name in names:
         path = workdir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -336,7 +341,7 @@ def _clear(workdir: Path) -> None:
 def _introduce(run: Run, workdir: Path, asked: str, reason: str) -> None:
     config, data = run.config, run.data
     if asked == "auto" and data.source == "drawn":
-        warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
+        warn_drawn(reason)
     validation = data.validation.size if data.validation else 0
     size = config.population.size
     console.print(

@@ -18,7 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from digits_jax import settings
-from digits_jax.checkpoint import FOLDER, Checkpoints
+from digits_jax.checkpoint import FOLDER, Checkpoints, digest
 from digits_jax.data.batches import Normalizer
 from digits_jax.data.pairs import RECIPES
 from digits_jax.engine import ENGINES
@@ -111,6 +111,10 @@ class Trained:
     def member(self, i: int) -> tuple[PyTree, PyTree]:
         """(params, model_state) of member `i`."""
         return jax.tree.map(lambda x: x[i], self.weights)
+
+    def digest(self) -> str:
+        """SHA-256 of its weights and of what normalises for them, however they are sliced."""
+        return digest((self.weights, self.normalizer), {})
 
     def teacher(self) -> Teacher:
         """Its weights, for another run to learn from."""

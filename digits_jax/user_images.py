@@ -292,7 +292,7 @@ def _brightness(path: Path) -> np.ndarray:
         raise UserError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         if path.name.startswith("._"):
-            raise UserError("macOS' notes on a file, no picture") from None
+            raise UserError("a companion file of macOS, not a picture") from None
         raise UserError("not a readable .png file (there is no PNG in it)") from None
     except Exception as error:  # Pillow raises a dozen kinds for a damaged file
         reason = getattr(error, "strerror", None) or error

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from digits_jax import report, settings
+from digits_jax import devices, report, settings
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError
@@ -66,6 +66,7 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
     lines = []
+    devices.start(batches.cache_dir(ConfigDict({"cache_dir": ""})))
     for folder in map(Path, argv[1:]):
         recorded = settings.read(folder)
         if recorded is None:

@@ -145,5 +145,7 @@ def test_modes_that_read_find_the_run_on_drawn_digits_where_there_is_no_other(
     drawn.mkdir(parents=True)
     (drawn / "config.json").touch()
     assert command._finished(config) == drawn
-    Path("runs/mnist").mkdir()
+    Path("runs/mnist").mkdir()  # of a start that failed
+    assert command._finished(config) == drawn
+    Path("runs/mnist/config.json").touch()
     assert command._finished(config) == Path("runs/mnist")

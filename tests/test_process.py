@@ -95,16 +95,24 @@ def test_nothing_in_the_process_is_changed(tmp_path):
 
 
 def test_exceptions_of_other_threads_are_heard_during_training(tmp_path):
-    """Those of orbax's own threads come back as errors of the next call; others are nobody's."""
+    """Those of orbax's own threads come back as errors of the next call; others do not."""
     program = (
-        "import threading; from pathlib import Path\n"
-        "from digits_jax.checkpoint import Checkpoints\n"
+        "import asyncio, threading; from pathlib import Path\n"
+        "from digits_jax.checkpoint import Checkpoints, quiet\n"
+        "async def fails(): raise ValueError('in a loop of mine')\n"
+        "hook = threading.excepthook\n"
         f"with Checkpoints(Path({str(tmp_path)!r})):\n"
-        "    thread = threading.Thread(target=lambda: 1 / 0, name='mine')\n"
-        "    thread.start(); thread.join()\n"
+        "    for run in (lambda: 1 / 0, lambda: asyncio.run(fails())):\n"
+        "        thread = threading.Thread(target=run, name='mine')\n"
+        "        thread.start(); thread.join()\n"
+        "one, other = quiet(), quiet()  # of two threads, left in the order that they came in\n"
+        "one.__enter__(); other.__enter__()\n"
+        "one.__exit__(None, None, None); other.__exit__(None, None, None)\n"
+        "assert threading.excepthook is hook\n"
     )
     process = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "Exception in thread mine" in process.stderr
     assert "ZeroDivisionError" in process.stderr
+    assert "in a loop of mine" in process.stderr

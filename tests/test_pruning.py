@@ -111,7 +111,7 @@ def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
     own.prune.run = str(folder / "whole")
     (tmp_path / "link").symlink_to(folder / "whole")
     for workdir in (folder / "whole", tmp_path / "link"):
-        with pytest.raises(UserError, match="is the --workdir; choose another"):
+        with pytest.raises(UserError, match="is the --workdir, and a run cannot learn from itself"):
             train(own, workdir)
     with pytest.raises(UserError, match="cannot prune"):
         search(own, tmp_path)

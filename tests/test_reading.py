@@ -76,6 +76,19 @@ def changed(before, after):
     }
 
 
+def test_out_is_no_folder_of_another_run(config, run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    before = snapshot(other)
+    for look in (
+        lambda: evaluate.evaluate(config, run, None, "auto", other),
+        lambda: export.export(config, run, other),
+        lambda: explain(config, run, 0, other),
+    ):
+        with pytest.raises(UserError, match="holds another run; choose another folder"):
+            look()
+    assert snapshot(other) == before
+
+
 # ---- Others that write
 
 

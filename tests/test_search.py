@@ -164,7 +164,7 @@ def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained)
         with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
             search(config, "s")
         assert not (tmp_path / "s").exists()
-    teacher = SimpleNamespace(teacher=dict)
+    teacher = SimpleNamespace(digest=str)
     monkeypatch.setattr(module, "Trained", lambda _: teacher)
     for fields in ({"resume": True}, {"search": {"retrain": 3}}):  # nothing would be deleted
         config = small(cache, RATE, trials=2, retrain=2)

@@ -293,7 +293,7 @@ def test_more_epochs_of_a_constant_rate_go_on(cache, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="epochs: 3 there, 2 now"):
         train(small(cache, epochs=2), grown)
     shutil.rmtree(grown / "checkpoints")
-    with pytest.raises(UserError, match="the weights of 3 epochs but no checkpoint to go on from"):
+    with pytest.raises(UserError, match="epochs=3 but no checkpoint to go on from"):
         train(small(cache, epochs=4), grown)
 
 
@@ -308,6 +308,36 @@ def test_more_epochs_of_a_schedule_that_spreads_over_them_are_another_run(
     with pytest.raises(UserError, match=f"schedule={schedule} spreads over all of them"):
         train(config, tmp_path)
     assert summary(tmp_path)["epochs"] == 1
+
+
+@pytest.mark.parametrize("ended", ["stopped before the first step", "refused"])
+def test_a_run_that_was_to_go_on_and_has_not_yet_is_not_finished(
+    cache, tmp_path, monkeypatch, ended
+):
+    """Whatever ended it between its new config.json and its first new epoch."""
+    train(small(cache, epochs=1), tmp_path)
+    with monkeypatch.context() as patch:
+        if ended == "refused":
+            patch.setattr(loop, "_resume", lambda *_: (_ for _ in ()).throw(UserError("no")))
+        else:
+            patch.setattr(loop, "epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises((UserError, KeyboardInterrupt)):
+            train(small(cache, epochs=2), tmp_path)
+    assert (tmp_path / "summary.json").exists() == (ended == "refused")
+    train(small(cache, epochs=2), tmp_path)
+    assert summary(tmp_path)["epochs"] == len(rows(tmp_path)) == 2
+
+
+def test_a_run_that_goes_on_leaves_nothing_of_its_shorter_self(cache, tmp_path):
+    train(small(cache, epochs=1), tmp_path)
+    left = ("predictions.csv", "attribution.png", "filters.png")
+    for name in left:
+        (tmp_path / name).touch()
+    (tmp_path / "export").mkdir()
+    (tmp_path / "mine.txt").touch()
+    train(small(cache, epochs=2), tmp_path)
+    assert not any((tmp_path / name).exists() for name in (*left, "export"))
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_every_schedule_is_known_to_depend_on_the_length_or_not():
@@ -388,7 +418,7 @@ def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monke
     config.data.source = "auto"
     capsys.readouterr()
     train(config, tmp_path)
-    assert "which is of DRAWN digits" in capsys.readouterr().out
+    assert "It is a run on DRAWN digits" in capsys.readouterr().out
     config.data.source = "mnist"
     with pytest.raises(UserError, match="source: drawn there, mnist now"):
         train(config, tmp_path)

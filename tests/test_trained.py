@@ -66,6 +66,19 @@ def test_the_artefact_is_the_checkpoint(pair, tmp_path):
         np.testing.assert_array_equal(log_p, other.predict(images)[head])
 
 
+def test_a_digest_does_not_depend_on_the_slices(pair, monkeypatch):
+    """A student may begin on one backend and go on on another."""
+    first = Trained(pair)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    wide = Trained(pair)
+    wide.config.population.slice = 2
+    wide._slice()
+    assert len(wide.teacher().weights) < len(first.teacher().weights)
+    assert wide.digest() == first.digest()
+    wide.weights = jax.tree.map(lambda x: x + 1, wide.weights)
+    assert wide.digest() != first.digest()
+
+
 @pytest.mark.parametrize(
     ("kept", "backend", "recorded", "at_once"),
     [

@@ -270,7 +270,7 @@ def test_what_cannot_be_read_keeps_nothing_else_back(tmp_path):
     no_png = "not a .png file; save a picture of another kind as .png"
     assert unread.pop("half.png").startswith("not a readable .png file (")
     assert unread == {
-        "._7.png": "macOS' notes on a file, no picture",
+        "._7.png": "a companion file of macOS, not a picture",
         "7.jpg": no_png,
         "blank.png": "no ink found, the picture is blank",
         "folder.png": "a folder; to read what is in it, name it with --data",
