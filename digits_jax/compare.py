@@ -327,7 +327,7 @@ def _over_examples(
     """McNemar's test on `splits`, head by head; UserError where models or digits are missing."""
     for path in paths:
         if not (path / FILE).exists():
-            raise UserError(f"{path} holds no {FILE}; its summary.json has the command for it")
+            raise UserError(f"{path} holds no {FILE}; `command` in its summary.json makes it anew")
     recorded = [run["config"]["data"] for run in runs]
     where = places or {name: _here(name, recorded) for name in ("raw_dir", "cache_dir")}
     models_of = [Trained(path) for path in paths]

@@ -192,7 +192,7 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
     heads = ", ".join(f"`{head}` [B, {classes}]" for head, classes in recipe.heads.items())
     rows = [
         (WHOLE, f"ONNX, opset {OPSET}", percent(accuracy[WHOLE])),
-        (SMALL, "ONNX in 8 bits that any processor adds up alike", percent(accuracy[SMALL])),
+        (SMALL, "ONNX in 8 bits, with the same sums on every processor", percent(accuracy[SMALL])),
         (HLO, f"StableHLO of `jax.export`, for {', '.join(PLATFORMS)}", "as the first"),
         (trained.FILE, "the weights, NumPy arrays", ""),
     ]
