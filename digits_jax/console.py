@@ -72,9 +72,9 @@ DRAWN_NOTICE = (
     "MNIST could not be had, so this run trains and tests on DRAWN digits.\n"
     "They are drawn by a program, no handwriting: do not compare the figures with MNIST's.\n"
     "For MNIST: connect to the internet once, or put its four files into a folder and pass "
-    "--config.data.raw_dir=FOLDER. A run keeps the digits that it began with, so that is another "
-    "run: in another --workdir, or in this one with --config.resume=False.\n"
-    "With --config.data.source=mnist a run ends here instead, which is best where nobody watches."
+    "--config.data.raw_dir=FOLDER. That is another run, in another --workdir or with "
+    "--config.resume=False.\n"
+    "Where nobody watches, --config.data.source=mnist makes a run end here instead."
 )
 
 
@@ -88,7 +88,8 @@ def warn(text: str) -> None:
 
 def warn_drawn(reason: str) -> None:
     """That a run trains on drawn digits, because of `reason`, though nobody asked for them."""
-    warn("\n".join(filter(None, (DRAWN_NOTICE, reason))))
+    cause = reason.partition(". ")[0]  # the ways out are in the notice
+    warn("\n".join(filter(None, (DRAWN_NOTICE, cause))))
 
 
 class EpochBar:
