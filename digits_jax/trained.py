@@ -101,7 +101,7 @@ class Trained:
             with Checkpoints(workdir, create=False) as checkpoints:
                 restored = checkpoints.restore(like)
         if restored is None:
-            raise UserError(f"{workdir} holds no checkpoint; the train mode makes one every epoch")
+            raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
         _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
         parts = [self.population.chosen(state) for state in saved["slices"]]
