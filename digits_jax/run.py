@@ -141,6 +141,8 @@ class Run:
         for arguments in self._batches(weights, split, folds):
             new, log_p = self._evaluation(split)(*arguments)
             sums.append(new)
+            if self.layout.data > 1 and jax.default_backend() == "cpu":
+                jax.block_until_ready(new)  # XLA has few threads for virtual devices that wait
             if answers:
                 outputs.append(log_p)
         total = fetch(functools.reduce(add, sums))

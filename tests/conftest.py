@@ -13,7 +13,7 @@ os.environ |= {
     "JAX_PLATFORMS": _PLATFORMS,
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # a GPU's own for float32 has 10 bits
     # The tests mostly compile: without LLVM's optimisation in half the time.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # workers and subprocesses share a GPU
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
 }

@@ -68,11 +68,11 @@ def test_the_artefact_is_the_checkpoint(pair, tmp_path):
 
 def test_a_digest_does_not_depend_on_the_slices(pair, monkeypatch):
     """A student may begin on one backend and go on on another."""
-    first = Trained(pair)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    wide = Trained(pair)
-    wide.config.population.slice = 2
-    wide._slice()
+    first, wide = Trained(pair), Trained(pair)
+    for run, width in ((first, 1), (wide, 2)):
+        run.config.population.slice = width
+        run._slice()
     assert len(wide.teacher().weights) < len(first.teacher().weights)
     assert wide.digest() == first.digest()
     wide.weights = jax.tree.map(lambda x: x + 1, wide.weights)
