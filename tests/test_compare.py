@@ -155,8 +155,8 @@ def test_what_is_not_compared_is_said(tmp_path):
     assert lines[2].startswith("- validation: 90.00 → 90.00 %")
     assert lines[3:] == [
         f"- test: not compared, {two} has not read it",
-        f"- examples: not compared, {one} holds no model.npz; its summary.json has the command "
-        "for it",
+        f"- examples: not compared, {one} holds no model.npz; `command` in its summary.json makes "
+        "it anew",
     ]
     folds = finished(tmp_path / "f", dict.fromkeys((0, 1), (0.9, 0.91)), folds=2)
     with pytest.raises(

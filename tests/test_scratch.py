@@ -31,6 +31,12 @@ from digits_jax.types import Batch, Hyper
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_draws(monkeypatch):
+    """A test's numbers do not depend on those that ran before it."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
+
 def normal(*shape):
     return RNG.standard_normal(shape)
 
