@@ -160,7 +160,7 @@ class Checkpoints:
             self._quiet.__exit__(None, None, None)
 
 
-_quiet = threading.Lock()
+_hooks_lock = threading.Lock()
 _quieted: list[tuple[Any, Any, int]] = []  # what was before, once for each `quiet` that is open
 
 
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
     do is heard as ever. Several threads may be within; the last to leave restores what was.
     """
     absl = logging.getLogger("absl")
-    with _quiet:
+    with _hooks_lock:
         before = threading.excepthook, sys.unraisablehook, absl.level
         before = _quieted[0] if _quieted else before
         _quieted.append(before)
@@ -190,7 +190,7 @@ def quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        with _quiet:
+        with _hooks_lock:
             _quieted.pop()
             if not _quieted:
                 threading.excepthook, sys.unraisablehook = before[:2]

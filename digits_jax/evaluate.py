@@ -85,10 +85,10 @@ def evaluate(
     names, note = None, ""
     if data:
         images, labels, names, unread, notes = user_images.read(data, ink, trained.recipe)
-        for line in (f"not read: {line}" for line in user_images.told(unread)):
-            console.print(line, markup=False)
+        for line in user_images.told(unread):
+            console.print(f"not read: {line}")
         for line in notes:
-            console.print(f"{data}: {line}", markup=False)
+            console.print(f"{data}: {line}")
     else:
         loaded = batches.load(trained.config.data)
         images, labels = batches.examples(loaded.test, trained.recipe)
@@ -102,8 +102,9 @@ def evaluate(
     if labels is not None:
         console.print(figures.noted(report.headline(report.test_metrics(labels, log_p)), note))
     some = f"{len(images):,} image{'s' if len(images) > 1 else ''}"
-    epochs = ", ".join(map(str, sorted(set(trained.epochs))))
-    console.print(Text(f"{some} under the weights of epoch {epochs}; {path}"))
+    of = sorted(set(trained.epochs))
+    epochs = f"epoch{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}"
+    console.print(Text(f"{some} under the weights of {epochs}; {path}"))
 
 
 class Addition:
