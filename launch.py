@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         if len(_RUNS.value) != 2:
             raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
         places = _places()
-        from digits_jax.compare import compare_runs
+        from digits_jax.analysis.compare import compare_runs
 
         _start(_CONFIG.value or ConfigDict({"data": {"cache_dir": ""}}))
         first, second = _RUNS.value
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     config = _CONFIG.value
     if _MODE.value in TRAINING:
-        from digits_jax.signals import Interrupts, exit_at_once
+        from digits_jax.devices.signals import Interrupts, exit_at_once
 
         exit_at_once()  # until a run listens itself, and once it only reports
     if _MODE.value == "train":
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         if _distributed() and not workdir:
             raise UserError("several processes need --workdir, a folder that all of them share")
         with _together(workdir) as interrupts:  # before JAX looks for devices
-            from digits_jax.train import train
+            from digits_jax.training.train import train
 
             _start(config)
             train(config, workdir, interrupts or Interrupts)
@@ -107,54 +107,54 @@ def main(argv: list[str]) -> None:
     _start(config)
     match _MODE.value:
         case "eval":
-            from digits_jax.evaluate import evaluate
+            from digits_jax.analysis.evaluate import evaluate
 
             evaluate(config, _finished(config), _DATA.value, _INK.value, _OUT.value)
         case "epochs":
-            from digits_jax.evaluate import best_test_epoch
+            from digits_jax.analysis.evaluate import best_test_epoch
 
             best_test_epoch(config, _finished(config), _OUT.value)
         case "pairs":
-            from digits_jax.evaluate import more_pairs
+            from digits_jax.analysis.evaluate import more_pairs
 
             more_pairs(config, _finished(config), _OUT.value)
         case "robustness":
-            from digits_jax.robustness import robustness
+            from digits_jax.analysis.robustness import robustness
 
             robustness(config, _finished(config), _OUT.value)
         case "describe":
-            from digits_jax.describe import describe
+            from digits_jax.models.describe import describe
 
             describe(config)
         case "explain":
-            from digits_jax.explain import explain
+            from digits_jax.analysis.explain import explain
 
             explain(config, _finished(config), _EXAMPLE.value, _OUT.value)
         case "export":
-            from digits_jax.export import export
+            from digits_jax.export.export import export
 
             export(config, _finished(config), _OUT.value)
         case "demo":
-            from digits_jax.export import demo
+            from digits_jax.export.export import demo
 
             demo(config, _finished(config), _PORT.value, _OUT.value)
         case "compare":
             variants = _variants()
-            from digits_jax.compare import compare
+            from digits_jax.analysis.compare import compare
 
             compare(variants, _workdir(), Path(_config_path()).stem, Interrupts)
         case "search":
-            from digits_jax.search import search
+            from digits_jax.search.search import search
 
             search(config, _workdir(), Interrupts)
 
 
 def _start(config: Any) -> None:
     """Prepares this process: how it logs, where compiled programs are kept."""
-    from digits_jax import devices
     from digits_jax.data.batches import cache_dir
+    from digits_jax.devices import backend
 
-    devices.start(cache_dir(config.data))
+    backend.start(cache_dir(config.data))
 
 
 def _workdir() -> Path | None:
@@ -179,9 +179,9 @@ def _together(workdir: Path | None) -> AbstractContextManager[Any]:
     """With the other processes of this run, if there are any; -> what listens to signals then."""
     if not (workdir and _distributed()):
         return nullcontext()
-    from digits_jax import devices, hosts
+    from digits_jax.devices import backend, hosts
 
-    devices.quiet()
+    backend.quiet()
     coordinator, processes, process = (flag.value for flag in _BY_HAND)
     return hosts.joined(workdir, coordinator, processes, process)
 

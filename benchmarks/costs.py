@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours
-from digits_jax import describe
-from digits_jax import train as loop
 from digits_jax.data import batches
-from digits_jax.data.pairs import RECIPES
+from digits_jax.data.recipes import RECIPES
+from digits_jax.models import describe
+from digits_jax.training import train as loop
 
 ROOT = Path(__file__).parent.parent
 Table = list[dict[str, Any]]

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from digits_jax import train as loop
-from digits_jax.step import current
+from digits_jax.core.step import current
+from digits_jax.training import train as loop
 
 Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
 EXAMPLES = 6_000

@@ -14,8 +14,9 @@ from flax import linen as nn
 from torch.nn import functional
 
 from benchmarks.ours import Step
-from digits_jax import layers, models
-from digits_jax.optim import transformation
+from digits_jax import models
+from digits_jax.core.optim import transformation
+from digits_jax.models import layers
 
 Labels = dict[str, np.ndarray]
 _LazyConv2d: Any = torch.nn.LazyConv2d  # its annotations leave out padding by name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from digits_jax import figures
+from digits_jax.report import figures
 
 TITLES = {
     "start": "From the command to the main job's first step, compiled programs cold and warm",

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from benchmarks import ours
-from digits_jax import train as loop
 from digits_jax.data import batches
 from digits_jax.scratch.network import NETWORKS
+from digits_jax.training import train as loop
 
 INFER = (1, 256)
 ENGINES = ("ours", "flax", "torch_eager", "torch_compile", "numpy")

@@ -14,11 +14,11 @@ import jax
 
 from benchmarks import ours
 from configs import fast, mnist100
-from digits_jax import devices
-from digits_jax import train as loop
+from digits_jax.core.metrics import means
+from digits_jax.core.step import current
 from digits_jax.data import batches
-from digits_jax.metrics import means
-from digits_jax.step import current
+from digits_jax.devices import backend
+from digits_jax.training import train as loop
 
 
 def first_step(cache: str, started: str) -> dict[str, Any]:
@@ -60,5 +60,5 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    devices.start(Path(arguments[0]))
+    backend.start(Path(arguments[0]))
     print(json.dumps(globals()[name](*arguments)))

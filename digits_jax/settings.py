@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from digits_jax.engine import ENGINES
 from digits_jax.errors import UserError, check_choice
 
 # What runs of earlier versions did, whose config.json does not know these fields.
@@ -23,6 +22,7 @@ _SINCE = {
     "augment.pen": 0.0,
 }
 
+ENGINES = ("jax", "numpy")
 FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # that config.prune takes for ()
 MOST_PEN = 2.0  # px; a dilation by a cross is no more
 _PLACES = ("data.raw_dir", "data.cache_dir")  # on one machine

@@ -14,12 +14,14 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from digits_jax import devices, report, settings
+from digits_jax import settings
+from digits_jax.analysis.evaluate import open_run
 from digits_jax.console import console
 from digits_jax.data import batches
+from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.evaluate import open_run
-from digits_jax.export import FOLDER, PAGE, SMALL, WHOLE, export
+from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
+from digits_jax.report import summary
 from reliability import drawings
 
 PATH = Path(__file__).parent.parent / "results" / "export.md"
@@ -66,7 +68,7 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
     lines = []
-    devices.start(batches.cache_dir(ConfigDict({"cache_dir": ""})))
+    backend.start(batches.cache_dir(ConfigDict({"cache_dir": ""})))
     for folder in map(Path, argv[1:]):
         recorded = settings.read(folder)
         if recorded is None:
@@ -87,12 +89,12 @@ def main(argv: list[str]) -> None:
             config.name,
             config.model.name + (f", {members} averaged" if members > 1 else ""),
             *(f"{size:,}" for size in sizes),
-            *(report.percent(accuracy[name]) for name in (WHOLE, SMALL)),
+            *(summary.percent(accuracy[name]) for name in (WHOLE, SMALL)),
             f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-            report.percent(np.mean(right)),
+            summary.percent(np.mean(right)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    report.write_text(PATH, INTRO + "\n".join(lines) + "\n")
+    summary.write_text(PATH, INTRO + "\n".join(lines) + "\n")
     console.print(PATH.read_text(encoding="utf-8"))
 
 

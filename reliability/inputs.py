@@ -21,13 +21,15 @@ from PIL import Image
 
 import launch
 from configs import two_head
-from digits_jax import models, optim, report, results, settings, user_images
-from digits_jax.checkpoint import Checkpoints
-from digits_jax.data import mnist
-from digits_jax.data.pairs import RECIPES
+from digits_jax import models, settings
+from digits_jax.core import optim
+from digits_jax.data import pictures, sources
+from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.train import train
-from digits_jax.trained import FILE, Trained
+from digits_jax.report import results, summary
+from digits_jax.training.checkpoint import Checkpoints
+from digits_jax.training.predictor import FILE, Trained
+from digits_jax.training.train import train
 
 _SECONDS = 20  # after which a reader hangs
 
@@ -132,7 +134,7 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
     ink[8:32, 20:26] = 255
     Image.fromarray(ink).save(folder / "drawn.png")
     Image.fromarray(images[0]).convert("P").save(folder / "exact.png")
-    content = mnist._header((5, 28, 28)) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes()
+    content = sources._header((5, 28, 28)) + rng.integers(0, 256, 5 * 784, np.uint8).tobytes()
     fuzzed = {"fuzzed": ((5, 28, 28), hashlib.sha256(content).hexdigest())}
     (folder / "digits.idx").write_bytes(content)
     (folder / "digits.gz").write_bytes(gzip.compress(content))
@@ -146,11 +148,11 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
     trained = Trained(run)
 
     def user(path: Path) -> Any:
-        return user_images.read(path, "auto", recipe)[:2]
+        return pictures.read(path, "auto", recipe)[:2]
 
     def idx(path: Path) -> Any:
-        with mock.patch.dict(mnist.FILES, fuzzed):
-            return mnist._read_idx(path, "fuzzed")
+        with mock.patch.dict(sources.FILES, fuzzed):
+            return sources._read_idx(path, "fuzzed")
 
     def weights(path: Path) -> Any:
         trained.read(path)
@@ -174,7 +176,7 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
         "idx.gz": Reader(idx, folder / "digits.gz"),
         "model.npz": Reader(weights, run / FILE),
         "config.json": Reader(in_place("config.json", settings.read), run / "config.json", False),
-        "metrics.jsonl": Reader(lambda path: report.rewind(path, 1), run / "metrics.jsonl", False),
+        "metrics.jsonl": Reader(lambda path: summary.rewind(path, 1), run / "metrics.jsonl", False),
         "summary.json": Reader(in_place("summary.json", results.read), run / "summary.json", False),
     }
 

@@ -67,9 +67,10 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """A folder with model.onnx and model.int8.onnx of the network of results/demo."""
-    from digits_jax import export, layers, onnx_graph
     from digits_jax.data import drawn
-    from digits_jax.trained import Trained
+    from digits_jax.export import export, onnx_graph
+    from digits_jax.models import layers
+    from digits_jax.training.predictor import Trained
 
     folder = tmp_path_factory.mktemp("demo")
     run = Trained(Path(__file__).parent.parent / "results" / "demo")

@@ -7,7 +7,7 @@ import pytest
 from conftest import config_of
 from scipy import ndimage
 
-from digits_jax.augment import _bilinear, _smooth_basis, augment
+from digits_jax.data.augment import _bilinear, _smooth_basis, augment
 
 OFF = dict.fromkeys(
     ("shift_x", "shift_y", "rotate", "shear", "scale", "elastic", "pen", "contrast", "brightness"),

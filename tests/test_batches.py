@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax.data import batches, drawn, mnist
+from digits_jax.data import batches, drawn, sources
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
@@ -23,7 +23,7 @@ def numbered(monkeypatch):
         images[:, 0, 0], images[:, 0, 1], images[:, 1, 0] = *divmod(np.arange(n), 256), mark
         return Digits(images, (np.arange(n) % 10).astype(np.uint8))
 
-    monkeypatch.setattr(mnist, "load", lambda *_: (digits(1000, 1), digits(300, 2)))
+    monkeypatch.setattr(sources, "load", lambda *_: (digits(1000, 1), digits(300, 2)))
 
 
 def data_config(**fields):
@@ -154,7 +154,7 @@ def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monk
     def unreachable(*_):
         raise UserError("no network")
 
-    monkeypatch.setattr(mnist, "load", unreachable)
+    monkeypatch.setattr(sources, "load", unreachable)
     config = shrink(config_of("mnist100"), cache).data
     config.source = "auto"
     data = batches.load(config)
@@ -181,7 +181,7 @@ def test_what_was_found_is_loaded_without_a_second_look(cache, monkeypatch, ther
             raise UserError("no network")
         return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
 
-    monkeypatch.setattr(mnist, "load", look)
+    monkeypatch.setattr(sources, "load", look)
     config = shrink(config_of("mnist"), cache).data
     config.source = "drawn"
     assert batches.find(config) == ("drawn", "")
@@ -200,7 +200,7 @@ def test_the_source_of_the_test_digits_is_the_one_that_was_had(cache, monkeypatc
             raise UserError("no network")
         return [Digits(np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8)) for n in (60, 40)]
 
-    monkeypatch.setattr(mnist, "load", look)
+    monkeypatch.setattr(sources, "load", look)
     config = shrink(config_of("mnist"), cache).data
     config.test_source = "auto"
     data = batches.load(config)

@@ -15,9 +15,9 @@ from conftest import config_of
 from matplotlib.image import imread
 
 from benchmarks import ours, run, tables
-from digits_jax.data.pairs import RECIPES
+from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.train import build
+from digits_jax.training.train import build
 
 ROOT = Path(__file__).parent.parent
 needs_torch = pytest.mark.skipif(
@@ -79,7 +79,7 @@ def sections(tmp_path, monkeypatch):
     path.write_text('{"rows": [], "versions": {"torch": "2.0", "jax": "0"}}', encoding="utf-8")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(run.devices, "start", lambda _: None)
+    monkeypatch.setattr(run.backend, "start", lambda _: None)
     monkeypatch.setattr(run.costs, "start", lambda: [{"cache": "cold", "seconds": 4.5}])
     monkeypatch.setattr(tables, "write", lambda *_: None)
 

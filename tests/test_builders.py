@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from digits_jax.data import mnist, pairs
+from digits_jax.data import recipes, sources
 from digits_jax.errors import UserError
 
 needs_array_record = pytest.mark.skipif(
@@ -45,12 +45,12 @@ def test_reads_back_the_recipe(name, raw_dir, arrays, tmp_path, monkeypatch, no_
 
     import digits_jax.data.builders  # noqa: F401
 
-    recipe = pairs.RECIPES[name]._replace(train=30, test=7)
-    monkeypatch.setitem(pairs.RECIPES, name, recipe)
+    recipe = recipes.RECIPES[name]._replace(train=30, test=7)
+    monkeypatch.setitem(recipes.RECIPES, name, recipe)
     if raw_dir:
-        monkeypatch.setattr(mnist, "read", {raw_dir: arrays}.__getitem__)
+        monkeypatch.setattr(sources, "read", {raw_dir: arrays}.__getitem__)
     else:
-        monkeypatch.setattr(mnist, "download", lambda manager: arrays)
+        monkeypatch.setattr(sources, "download", lambda manager: arrays)
     data = tfds.data_source(
         name,
         data_dir=tmp_path,
@@ -60,7 +60,7 @@ def test_reads_back_the_recipe(name, raw_dir, arrays, tmp_path, monkeypatch, no_
 
     for split, images, labels in [("train", *arrays[:2]), ("test", *arrays[2:])]:
         examples = data[split].__getitems__(range(len(data[split])))
-        draws = pairs.draw_pairs(pairs.generator(0, split), len(examples), len(labels), 2)
+        draws = recipes.draw_pairs(recipes.generator(0, split), len(examples), len(labels), 2)
         for (first, second), example in zip(draws, examples, strict=True):
             assert example["image"].dtype == np.uint8
             if name == "mnist100":
@@ -105,7 +105,7 @@ def test_says_so_where_array_record_is_missing(monkeypatch):
 def test_training_does_not_import_tfds():
     """tensorflow-datasets is slow to import, and array_record is missing on macOS and Windows."""
     code = (
-        "import sys; from digits_jax.data import mnist, pairs; "
+        "import sys; from digits_jax.data import recipes, sources; "
         "print([m for m in ('tensorflow_datasets', 'tensorflow', 'array_record') "
         "if m in sys.modules])"
     )

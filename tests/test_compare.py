@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import compare as module
-from digits_jax.compare import ablation, compare, compare_runs, made_of, reading
+from digits_jax.analysis import compare as module
+from digits_jax.analysis.compare import ablation, compare, compare_runs, made_of, reading
 from digits_jax.data import batches
-from digits_jax.data.pairs import RECIPES
+from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.train import train
+from digits_jax.training.train import train
 from digits_jax.types import Digits
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from digits_jax import devices
 from digits_jax.console import console
+from digits_jax.devices import backend
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = """
@@ -26,7 +26,7 @@ def pytest_configure(config):
 
 def test_the_settings():
     assert jax.device_count() == 1
-    assert devices.matmul_precision() == "highest"
+    assert backend.matmul_precision() == "highest"
     assert jnp.result_type(float) == jnp.float32
     assert console.no_color is False
     assert not console.is_terminal

@@ -42,10 +42,10 @@ def test_a_warning_is_whole_in_a_narrow_window(monkeypatch, capsys):
 def test_warnings_of_this_house_are_heard_though_others_are_silenced(tmp_path):
     program = (
         "import logging, sys; from pathlib import Path; from absl import app\n"
-        "from digits_jax import devices\n"
+        "from digits_jax.devices import backend\n"
         "def main(_):\n"
-        f"    devices.start(Path({str(tmp_path)!r}))\n"
-        "    logging.getLogger('digits_jax.checkpoint').warning('ours')\n"
+        f"    backend.start(Path({str(tmp_path)!r}))\n"
+        "    logging.getLogger('digits_jax.training.checkpoint').warning('ours')\n"
         "    logging.getLogger('orbax').warning('theirs')\n"
         "    logging.warning('anybody')\n"
         "app.run(main)\n"

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import config_of
 
-from digits_jax import export, layers, models, onnx_graph, user_images
-from digits_jax.data import batches, drawn
-from digits_jax.data.pairs import RECIPES
-from digits_jax.demo import site
+from digits_jax import models
+from digits_jax.data import batches, drawn, pictures
+from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
+from digits_jax.export import export, onnx_graph
+from digits_jax.export.demo import site
+from digits_jax.models import layers
 from reliability import drawings, exports
 
 # ---- The folder and its server
@@ -352,7 +354,7 @@ def test_ink_is_centred_as_in_user_images(page):
             }""",
             {"values": ink.ravel().tolist(), "width": width, "height": height},
         )
-        ours = user_images._centre(ink)
+        ours = pictures._centre(ink)
         assert np.abs(255 * np.reshape(seen, (28, 28)) - ours).max() < 1.01
 
 

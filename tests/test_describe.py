@@ -7,9 +7,10 @@ import pytest
 from conftest import CONFIGS, config_of
 from flax import linen as nn
 
-from digits_jax import devices, models
-from digits_jax.data.pairs import RECIPES
-from digits_jax.describe import describe, layers
+from digits_jax import models
+from digits_jax.data.recipes import RECIPES
+from digits_jax.devices import backend
+from digits_jax.models.describe import describe, layers
 
 
 def described(name):
@@ -76,7 +77,7 @@ def test_receptive_fields_by_lighting_one_pixel_after_the_other(name):
             model.apply({**variables, "params": positive}, pixels, train=False, dropout_rate=0.0)
         return dict(seen)
 
-    fields = jax.jit(run, **devices.once())(jax.random.key(0))
+    fields = jax.jit(run, **backend.once())(jax.random.key(0))
     compared = 0
     for row in rows:
         if row.name not in fields:

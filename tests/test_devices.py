@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import devices
-from digits_jax import run as building
+from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.train import build
+from digits_jax.training import run as building
+from digits_jax.training.train import build
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,7 +174,7 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
     assert needed > sum(x.nbytes for x in jax.tree.leaves(run.states))
     config.population.slice = 0
     monkeypatch.setattr(building, "slice_size", lambda *_: 6)
-    monkeypatch.setattr(devices, "memory", lambda: int(needed / 0.9) + 1)
+    monkeypatch.setattr(backend, "memory", lambda: int(needed / 0.9) + 1)
     run = build(config)
     assert [len(ids) for ids in run.ids] == [3, 3]
     assert run.config.population.slice == 3

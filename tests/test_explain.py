@@ -8,13 +8,14 @@ from conftest import config_of, shrink
 from flax import linen as nn
 from matplotlib.image import imread
 
-from digits_jax import explain, models
+from digits_jax import models
+from digits_jax.analysis import explain
 from digits_jax.data import batches
-from digits_jax.describe import layers as layers_of
 from digits_jax.errors import UserError
-from digits_jax.layers import conv, dense
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.models.describe import layers as layers_of
+from digits_jax.models.layers import conv, dense
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 
 class Small(nn.Module):

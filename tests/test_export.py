@@ -16,13 +16,16 @@ from integers import run as computed
 from jax import export as stablehlo
 from onnx import helper, numpy_helper
 
-from digits_jax import devices, export, layers, models, onnx_graph
+from digits_jax import models
 from digits_jax.data import drawn
-from digits_jax.data.pairs import RECIPES
-from digits_jax.demo import site
+from digits_jax.data.recipes import RECIPES
+from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.export import export, onnx_graph
+from digits_jax.export.demo import site
+from digits_jax.models import layers
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 # Fields of networks that no config uses.
 OTHERS = {
@@ -57,7 +60,7 @@ def test_every_network_as_a_graph(tmp_path, name, fields):
     def init(key):
         return model.init(key, jnp.zeros((1, *recipe.shape)), train=False, dropout_rate=0.0)
 
-    variables = moved(jax.jit(init, **devices.once())(jax.random.key(0)))
+    variables = moved(jax.jit(init, **backend.once())(jax.random.key(0)))
 
     def said(images):
         logits = model.apply(variables, images, train=False, dropout_rate=0.0)

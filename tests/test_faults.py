@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import run as building
-from digits_jax import signals
-from digits_jax import train as loop
-from digits_jax.checkpoint import Checkpoints
+from digits_jax.core.population import members_of
+from digits_jax.devices import signals
 from digits_jax.errors import SAVED, Stopped, UserError
-from digits_jax.population import members_of
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.training import run as building
+from digits_jax.training import train as loop
+from digits_jax.training.checkpoint import Checkpoints
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,7 +112,9 @@ def test_a_run_that_began_anew_does_not_begin_anew_again(cache, tmp_path):
 
 def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
     state = {"x": np.arange(3, dtype=np.float32)}
-    monkeypatch.setattr("digits_jax.checkpoint._DIGEST", "seconds")  # which then has no digest
+    monkeypatch.setattr(
+        "digits_jax.training.checkpoint._DIGEST", "seconds"
+    )  # which then has no digest
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {"seconds": 1.0})
     monkeypatch.undo()
@@ -165,7 +167,7 @@ def test_sigterm_saves_and_exits(cache, tmp_path):
 def test_with_nothing_to_lose_or_told_twice_it_exits_at_once(risk, signals, code):
     """Though the main thread is busy in C, as while it compiles."""
     program = (
-        "import ctypes; from digits_jax.signals import Interrupts\n"
+        "import ctypes; from digits_jax.devices.signals import Interrupts\n"
         "with Interrupts() as interrupts:\n"
         f"    interrupts.at_risk = {risk}\n"
         "    print('ready', flush=True)\n"
@@ -184,7 +186,7 @@ def test_with_nothing_to_lose_or_told_twice_it_exits_at_once(risk, signals, code
 
 KNOWN = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 LISTENS = (
-    "import ctypes, signal, sys; from digits_jax import signals\n"
+    "import ctypes, signal, sys; from digits_jax.devices import signals\n"
     "{before}\n"
     "with signals.Interrupts() as interrupts:\n"
     "    interrupts.at_risk = True\n"
@@ -256,7 +258,7 @@ def test_systems_that_lack_some_signals(monkeypatch):
 
 def test_before_it_listens_such_a_signal_ends_it_with_the_code_of_what_can_go_on():
     program = (
-        "import signal, time; from digits_jax.signals import exit_at_once\n"
+        "import signal, time; from digits_jax.devices.signals import exit_at_once\n"
         "exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
     )
     for name in KNOWN:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from digits_jax import figures
+from digits_jax.report import figures
 
 ONE = {"epoch": 1, "member": 0, "loss": 0.5, "accuracy": 0.9, "train_loss": 0.3,
        "train_accuracy": 0.95, "validation_loss": 0.4, "validation_accuracy": 0.93}  # fmt: skip

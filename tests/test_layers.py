@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from digits_jax.errors import UserError
-from digits_jax.layers import (
+from digits_jax.models.layers import (
     ACTIVATIONS,
     AdaptiveAveragePool,
     AveragePool,

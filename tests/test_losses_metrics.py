@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
-from digits_jax.losses import cross_entropy
-from digits_jax.metrics import add, means, measure, zeros
+from digits_jax.core.losses import cross_entropy
+from digits_jax.core.metrics import add, means, measure, zeros
 from digits_jax.types import Batch
 
 

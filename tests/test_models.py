@@ -11,10 +11,12 @@ from absl.testing import parameterized
 from conftest import CONFIGS, config_of
 from jax.flatten_util import ravel_pytree
 
-from digits_jax import devices, layers, models
-from digits_jax.data.pairs import RECIPES
+from digits_jax import models
+from digits_jax.core.losses import cross_entropy
+from digits_jax.data.recipes import RECIPES
+from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.losses import cross_entropy
+from digits_jax.models import layers
 
 FAMILIES = (
     "mnist100",
@@ -66,7 +68,7 @@ def architecture(name):
 def network(name):
     """-> (model, recipe, variables) of a config."""
     model, recipe, init = architecture(name)
-    return model, recipe, jax.jit(init, **devices.once())(jax.random.key(0))
+    return model, recipe, jax.jit(init, **backend.once())(jax.random.key(0))
 
 
 def parameters(name):
@@ -282,7 +284,7 @@ def initialised(model, shape=(28, 28)):
     def init(key):
         return model.init(key, jnp.zeros((1, *shape)), train=False, dropout_rate=0.0)
 
-    return jax.jit(init, **devices.once())(jax.random.key(0))
+    return jax.jit(init, **backend.once())(jax.random.key(0))
 
 
 @pytest.mark.parametrize("norm", ["after", "before", "none"])

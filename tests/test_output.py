@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import console, evaluate, export, robustness
-from digits_jax.compare import compare, compare_runs
-from digits_jax.demo import site
-from digits_jax.describe import describe
-from digits_jax.explain import explain
-from digits_jax.search import search
-from digits_jax.train import train
+from digits_jax import console
+from digits_jax.analysis import evaluate, robustness
+from digits_jax.analysis.compare import compare, compare_runs
+from digits_jax.analysis.explain import explain
+from digits_jax.export import export
+from digits_jax.export.demo import site
+from digits_jax.models.describe import describe
+from digits_jax.search.search import search
+from digits_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
 ENCODINGS = ("ascii", "cp1252")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, config_of, shrink
 
+from digits_jax.core.population import Population, members_of, slice_size, slices
+from digits_jax.core.step import current
 from digits_jax.data import batches
-from digits_jax.devices import once
-from digits_jax.population import Population, members_of, slice_size, slices
-from digits_jax.step import current
+from digits_jax.devices.backend import once
 
 
 def trained(config, data, members, steps):

@@ -51,14 +51,14 @@ same(before, "importing")
 from pathlib import Path
 from conftest import config_of, shrink
 before = state()  # conftest has strict settings
-from digits_jax import devices
-from digits_jax.compare import compare_runs
-from digits_jax.evaluate import evaluate
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.devices import backend
+from digits_jax.analysis.compare import compare_runs
+from digits_jax.analysis.evaluate import evaluate
+from digits_jax.training.train import train
+from digits_jax.training.predictor import Trained
 def malloc():
     raise AssertionError("malloc's settings are the process's")
-devices._keep_freed_memory = malloc
+backend._keep_freed_memory = malloc
 config = shrink(config_of("mnist:mlp10"), Path({folder!r}) / "cache")
 config.population.size = 2
 folder = Path({folder!r})
@@ -98,7 +98,7 @@ def test_exceptions_of_other_threads_are_heard_during_training(tmp_path):
     """Those of orbax's own threads come back as errors of the next call; others do not."""
     program = (
         "import asyncio, threading; from pathlib import Path\n"
-        "from digits_jax.checkpoint import Checkpoints, quiet\n"
+        "from digits_jax.training.checkpoint import Checkpoints, quiet\n"
         "async def fails(): raise ValueError('in a loop of mine')\n"
         "hook = threading.excepthook\n"
         f"with Checkpoints(Path({str(tmp_path)!r})):\n"

@@ -17,14 +17,15 @@ import filelock
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax import evaluate, export, robustness
-from digits_jax.compare import compare_runs
+from digits_jax.analysis import evaluate, robustness
+from digits_jax.analysis.compare import compare_runs
+from digits_jax.analysis.explain import explain
 from digits_jax.data import batches
-from digits_jax.demo import site
 from digits_jax.errors import UserError
-from digits_jax.explain import explain
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.export import export
+from digits_jax.export.demo import site
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
 NAME, CONFIG = "two_head-mlp", "--config=configs/two_head.py:mlp"

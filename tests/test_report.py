@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from digits_jax import report
 from digits_jax.errors import UserError
+from digits_jax.report import summary as report
 
 
 def log_of(*members):

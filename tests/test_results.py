@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digits_jax import report, results
 from digits_jax.errors import UserError
+from digits_jax.report import results
+from digits_jax.report import summary as report
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = {
@@ -122,7 +123,7 @@ def test_errors_name_the_file(tmp_path):
 
 
 def test_the_tables_are_those_of_the_summaries():
-    """`python -m digits_jax.results` was run after the last change."""
+    """`python -m digits_jax.report.results` was run after the last change."""
     summaries = results.read(ROOT / "results")
     for readme, table in results.tables(ROOT / "results", summaries).items():
         assert table in readme.read_text(encoding="utf-8"), readme

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
+from digits_jax.analysis.robustness import CORRUPTIONS, corrupt, robustness
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.robustness import CORRUPTIONS, corrupt, robustness
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 
 def bar(width=4, n=64):

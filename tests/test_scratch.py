@@ -15,17 +15,17 @@ from conftest import config_of, shrink
 from flax import linen as nn
 
 from digits_jax import models
-from digits_jax import step as jax_step
+from digits_jax.core import step as jax_step
+from digits_jax.core.losses import cross_entropy
+from digits_jax.core.optim import transformation
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.losses import cross_entropy
-from digits_jax.optim import transformation
 from digits_jax.scratch import example, layers, network
 from digits_jax.scratch import optim as rules
 from digits_jax.scratch import step as numpy_step
 from digits_jax.scratch.population import NumpyPopulation
-from digits_jax.train import train
-from digits_jax.trained import FILE, Trained
+from digits_jax.training.predictor import FILE, Trained
+from digits_jax.training.train import train
 from digits_jax.types import Batch, Hyper
 
 RNG = np.random.default_rng(0)
@@ -320,7 +320,7 @@ def test_a_run_by_numpy(cache, tmp_path):
 def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):
     config = small(cache, "two_head", epochs=3)
     train(config, tmp_path / "whole")
-    monkeypatch.setattr("digits_jax.train.epoch", _failing_at(3))
+    monkeypatch.setattr("digits_jax.training.train.epoch", _failing_at(3))
     with pytest.raises(KeyboardInterrupt):
         train(small(cache, "two_head", epochs=3), tmp_path / "cut")
     monkeypatch.undo()
@@ -336,7 +336,7 @@ def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):
 
 
 def _failing_at(epoch):
-    from digits_jax.train import epoch as go
+    from digits_jax.training.train import epoch as go
 
     def failing(run, number, *rest):
         if number == epoch:

@@ -18,10 +18,10 @@ from conftest import config_of, shrink
 from ml_collections import ConfigDict
 from sqlalchemy.pool import NullPool
 
-from digits_jax import search as module
-from digits_jax import study as studies
 from digits_jax.errors import UserError
-from digits_jax.search import rungs, search, space_of
+from digits_jax.search import search as module
+from digits_jax.search import study as studies
+from digits_jax.search.search import rungs, search, space_of
 
 ROOT = Path(__file__).parent.parent
 RATE = {"optimizer": {"learning_rate": ("log", 1e-4, 1e-1)}}
@@ -202,7 +202,7 @@ def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys):
 
 def test_a_trial_is_the_run_it_stands_for(cache, tmp_path):
     """The same rate trained alone reads the same on validation, whatever its neighbours."""
-    from digits_jax.train import train
+    from digits_jax.training.train import train
 
     config = small(cache, RATE, trials=3, round=3)
     search(config, tmp_path / "search")

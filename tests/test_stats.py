@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from digits_jax import stats
+from digits_jax.report import stats
 
 
 def test_half_width_by_hand():

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, config_of, shrink
 
-from digits_jax import optim
-from digits_jax import train as loop
-from digits_jax.checkpoint import Checkpoints
+from digits_jax.analysis.evaluate import evaluate
+from digits_jax.core import optim
+from digits_jax.core.population import slice_size
 from digits_jax.data import batches
 from digits_jax.errors import UserError
-from digits_jax.evaluate import evaluate
-from digits_jax.population import slice_size
-from digits_jax.train import train
-from digits_jax.trained import Trained
+from digits_jax.training import train as loop
+from digits_jax.training.checkpoint import Checkpoints
+from digits_jax.training.predictor import Trained
+from digits_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "confusion.png"}

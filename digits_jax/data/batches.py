@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax.augment import augment
-from digits_jax.data import drawn, mnist
-from digits_jax.data.pairs import (
+from digits_jax.data import drawn, sources
+from digits_jax.data.augment import augment
+from digits_jax.data.recipes import (
     RECIPES,
     Recipe,
     draw_pairs,
@@ -93,7 +93,7 @@ def cache_dir(config: Any) -> Path:
     expanded, or where that folder is not this user's.
     """
     if config.cache_dir:
-        return mnist.expanded("data.cache_dir", config.cache_dir)
+        return sources.expanded("data.cache_dir", config.cache_dir)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digits_jax"
     except RuntimeError:  # an unknown user without HOME, as in a container
@@ -228,7 +228,7 @@ def _mnist(config: Any, field: str) -> tuple[tuple[Digits, Digits] | None, str]:
     if source == "drawn":
         return None, ""
     try:
-        return mnist.load(config.raw_dir, cache_dir(config)), ""
+        return sources.load(config.raw_dir, cache_dir(config)), ""
     except UserError as error:
         if source == "mnist" or config.raw_dir:
             raise

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from digits_jax.data import mnist, pairs
+from digits_jax.data import recipes, sources
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
@@ -39,7 +39,7 @@ class _Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        recipe = pairs.RECIPES[self.name]
+        recipe = recipes.RECIPES[self.name]
         return self.dataset_info_from_configs(
             description=self.__doc__,
             features=tfds.features.FeaturesDict(
@@ -57,8 +57,8 @@ class _Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        arrays = mnist.read(self._raw_dir) if self._raw_dir else mnist.download(dl_manager)
-        recipe = pairs.RECIPES[self.name]
+        arrays = sources.read(self._raw_dir) if self._raw_dir else sources.download(dl_manager)
+        recipe = recipes.RECIPES[self.name]
         return {
             "train": self._generate_examples("train", Digits(*arrays[:2]), recipe.train),
             "test": self._generate_examples("test", Digits(*arrays[2:]), recipe.test),
@@ -67,8 +67,10 @@ class _Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     def _generate_examples(
         self, split: str, digits: Digits, n: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        recipe = pairs.RECIPES[self.name]
-        draws = pairs.draw_pairs(pairs.generator(0, split), n, len(digits.labels), recipe.digits)
+        recipe = recipes.RECIPES[self.name]
+        draws = recipes.draw_pairs(
+            recipes.generator(0, split), n, len(digits.labels), recipe.digits
+        )
         images = np.asarray(recipe.compose(digits.images[draws]))
         labels = {head: np.asarray(x) for head, x in recipe.label(digits.labels[draws]).items()}
         for i, image in enumerate(images):

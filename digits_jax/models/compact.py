@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from flax import linen as nn
 
 from digits_jax.errors import UserError, check_choice
-from digits_jax.layers import (
+from digits_jax.models.layers import (
     AdaptiveAveragePool,
     Edges,
     MaxPool,

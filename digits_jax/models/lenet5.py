@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from digits_jax.errors import check_choice
-from digits_jax.layers import (
+from digits_jax.models.layers import (
     POOLINGS,
     activation,
     batch_norm,

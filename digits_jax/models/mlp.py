@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from digits_jax.layers import activation, dense, dropout, initializer
+from digits_jax.models.layers import activation, dense, dropout, initializer
 from digits_jax.types import Array
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 
-from digits_jax.layers import (
+from digits_jax.models.layers import (
     SLOW,
     AdaptiveAveragePool,
     MaxPool,

@@ -10,8 +10,8 @@ import jax
 from flax import linen as nn
 
 from digits_jax.errors import UserError
-from digits_jax.layers import float_dtype
 from digits_jax.models.compact import Compact
+from digits_jax.models.layers import float_dtype
 from digits_jax.models.resnet import ResNet
 from digits_jax.types import Array
 

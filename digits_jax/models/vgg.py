@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from digits_jax.errors import UserError
-from digits_jax.layers import SLOW, MaxPool, batch_norm, conv, dense, dropout
+from digits_jax.models.layers import SLOW, MaxPool, batch_norm, conv, dense, dropout
 from digits_jax.types import Array
 
 

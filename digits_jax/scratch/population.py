@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digits_jax.core.population import Lessons, Population, Teacher
 from digits_jax.data.batches import Normalizer, Split, eval_batch
-from digits_jax.data.pairs import Recipe
+from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError, check_choice
-from digits_jax.population import Lessons, Population, Teacher
 from digits_jax.scratch import network
 from digits_jax.scratch import optim as rules
 from digits_jax.scratch.step import eval_step, init_state, train_step

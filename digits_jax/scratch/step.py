@@ -1,4 +1,4 @@
-"""The step of the NumPy engine: the signatures of `digits_jax.step`, the arithmetic by hand."""
+"""The step of the NumPy engine: `digits_jax.core.step`, with the arithmetic by hand."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ def train_step(
     """One gradient step. batch.images: [B, H, W]; `rng` feeds dropout alone.
 
     masks: shape -> the mask of dropout, instead of one that is drawn. Otherwise as
-    `digits_jax.step.train_step`.
+    `digits_jax.core.step.train_step`.
     """
     if masks is None:
 

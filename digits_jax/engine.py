@@ -1,6 +1,0 @@
-"""What computes the steps: `config.engine`."""
-
-from digits_jax.population import Population
-from digits_jax.scratch.population import NumpyPopulation
-
-ENGINES: dict[str, type[Population]] = {"jax": Population, "numpy": NumpyPopulation}

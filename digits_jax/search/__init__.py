@@ -1,0 +1,4 @@
+"""Hyperparameter search: whole populations of trials.
+
+May import training and analysis.
+"""

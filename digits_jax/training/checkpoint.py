@@ -1,0 +1,226 @@
+"""Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
+
+import errno
+import gc
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from digits_jax.devices.mesh import fetch
+from digits_jax.errors import UserError
+from digits_jax.types import PyTree
+
+log = logging.getLogger(__name__)
+FOLDER = "checkpoints"
+PART = "interrupted"  # the folder of an epoch that a signal stopped
+_DIGEST = "sha256"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
+
+    UserError where one cannot be written, which may come a call later, or at the end. To read
+    alone takes a folder that is there: with `create` off nothing is written but by `save`.
+    """
+
+    def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
+        self.workdir, self._folder = workdir, workdir.absolute() / folder
+        self._loose = False
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                create=create,
+                preservation_policy=checkpoint_managers.LatestN(2),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                enable_async_checkpointing=True,
+                # By the wall clock: where that jumps, an hour would be over at once.
+                async_options=ocp.AsyncOptions(timeout_secs=10**9),
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def save(self, epoch: int, state: PyTree, meta: dict[str, Any]) -> None:
+        """Saves arrays and a JSON-able `meta`, in the background.
+
+        `state` is copied first: the next step donates its buffers while orbax still reads them.
+        """
+        state = jax.tree.map(jnp.copy, state)
+        with self._writing():
+            for later in self.epochs():
+                if later >= epoch:  # a damaged one, that a resume went back behind
+                    self._manager.delete(later)
+            saved = self._manager.save(
+                epoch,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave(meta | {_DIGEST: digest(state, meta)}),
+                ),
+            )
+        if not saved:
+            raise UserError(f"{self._folder}: orbax declined to save epoch {epoch}")
+
+    def wait(self) -> None:
+        """Until what is being saved is saved; several processes cannot save two things at once."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever goes wrong is the disk's fault, more or less: one line about it."""
+        try:
+            yield
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); the "
+                "command, without --config.resume=False, goes on from the one before"
+            ) from None
+
+    def epochs(self) -> list[int]:
+        """The epochs that are saved, the latest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _reader(self) -> ocp.CheckpointManager:
+        """Of several processes each reads all, so that one that cannot has nobody wait for it."""
+        if jax.process_count() == 1:
+            return self._manager
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
+
+        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure; the state comes on
+        one device. Falls back to the one before, and says so, where the latest is damaged;
+        UserError where none can be read.
+        """
+        # On one device of this process, whatever they were saved from.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        reader, reason = self._reader(), ""
+        for epoch in self.epochs():
+            try:
+                items = reader.restore(
+                    epoch,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                    ),
+                )
+            except Exception as error:
+                self._loose = True
+                reason = _reason(error)
+                log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
+                continue
+            state, meta = items["state"], items["meta"]
+            # Earlier versions knew only the seconds, and no digest.
+            if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == digest(state, meta):
+                return epoch, state, meta
+            reason = "its content was altered"  # Orbax would not notice
+            log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
+        if reason:
+            raise UserError(
+                f"{self._folder}: no checkpoint can be read ({reason}); "
+                "--config.resume=False starts the run over"
+            )
+        return None
+
+    def __enter__(self) -> "Checkpoints":
+        self._quiet = quiet()
+        self._quiet.__enter__()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Waits for the save under way: whatever ended the run, it is not lost."""
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+        except UserError:
+            if kind is None:  # else what ended the run is what counts
+                raise
+        finally:
+            if self._loose:  # what a failed read left behind complains when it is collected
+                gc.collect()
+            self._quiet.__exit__(None, None, None)
+
+
+_hooks_lock = threading.Lock()
+_quieted: list[tuple[Any, Any, int]] = []  # what was before, once for each `quiet` that is open
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, nothing is printed of what orbax says of itself, and of errors that it raises anyhow.
+
+    Its threads would print their tracebacks beside the line that the next call raises. What others
+    do is heard as ever. Several threads may be within; the last to leave restores what was.
+    """
+    absl = logging.getLogger("absl")
+    with _hooks_lock:
+        before = threading.excepthook, sys.unraisablehook, absl.level
+        before = _quieted[0] if _quieted else before
+        _quieted.append(before)
+
+        def in_thread(failed: threading.ExceptHookArgs) -> None:
+            if not _of_orbax(failed.exc_value):
+                before[0](failed)
+
+        def unraisable(failed: Any) -> None:
+            if not _of_orbax(failed.exc_value):
+                before[1](failed)
+
+        threading.excepthook, sys.unraisablehook = in_thread, unraisable
+        absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        with _hooks_lock:
+            _quieted.pop()
+            if not _quieted:
+                threading.excepthook, sys.unraisablehook = before[:2]
+                absl.setLevel(before[2])
+
+
+def _of_orbax(error: BaseException | None) -> bool:
+    """Was it raised below orbax, or by nothing but the event loops of its threads?"""
+    trace, rooms = error.__traceback__ if error else None, set()
+    while trace:
+        rooms.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
+        trace = trace.tb_next
+    loops = {"asyncio", "nest_asyncio", "threading", "concurrent"}
+    return bool(rooms & {"orbax", "tensorstore"}) or ("asyncio" in rooms and rooms <= loops)
+
+
+def digest(state: PyTree, meta: dict[str, Any]) -> str:
+    """SHA-256 of arrays, their places, types and shapes, and of a JSON-able `meta`."""
+    found = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.asarray(fetch(leaf), order="C")
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array)
+    return found.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a line; a full disk by its name, wherever in a long message it stands."""
+    text = str(error).strip()
+    for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(known) in text:
+            return os.strerror(known)
+    return text.splitlines()[0] if text else repr(error)

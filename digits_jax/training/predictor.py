@@ -1,0 +1,174 @@
+"""A trained run as it predicts: the weights it is judged by, from `model.npz` or a checkpoint.
+
+`model.npz` is the artefact of a finished run, of one network or of an ensemble: NumPy arrays alone,
+no pickle. `config` is the run's config as JSON; `normalizer/...`, `weights/params/...` and
+`weights/model_state/...` are named after their place in the trees; `epoch` [P] says of which epoch
+each member's weights are, `temperature` [P + 1] what calibrates each member and, last, their
+averaged probabilities.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from digits_jax import settings
+from digits_jax.core.population import Population, Teacher, members_of, slice_size, slices
+from digits_jax.data.batches import Normalizer
+from digits_jax.data.recipes import RECIPES
+from digits_jax.errors import UserError
+from digits_jax.training.checkpoint import FOLDER, Checkpoints, digest
+from digits_jax.training.engines import ENGINES
+from digits_jax.types import PyTree
+
+FILE = "model.npz"
+EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
+
+
+class Trained:
+    """A workdir's run: the weights that it is judged by, [P, ...] each.
+
+    A finished run's `model.npz`, else its latest checkpoint; `read` takes those of an epoch. Raises
+    UserError where `workdir` holds neither, or nothing that can be read.
+    """
+
+    def __init__(self, workdir: str | Path):
+        workdir = Path(workdir)
+        recorded = settings.read(workdir)
+        if recorded is None:
+            raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
+        self.config = config = ConfigDict(recorded)
+        self.recipe = RECIPES[config.data.dataset]
+        self.population = Population(config, self.recipe, steps_per_epoch=1)
+        size = config.population.size
+        self.temperature = np.ones(size + 1)
+        self._predict = jax.jit(self.population.predict)
+        if (workdir / FILE).exists():
+            self.read(workdir / FILE)
+        else:
+            self._restore(workdir)
+            self._slice()
+
+    def read(self, path: Path) -> None:
+        """Takes the weights of a `model.npz`, or of an `epoch_file`; UserError if it is not one."""
+        members = members_of(self.config, range(self.config.population.size))
+        like = self.population.chosen(self.population.shapes(members))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            flat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("weights/")}
+            tree = traverse_util.unflatten_dict(flat, sep="/")["weights"]
+            self.weights: Any = (tree["params"], tree.get("model_state", {}))
+            jax.tree.map(_check_shape, like, self.weights)
+            mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
+            self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
+            self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
+        except PermissionError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except Exception as error:  # a damaged .npy header can raise nearly anything
+            raise UserError(
+                f"{path} is not the model of this run ({error}); "
+                "--config.resume=False trains it again"
+            ) from None
+        self._slice()
+
+    def _slice(self) -> None:
+        """Cuts the weights as they are computed with: no more members at once than the run had."""
+        size = self.config.population.size
+        width = slice_size(size, jax.default_backend())
+        self._ids = slices(size, min(width, self.config.population.slice or width))
+        self._slices = [
+            jax.tree.map(lambda x, ids=ids: jnp.asarray(x[ids.start : ids.stop]), self.weights)
+            for ids in self._ids
+        ]
+
+    def _restore(self, workdir: Path) -> None:
+        config = self.config
+        ids = slices(config.population.size, config.population.slice)
+        engine = ENGINES[config.engine](config, self.recipe, steps_per_epoch=1)
+        shape: Any = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
+        like = {
+            "slices": [engine.shapes(members_of(config, part)) for part in ids],
+            "normalizer": Normalizer(mean=shape, scale=shape)._asdict(),
+        }
+        restored = None
+        if (workdir / FOLDER).is_dir():
+            with Checkpoints(workdir, create=False) as checkpoints:
+                restored = checkpoints.restore(like)
+        if restored is None:
+            raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
+        _, saved, _ = restored
+        self.normalizer = Normalizer(**saved["normalizer"])
+        parts = [self.population.chosen(state) for state in saved["slices"]]
+        self.weights = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        self.epochs = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
+
+    def member(self, i: int) -> tuple[PyTree, PyTree]:
+        """(params, model_state) of member `i`."""
+        return jax.tree.map(lambda x: x[i], self.weights)
+
+    def digest(self) -> str:
+        """SHA-256 of its weights and of what normalises for them, however they are sliced."""
+        return digest((self.weights, self.normalizer), {})
+
+    def teacher(self) -> Teacher:
+        """Its weights, for another run to learn from."""
+        return Teacher(self._slices, self.normalizer)
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
+        members, size = self.config.population.size, self.config.eval_batch_size
+        log_p = {
+            head: np.empty((members, len(images), classes), jnp.result_type(float))
+            for head, classes in self.recipe.heads.items()
+        }
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
+            said = [self._predict(weights, padded, self.normalizer) for weights in self._slices]
+            for ids, answers in zip(self._ids, said, strict=True):
+                for head, values in answers.items():
+                    found = np.asarray(values)[:, : len(part)]
+                    log_p[head][ids.start : ids.stop, start : start + size] = found
+        return log_p
+
+
+def _check_shape(like: Any, array: np.ndarray) -> None:
+    if like.shape != array.shape or array.dtype.kind != "f":
+        raise ValueError(f"an array of shape {array.shape} where {like.shape} belongs")
+
+
+def epoch_file(workdir: Path, epoch: int) -> Path:
+    """Where the weights of an epoch are kept: in the form of `model.npz`."""
+    return workdir / EPOCHS / f"{epoch:04}.npz"
+
+
+def write(
+    path: Path,
+    config: dict[str, Any],
+    weights: tuple[PyTree, PyTree],
+    normalizer: Normalizer,
+    epochs: list[int],
+    temperature: np.ndarray,
+) -> None:
+    """Writes a `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
+    tree = {"weights": {"params": weights[0], "model_state": weights[1]}}
+    flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            config=np.asarray(json.dumps(config)),
+            epoch=np.asarray(epochs),
+            temperature=np.asarray(temperature),
+            **{f"normalizer/{name}": np.asarray(x) for name, x in normalizer._asdict().items()},
+            **flat,
+        )
+    part.replace(path)

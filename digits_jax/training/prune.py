@@ -1,0 +1,98 @@
+"""Magnitude pruning: a trained network without its smallest weights, trained on.
+
+Unstructured and over all layers at once (Han et al. 2015, arXiv:1506.02626). The members of one
+population lack different fractions; the step leaves a weight at zero that is zero.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from digits_jax.errors import UserError
+from digits_jax.report import figures, summary
+from digits_jax.settings import flatten
+from digits_jax.training.predictor import Trained
+from digits_jax.types import PyTree
+
+_FREE = ("data.raw_dir", "data.cache_dir", "data.drawn_test", "data.test", "model.dropout")
+
+
+def prune(params: PyTree, fraction: float) -> PyTree:
+    """One member's params with round(fraction * weights) of its weights, the smallest, set to 0.
+
+    Weights are arrays of two or more axes; biases and BatchNorm's parameters stay.
+    """
+    params = jax.tree.map(np.asarray, params)
+    sizes = np.concatenate([np.abs(w).ravel() for w in jax.tree.leaves(params) if w.ndim > 1])
+    count = round(fraction * sizes.size)
+    if not count:
+        return params
+    most = np.partition(sizes, count - 1)[count - 1]
+    return jax.tree.map(lambda w: w if w.ndim < 2 else np.where(np.abs(w) <= most, 0, w), params)
+
+
+def begin(config: Any, ids: range) -> tuple[PyTree, PyTree]:
+    """The first (params, model_state), [S, ...], of the members `ids`: member 0 of `prune.run`.
+
+    Raises UserError where there is no such run, or one of another network or other data.
+    """
+    source = Trained(Path(config.prune.run))
+    theirs, ours = flatten(source.config), flatten(config)
+    for field in ours.keys() & theirs.keys() - set(_FREE):
+        if field.startswith(("model.", "data.")) and theirs[field] != ours[field]:
+            raise UserError(
+                f"config.prune.run={config.prune.run} has {field}={theirs[field]!r}, this run "
+                f"{ours[field]!r}; a network is pruned as it was trained"
+            )
+    params, model_state = source.member(0)
+    members = [(prune(params, config.prune.fractions[i]), model_state) for i in ids]
+    return jax.tree.map(lambda *x: np.stack(x), *members)
+
+
+def rows(config: Any, params: PyTree, figures: dict[str, list[float]]) -> list[summary.Row]:
+    """A row for each member: its fraction, weights left, bytes, and its part of `figures`.
+
+    params: those that were kept, [P, ...]; figures: {name: [P] accuracies}.
+    """
+    table = []
+    for i, fraction in enumerate(config.prune.fractions):
+        member = jax.tree.map(lambda w, i=i: np.asarray(w[i]), params)
+        left = sum(np.count_nonzero(w) for w in jax.tree.leaves(member) if w.ndim > 1)
+        row = {"pruned": fraction, "weights": int(left), "bytes": _bytes(member)}
+        table.append(row | {name: values[i] for name, values in figures.items()})
+    return table
+
+
+def write(workdir: Path, config: Any, table: list[summary.Row]) -> str:
+    """Writes pruning.md and pruning.png; returns the table."""
+    figures.pruning(table, workdir / "pruning.png", summary.drawn(config.data.source))
+    splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
+    head = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
+    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
+    for row in table:
+        cells = [f"{100 * row['pruned']:g}", f"{row['weights']:,}", f"{row['bytes']:,}"]
+        lines.append(
+            f"| {' | '.join([*cells, *(summary.percent(row[name]) for name in splits)])} |"
+        )
+    text = "\n".join(lines) + "\n"
+    summary.write_text(workdir / "pruning.md", _TEXT.format(run=config.prune.run) + text)
+    return text
+
+
+_TEXT = """# {run}, pruned
+
+Its smallest weights set to zero, and what is left of it trained on. Bytes are of the parameters
+in a compressed .npz file; accuracies in percent, before and after training on.
+
+![Accuracy over the weights that are left](pruning.png)
+
+"""
+
+
+def _bytes(params: PyTree) -> int:
+    file = io.BytesIO()
+    np.savez_compressed(file, *jax.tree.leaves(params), allow_pickle=False)
+    return file.tell()
