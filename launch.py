@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
             search(config, _workdir(), Interrupts)
 
 
-def _start(config: Any) -> None:
+def _start(config: ConfigDict) -> None:
     """Prepares this process: how it logs, where compiled programs are kept."""
     from digits_jax.data.batches import cache_dir
     from digits_jax.devices import backend
@@ -162,7 +162,7 @@ def _workdir() -> Path | None:
     return Path(_WORKDIR.value) if _WORKDIR.value else None
 
 
-def _finished(config: Any) -> Path:
+def _finished(config: ConfigDict) -> Path:
     """Where the run of `config` lies that a mode reads."""
     from digits_jax import settings
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from digits_jax.errors import UserError, check_choice
 
 # What runs of earlier versions did, whose config.json does not know these fields.
@@ -63,7 +65,7 @@ _BELOW_ONE = (
 _SEEDS = 2**32
 
 
-def check(config: Any) -> None:
+def check(config: ConfigDict) -> None:
     """Raises UserError for a value that makes no sense; choices by name are checked where used.
 
     With `data.folds` a population of one becomes one member per fold, with `prune.run` one per
@@ -146,7 +148,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """A nested config as {'data.source': value, ...}; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -157,12 +159,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def as_dict(config: Any) -> dict[str, Any]:
+def as_dict(config: ConfigDict) -> dict[str, Any]:
     """A ConfigDict as plain JSON types."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def fingerprint(config: Any) -> bytes:
+def fingerprint(config: ConfigDict) -> bytes:
     """What processes that train together have in common: all but where a machine keeps data."""
     fields = {name: value for name, value in flatten(config).items() if name not in _PLACES}
     return json.dumps(fields, sort_keys=True).encode()
@@ -178,6 +180,6 @@ def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def differences(recorded: Any, config: Any) -> list[str]:
+def differences(recorded: Any, config: ConfigDict) -> list[str]:
     """The same for people, about a run that is there and a config that is given."""
     return [f"{field}: {old} there, {new} now" for field, old, new in changes(recorded, config)]

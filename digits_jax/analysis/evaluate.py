@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+from ml_collections import ConfigDict
 from rich.progress import track
 from rich.text import Text
 
@@ -30,7 +31,7 @@ _RUN = ("config", "members", "date", "seconds")  # of a summary: which run it is
 _PATIENCE = 10  # seconds for others that add to the summary; training holds the lock for longer
 
 
-def open_run(config: Any, workdir: str | Path) -> Trained:
+def open_run(config: ConfigDict, workdir: str | Path) -> Trained:
     """The run of `config` that lies in `workdir`, its data in the folders of `config`.
 
     Of `config` only the name and the folders count: what was trained is recorded in the workdir.
@@ -73,7 +74,11 @@ def writable(workdir: str | Path, out: str | Path | None, *names: str) -> Path:
 
 
 def evaluate(
-    config: Any, workdir: str | Path, data: str | None, ink: str, out: str | Path | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    data: str | None,
+    ink: str,
+    out: str | Path | None = None,
 ) -> None:
     """Writes predictions.csv, of the test set or of the user's `data`, into `workdir` or `out`.
 
@@ -191,7 +196,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def best_test_epoch(config: Any, workdir: str | Path, out: str | Path | None = None) -> None:
+def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `best_test_epoch` to summary.json: what the best epoch on the test split would have had.
 
     That is how the field often quotes a run; nothing is chosen by it. Reads the epochs that a
@@ -227,7 +232,7 @@ def best_test_epoch(config: Any, workdir: str | Path, out: str | Path | None = N
     )
 
 
-def more_pairs(config: Any, workdir: str | Path, out: str | Path | None = None) -> None:
+def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `pairs` to summary.json: the accuracy of many more pairs of the test's digits.
 
     A test split of 4,000 pairs is one draw of 100 million, and its luck is larger than the spread

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax.analysis.evaluate import open_run, writable
@@ -23,7 +24,9 @@ _PICTURES = ("filters.png", "feature_maps.png", "attribution.png")
 _FILTERS, _CHANNELS = 64, 24  # the most that is drawn of a layer
 
 
-def explain(config: Any, workdir: str | Path, example: int, out: str | Path | None = None) -> None:
+def explain(
+    config: ConfigDict, workdir: str | Path, example: int, out: str | Path | None = None
+) -> None:
     """Writes filters.png, feature_maps.png and attribution.png into `workdir` or `out`.
 
     Of the run's first member and of number `example`, from 0, of the test split. Without

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from rich.box import SIMPLE
 from rich.progress import track
 from rich.table import Table
@@ -105,7 +106,7 @@ def corrupt(images: np.ndarray, name: str, level: float) -> np.ndarray:
     return np.rint(255 * np.clip(damaged, 0, 1)).astype(np.uint8)
 
 
-def robustness(config: Any, workdir: str | Path, out: str | Path | None = None) -> None:
+def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `robustness` to summary.json, {corruption: {level: {"mean", "std", ...}}}, and draws it.
 
     Of a finished run's test digits; `config` counts as it does in `open_run`, `out` as in

@@ -1,11 +1,11 @@
 """Optimisers and schedules, free of the learning rate, so that members may differ in it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 from optax import contrib
 
 from digits_jax.errors import UserError, check_choice
@@ -16,7 +16,7 @@ SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 OVER_ALL_EPOCHS = ("cosine", "one_cycle")  # whose shape depends on how many there are
 
 
-def transformation(optimizer: Any) -> optax.GradientTransformation:
+def transformation(optimizer: ConfigDict) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015), SGD with (Nesterov) momentum, or Muon, as optax names them.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of each
@@ -41,7 +41,7 @@ def _mixes(weight: Array) -> bool:
     return weight.ndim > 1 and weight.shape[-2] > 1
 
 
-def _muon(optimizer: Any) -> optax.GradientTransformation:
+def _muon(optimizer: ConfigDict) -> optax.GradientTransformation:
     def matrix(w: Array) -> contrib.MuonDimensionNumbers:
         return contrib.MuonDimensionNumbers(tuple(range(w.ndim - 1)), w.ndim - 1)
 
@@ -60,7 +60,7 @@ def _muon(optimizer: Any) -> optax.GradientTransformation:
 
 
 def unit_schedule(
-    optimizer: Any, epochs: int, steps_per_epoch: int
+    optimizer: ConfigDict, epochs: int, steps_per_epoch: int
 ) -> Callable[[Array | int], Array | float]:
     """step [] -> the factor of the peak learning rate, at most 1.
 

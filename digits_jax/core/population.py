@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax import models
 from digits_jax.core import metrics, optim
@@ -46,7 +47,7 @@ def slices(size: int, width: int) -> list[range]:
     return [range(start, min(start + width, size)) for start in range(0, size, width)]
 
 
-def hyper_of(config: Any) -> Hyper:
+def hyper_of(config: ConfigDict) -> Hyper:
     """The config's hyperparameters, as floats."""
     return Hyper(
         learning_rate=config.optimizer.learning_rate,
@@ -56,7 +57,7 @@ def hyper_of(config: Any) -> Hyper:
     )
 
 
-def members_of(config: Any, ids: Sequence[int]) -> Members:
+def members_of(config: ConfigDict, ids: Sequence[int]) -> Members:
     """Member i has the seed `seed + i` and leaves out fold i % folds; all share the config's
     hyperparameters.
     """
@@ -97,7 +98,7 @@ class Population:
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigDict,
         recipe: Recipe,
         steps_per_epoch: int,
         teaching: "Population | None" = None,

@@ -1,18 +1,18 @@
 """Random distortions of images in [0, 1], pure and per example; new pixels are background."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.types import Array
 
 _GRID = 4.0  # px between the control points of the elastic field
 
 
-def augment(key: Array, images: Array, config: Any) -> Array:
+def augment(key: Array, images: Array, config: ConfigDict) -> Array:
     """images: [N, H, W] float in [0, 1] -> the same shape, each image distorted on its own.
 
     `config` holds the ranges: `shift_x`, `shift_y` (px; whole pixels where nothing else moves the
@@ -59,7 +59,7 @@ def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:
     )
 
 
-def _warp(key: Array, images: Array, config: Any) -> Array:
+def _warp(key: Array, images: Array, config: ConfigDict) -> Array:
     """One bilinear resampling for the affine map and the elastic field together."""
     n, height, width = images.shape
     dtype = images.dtype

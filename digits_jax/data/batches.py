@@ -8,11 +8,12 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.data import drawn, sources
 from digits_jax.data.augment import augment
@@ -86,7 +87,7 @@ class Dataset(NamedTuple):
     drawn_extra: int
 
 
-def cache_dir(config: Any) -> Path:
+def cache_dir(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs live: `data.cache_dir`, or the user's own cache.
 
     Without a home directory, that is a folder of the temporary one. UserError where a ~ can't be
@@ -116,7 +117,7 @@ def _temporary() -> Path:
     raise UserError(f"no home directory is known, and {problem}; pass --config.data.cache_dir=DIR")
 
 
-def find(config: Any) -> tuple[str, str]:
+def find(config: ConfigDict) -> tuple[str, str]:
     """What `config.source` of `config` (`config.data` of a run) comes to, before anything is built.
 
     -> ('mnist' or 'drawn', why MNIST could not be had, '' where it could or nobody asked). With
@@ -126,7 +127,7 @@ def find(config: Any) -> tuple[str, str]:
     return ("mnist" if found else "drawn"), reason
 
 
-def load(config: Any) -> Dataset:
+def load(config: ConfigDict) -> Dataset:
     """The data set that `config` (`config.data` of a run) describes, on the default device.
 
     With source 'auto', MNIST, and digits drawn by a program where no way to MNIST works. Raises
@@ -194,7 +195,7 @@ def load(config: Any) -> Dataset:
     )
 
 
-def _other_test(config: Any) -> tuple[str, Digits]:
+def _other_test(config: ConfigDict) -> tuple[str, Digits]:
     """-> (the source of the test digits, they)."""
     try:
         source, reason, (_, test) = _digits(config, "test_source")
@@ -209,7 +210,7 @@ def _other_test(config: Any) -> tuple[str, Digits]:
     return source, test
 
 
-def _digits(config: Any, field: str) -> tuple[str, str, tuple[Digits, Digits]]:
+def _digits(config: ConfigDict, field: str) -> tuple[str, str, tuple[Digits, Digits]]:
     """-> (the source that was used, why not MNIST, (training digits, test digits))."""
     found, reason = _mnist(config, field)
     if found:
@@ -221,7 +222,7 @@ def _digits(config: Any, field: str) -> tuple[str, str, tuple[Digits, Digits]]:
     return "drawn", reason, (train, test)
 
 
-def _mnist(config: Any, field: str) -> tuple[tuple[Digits, Digits] | None, str]:
+def _mnist(config: ConfigDict, field: str) -> tuple[tuple[Digits, Digits] | None, str]:
     """-> (MNIST's training and test digits, or None where `config[field]` has drawn ones, why)."""
     source = config[field]
     check_choice(f"data.{field}", source, SOURCES)
@@ -325,7 +326,7 @@ def epoch_order(key: Array, epoch: Array | int, n: int, batch_size: int) -> Arra
     return order.astype(jnp.int32)
 
 
-def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: Any) -> Array:
+def distorted(split: Split, rows: Array, recipe: Recipe, key: Array, config: ConfigDict) -> Array:
     """[B, H, W] float in [0, 1]: the examples of `rows` [B, k] as `config.augment` distorts them.
 
     With `augment.per_digit` each digit is distorted before the image is composed.
@@ -343,7 +344,7 @@ def train_batch(
     recipe: Recipe,
     normalizer: Normalizer,
     key: Array,
-    config: Any,
+    config: ConfigDict,
     teacher: Callable[[Array], dict[str, Array]] | None = None,
 ) -> Batch:
     """The examples whose digits are `rows` [B, k], augmented as `config.augment` says.

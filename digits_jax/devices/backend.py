@@ -7,6 +7,7 @@ from typing import Any
 
 import absl.logging
 import jax
+from ml_collections import ConfigDict
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _HEAP = 64 * 2**20  # bytes of a heap of glibc's threads
@@ -64,7 +65,7 @@ def matmul_precision() -> str:
 
     'default' is float32 on CPU, TensorFloat-32 on recent NVIDIA GPUs and bfloat16 on TPUs.
     """
-    config: Any = jax.config
+    config: ConfigDict = jax.config
     return config.jax_default_matmul_precision or "default"
 
 

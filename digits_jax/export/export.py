@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as stablehlo
+from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax.analysis.evaluate import open_run, writable
@@ -33,7 +34,9 @@ OPSET = 18  # of ONNX, old enough for every runtime in use
 _SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
 
 
-def export(config: Any, workdir: str | Path, out: str | Path | None = None) -> dict[str, float]:
+def export(
+    config: ConfigDict, workdir: str | Path, out: str | Path | None = None
+) -> dict[str, float]:
     """Writes export/: the run in files that need none of this code, and a page of them.
 
     Into `workdir` or `out`. `config` counts as it does in `open_run`. Returns the test accuracies
@@ -100,7 +103,7 @@ def export(config: Any, workdir: str | Path, out: str | Path | None = None) -> d
     return accuracy
 
 
-def demo(config: Any, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
+def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
     """Serves the run's page on 127.0.0.1:`port`, exported before where it is not.
 
     The page lies where `export` writes it. Raises UserError as that does, without onnxruntime-web,
@@ -160,7 +163,7 @@ def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
     return said
 
 
-def _network(config: Any, summary: dict[str, Any]) -> str:
+def _network(config: ConfigDict, summary: dict[str, Any]) -> str:
     network = f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters"
     if config.population.size == 1:
         return network

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.models.cnn import CNN
@@ -49,7 +50,7 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     return model(heads=dict(heads), **fields)
 
 
-def from_config(config: Any, heads: Mapping[str, int]) -> nn.Module:
+def from_config(config: ConfigDict, heads: Mapping[str, int]) -> nn.Module:
     """The network that `config.model` describes; dropout, which is a member's, is not in it."""
     fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
     return build(config.model.name, heads, **fields)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 from rich.box import SIMPLE
 from rich.measure import Measurement
 from rich.table import Table
@@ -157,7 +158,7 @@ def _flops(layer: nn.Module, window: Any, before: Any, after: Any, params: Any) 
     return 2 * after.size if isinstance(layer, nn.BatchNorm) else math.prod(window) * after.size
 
 
-def describe(config: Any) -> None:
+def describe(config: ConfigDict) -> None:
     """Prints the network of `config` as a table."""
     check_choice("data.dataset", config.data.dataset, RECIPES)
     recipe = RECIPES[config.data.dataset]

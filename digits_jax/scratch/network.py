@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError, check_choice
 from digits_jax.scratch import layers
@@ -38,7 +39,7 @@ class Network(NamedTuple):
     heads: Mapping[str, Layer]
 
 
-def build(config: Any, heads: Mapping[str, int]) -> Network:
+def build(config: ConfigDict, heads: Mapping[str, int]) -> Network:
     """The network that `config`, config.model of a run, describes.
 
     Raises UserError for one that is not written by hand here.

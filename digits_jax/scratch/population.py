@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.core.population import Lessons, Population, Teacher
 from digits_jax.data.batches import Normalizer, Split, eval_batch
@@ -29,7 +30,7 @@ class NumpyPopulation(Population):
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigDict,
         recipe: Recipe,
         steps_per_epoch: int,
         teaching: Population | None = None,
@@ -121,7 +122,7 @@ class NumpyPopulation(Population):
         )
 
 
-def _rule(optimizer: Any) -> rules.Rule:
+def _rule(optimizer: ConfigDict) -> rules.Rule:
     check_choice("config.engine=numpy: optimizer.name", optimizer.name, ("adam", "sgd"))
     if optimizer.name == "adam":
         return rules.adam(optimizer.b1, optimizer.b2)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import models, settings
@@ -46,7 +47,7 @@ _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data
 
 
 def search(
-    config: Any,
+    config: ConfigDict,
     workdir: str | os.PathLike | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
@@ -116,7 +117,7 @@ def search(
         _retrain(config, workdir, won, best.number, listen)
 
 
-def _folder_for(config: Any, workdir: str | os.PathLike | None) -> tuple[Path, str]:
+def _folder_for(config: ConfigDict, workdir: str | os.PathLike | None) -> tuple[Path, str]:
     """As `train.folder_for`, which decides on the digits; a study that is there stays there."""
     own = Path("runs") / f"{config.name}-search"
     there = config.resume and (own / "study.db").exists()
@@ -126,7 +127,7 @@ def _folder_for(config: Any, workdir: str | os.PathLike | None) -> tuple[Path, s
     return (own if there else place), reason
 
 
-def _asked(config: Any) -> dict[str, Any]:
+def _asked(config: ConfigDict) -> dict[str, Any]:
     """What all processes of a study must agree on."""
     asked = settings.as_dict(config)
     how = asked.pop("search")
@@ -135,7 +136,7 @@ def _asked(config: Any) -> dict[str, Any]:
     return asked | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
 
 
-def space_of(config: Any) -> Space:
+def space_of(config: ConfigDict) -> Space:
     """The distributions of `config.search.space`, which mirrors the config: field -> distribution.
 
     A field's entry is ("log", low, high), ("uniform", low, high) or ("choice", one, other, ...).
@@ -180,7 +181,7 @@ def space_of(config: Any) -> Space:
     return space
 
 
-def _keep_teachers(config: Any, workdir: Path, space: Space) -> None:
+def _keep_teachers(config: ConfigDict, workdir: Path, space: Space) -> None:
     """UserError where a teacher lies in a folder that `_retrain` would delete first."""
     if config.resume or not config.search.retrain:
         return
@@ -195,14 +196,14 @@ def _keep_teachers(config: Any, workdir: Path, space: Space) -> None:
             )
 
 
-def _check_network(config: Any) -> None:
+def _check_network(config: ConfigDict) -> None:
     settings.check(config)
     recipe = RECIPES[config.data.dataset]
     layers(models.from_config(config, recipe.heads), recipe.shape)
     Population(config, recipe, 1)
 
 
-def _decoded(params: Mapping[str, Any], config: Any) -> dict[str, Any]:
+def _decoded(params: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
     """What a storage holds, as the config has it."""
     decoded = {}
     for field, value in params.items():
@@ -213,7 +214,7 @@ def _decoded(params: Mapping[str, Any], config: Any) -> dict[str, Any]:
     return decoded
 
 
-def _changed(config: Any, values: Mapping[str, Any]) -> Any:
+def _changed(config: ConfigDict, values: Mapping[str, Any]) -> Any:
     changed = config.copy_and_resolve_references()
     try:
         changed.update_from_flattened_dict(dict(values))
@@ -222,7 +223,7 @@ def _changed(config: Any, values: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _default(config: Any, space: Space) -> dict[str, Any]:
+def _default(config: ConfigDict, space: Space) -> dict[str, Any]:
     """The config's own values, as far as they lie within the space."""
     flat = settings.flatten(config)
     own = {
@@ -249,14 +250,14 @@ def _grid(space: Space, trials: int) -> list[dict[str, Any]]:
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
-def _values(trial: Any, config: Any, space: Space) -> dict[str, Any]:
+def _values(trial: Any, config: ConfigDict, space: Space) -> dict[str, Any]:
     """field -> value of a trial; those that the default has outside of the space included."""
     flat = settings.flatten(config)
     decoded = _decoded(trial.params, config)
     return {field: decoded.get(field, flat[field]) for field in space}
 
 
-def _train(study: Study, trials: list[optuna.Trial], config: Any, space: Space) -> None:
+def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: Space) -> None:
     """Trains a round, group by group, and tells how it went."""
     groups: dict[str, list[tuple[optuna.Trial, Any]]] = {}
     for trial in trials:
@@ -318,7 +319,7 @@ def rungs(epochs: int, halving: int) -> set[int]:
     return found
 
 
-def _report(study: Study, config: Any, workdir: Path, space: Space) -> Any:
+def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Any:
     """Writes trials.csv and search.png of the trials that are done; -> the best, or None."""
     done = study.trials(*FINISHED)
     complete = [trial for trial in done if trial.state == State.COMPLETE]
@@ -345,7 +346,7 @@ def _report(study: Study, config: Any, workdir: Path, space: Space) -> Any:
 
 
 def _retrain(
-    config: Any,
+    config: ConfigDict,
     workdir: Path,
     values: Mapping[str, Any],
     number: int,
@@ -369,7 +370,7 @@ def _retrain(
         console.print("Another process is retraining already.")
 
 
-def _same(config: Any, values: Mapping[str, Any]) -> bool:
+def _same(config: ConfigDict, values: Mapping[str, Any]) -> bool:
     """Do `values` leave the config as it is? To float32, in which a point of a grid may be it."""
     return all(
         isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.console import EpochBar, console, warn
 from digits_jax.core.population import Lessons, Teacher
@@ -29,7 +30,7 @@ from digits_jax.types import Array
 _PART = 100  # digits at a time: of ten small networks on a CPU 1.4 times as fast as of 500
 
 
-def make(config: Any, split: Split, teacher: Trained) -> Lessons:
+def make(config: ConfigDict, split: Split, teacher: Trained) -> Lessons:
     """`config.distill.views` copies of each training digit, as `config.augment` distorts them.
 
     `data.seed` says how. Each copy of all digits is kept in the cache by itself, so that making
@@ -83,7 +84,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _name(program: str, config: Any, digits: Array, pool: Array, asked: Teacher) -> str:
+def _name(program: str, config: ConfigDict, digits: Array, pool: Array, asked: Teacher) -> str:
     """Changes with whatever the lessons come from; rounding differs between versions of JAX."""
     where = f"{jax.__version__} {jax.default_backend()} {backend.matmul_precision()} "
     digest = hashlib.sha256(f"{where} {config.data.seed} {program}".encode())

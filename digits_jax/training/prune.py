@@ -6,10 +6,10 @@ population lack different fractions; the step leaves a weight at zero that is ze
 
 import io
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError
 from digits_jax.report import figures, summary
@@ -34,7 +34,7 @@ def prune(params: PyTree, fraction: float) -> PyTree:
     return jax.tree.map(lambda w: w if w.ndim < 2 else np.where(np.abs(w) <= most, 0, w), params)
 
 
-def begin(config: Any, ids: range) -> tuple[PyTree, PyTree]:
+def begin(config: ConfigDict, ids: range) -> tuple[PyTree, PyTree]:
     """The first (params, model_state), [S, ...], of the members `ids`: member 0 of `prune.run`.
 
     Raises UserError where there is no such run, or one of another network or other data.
@@ -52,7 +52,7 @@ def begin(config: Any, ids: range) -> tuple[PyTree, PyTree]:
     return jax.tree.map(lambda *x: np.stack(x), *members)
 
 
-def rows(config: Any, params: PyTree, figures: dict[str, list[float]]) -> list[summary.Row]:
+def rows(config: ConfigDict, params: PyTree, figures: dict[str, list[float]]) -> list[summary.Row]:
     """A row for each member: its fraction, weights left, bytes, and its part of `figures`.
 
     params: those that were kept, [P, ...]; figures: {name: [P] accuracies}.
@@ -66,7 +66,7 @@ def rows(config: Any, params: PyTree, figures: dict[str, list[float]]) -> list[s
     return table
 
 
-def write(workdir: Path, config: Any, table: list[summary.Row]) -> str:
+def write(workdir: Path, config: ConfigDict, table: list[summary.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
     figures.pruning(table, workdir / "pruning.png", summary.drawn(config.data.source))
     splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]

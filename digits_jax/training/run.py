@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from digits_jax import models
 from digits_jax.core.metrics import add
@@ -97,7 +98,7 @@ class Run:
     diverged: {member: where its loss stopped being a number}.
     """
 
-    config: Any
+    config: ConfigDict
     data: Dataset
     ids: list[range]
     members: list[Members]
@@ -254,7 +255,7 @@ def _bytes(x: Any) -> int:
     return x.addressable_shards[0].data.nbytes if isinstance(x, jax.Array) else x.nbytes
 
 
-def build(config: Any, members: Members | None = None) -> Run:
+def build(config: ConfigDict, members: Members | None = None) -> Run:
     """Data on the device, the network, and fresh states, as a checked `config` says.
 
     members: those to train instead of the config's own. The run's own copy of `config` says where
@@ -327,7 +328,7 @@ def build(config: Any, members: Members | None = None) -> Run:
     return run
 
 
-def _learned_from(config: Any) -> Trained:
+def _learned_from(config: ConfigDict) -> Trained:
     """The run that teaches; UserError where it cannot teach this one."""
     teacher = Trained(Path(config.distill.teacher))
     theirs, ours = teacher.config.data, config.data

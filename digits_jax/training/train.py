@@ -19,6 +19,7 @@ import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import settings
@@ -76,7 +77,7 @@ class Clock:
 
 
 def train(
-    config: Any,
+    config: ConfigDict,
     workdir: str | Path | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
@@ -123,7 +124,7 @@ def train(
         _finish(run, folder, clock)
 
 
-def folder_for(config: Any, own: Path) -> tuple[Path, str]:
+def folder_for(config: ConfigDict, own: Path) -> tuple[Path, str]:
     """`own`, or where `data.source` is 'auto' and finds no MNIST a folder apart; and why, if so.
 
     Writes into `config` which digits were found.
@@ -134,7 +135,7 @@ def folder_for(config: Any, own: Path) -> tuple[Path, str]:
     return (settings.apart(own) if config.data.source == "drawn" else own), reason
 
 
-def _say_finished(config: Any, workdir: Path, asked: str) -> None:
+def _say_finished(config: ConfigDict, workdir: Path, asked: str) -> None:
     console.print(f"This run is finished; its result stands in {workdir / 'summary.json'}.")
     if asked == "auto" and config.data.source == "drawn":
         console.print("It is a run on DRAWN digits. For MNIST choose another --workdir.")
@@ -207,7 +208,7 @@ def _train(
         raise Stopped(f"stopped after the last epoch; {_again(config)}")
 
 
-def _again(config: Any) -> str:
+def _again(config: ConfigDict) -> str:
     command = "the same command" if config.resume else "the command without --config.resume=False"
     return f"{command} goes on"
 
@@ -293,7 +294,7 @@ def _keep(run: Run, workdir: Path, number: int) -> None:
     )
 
 
-def _prepare(config: Any, workdir: Path) -> bool:
+def _prepare(config: ConfigDict, workdir: Path) -> bool:
     """Makes or takes over the workdir; True if it holds this very run, finished.
 
     A run goes on to another number of epochs where that changes none of those that are done.
