@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
 
 def _start(config: ConfigDict) -> None:
     """Prepares this process: how it logs, where compiled programs are kept."""
-    from digits_jax.data.batches import cache_dir
+    from digits_jax.data.dataset import cache_dir
     from digits_jax.devices import backend
 
     backend.start(cache_dir(config.data))

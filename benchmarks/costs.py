@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.models import describe
 from digits_jax.training import train as loop
@@ -64,21 +64,21 @@ def scaling() -> Table:
     for batch in (16, 32, 64, 128, 256, 512, 1024):
         config = ours.config_of("lenet5")
         config.batch_size = batch
-        add("batch of lenet5", batch, batch, _best(ours.train(loop.build(config))))
+        add("batch of lenet5", batch, batch, _best(ours.train(ours.build(config))))
     for width in (8, 16, 32, 64):
         config = ours.config_of("mnist100")
         config.model.features = (width, 2 * width)
-        seconds = _best(ours.train(loop.build(config)))
+        seconds = _best(ours.train(ours.build(config)))
         add("first layer's channels of mnist100", width, config.batch_size, seconds)
     for members in (1, 2, 4, 8):
         config = ours.config_of("mnist:mlp128")
         config.population.update(size=members, slice=members)
         images = members * config.batch_size
         add(
-            "members of mlp128 in a program", members, images, _best(ours.train(loop.build(config)))
+            "members of mlp128 in a program", members, images, _best(ours.train(ours.build(config)))
         )
     for images in (1_000, 4_000, 16_000):
-        run = loop.build(ours.config_of("lenet5", images))
+        run = ours.build(ours.config_of("lenet5", images))
         step = ours.train(run)
 
         def epoch(step: ours.Step = step, steps: int = run.steps_per_epoch) -> Any:
@@ -94,11 +94,11 @@ def population(networks: list[str], rounds: int = 3, images: int = 512) -> Table
     """Epochs of P members in one run against P epochs of a solo run, in turn; no evaluation."""
     made: Table = []
     for network in networks:
-        alone, clock = loop.build(ours.config_of(network, images)), loop.Clock()
+        alone, clock = ours.build(ours.config_of(network, images)), loop.Clock()
         for size in (1, 4, 16) if jax.default_backend() == "cpu" else (1, 4, 16, 100):
             config = ours.config_of(network, images)
             config.population.size = size
-            together, ratios = loop.build(config), []
+            together, ratios = ours.build(config), []
             for number in range(1, rounds + 2):
                 begun = time.perf_counter()
                 loop.epoch(together, number, clock)
@@ -137,9 +137,9 @@ def roofline(networks: list[str]) -> Table:
     ]
     for name in networks:
         config = ours.config_of(name)
-        run = loop.build(config)
+        run = ours.build(config)
         recipe = RECIPES[config.data.dataset]
-        flops = 3 * sum(row.flops for row in describe.layers(run.programs.model, recipe.shape))
+        flops = 3 * sum(row.flops for row in describe.layers(run.program.model, recipe.shape))
         flops *= config.batch_size
         moved = _bytes(run)
         seconds = _best(ours.train(run))
@@ -157,14 +157,7 @@ def roofline(networks: list[str]) -> Table:
 
 def _bytes(run: loop.Run) -> float:
     """What one compiled training step reads and writes."""
-    data, members = run.data, run.members[0]
-    order = run.order(members, 1, n=data.train.size)
-    program = run.train.lower(
-        run.states[0],
-        run.programs.zeros(len(run.ids[0])),
-        *(order, 0, data.train, data.normalizer, members),
-        steps=1,
-    ).compile()
+    program = run.train.compile(run.start(0, 1), run.shared, program=run.program, steps=1)
     cost: Any = program.cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["bytes accessed"])
 
@@ -185,7 +178,7 @@ def _best(call: Callable[[], Any], seconds: float = 1.0, most: int = 300) -> flo
 def _cache() -> tempfile.TemporaryDirectory:
     """A cache folder with the user's prepared MNIST, where there is one, and no programs."""
     folder = tempfile.TemporaryDirectory()
-    own = batches.cache_dir(ours.config_of("mnist").data)
+    own = dataset.cache_dir(ours.config_of("mnist").data)
     if own.is_dir():
         skip = shutil.ignore_patterns("xla", "drawn")
         shutil.copytree(own, folder.name, ignore=skip, dirs_exist_ok=True)

@@ -1,5 +1,6 @@
 """The package, as the benchmarks drive it."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from digits_jax.core.step import current
 from digits_jax.training import train as loop
+from digits_jax.training.resolve import resolve
 
 Step = Callable[[], Any]  # one more step, or one more batch; returns what can be waited for
 EXAMPLES = 6_000
@@ -32,23 +34,24 @@ def config_of(name: str, examples: int = EXAMPLES) -> Any:
     return config
 
 
+def build(config: Any) -> loop.Run:
+    """The run of a config, in memory."""
+    return loop.build(resolve(config))
+
+
 def train(run: loop.Run) -> Step:
     """The steps of the run's first slice, one after the other, as `train` takes them."""
-    data, members, n = run.data, run.members[0], run.data.train.size
-    order = run.order(members, 1, n=n)
-    state, totals, count = run.states[0], run.programs.zeros(len(run.ids[0])), 0
-    arguments = data.train, data.normalizer, members, None
-    program = run.program(state, totals, order, 0, *arguments, steps=1)
+    own, count = run.start(0, 1), 0
+    program = run.stepper(own, 1)
 
     def step() -> Any:
-        nonlocal state, totals, count, order
-        at = count % run.steps_per_epoch
-        if count and at == 0:
-            order = run.order(members, 1 + count // run.steps_per_epoch, n=n)
-        state, totals = program(state, totals, order, at, *arguments)
-        run.states[0] = state
+        nonlocal own, count
+        if count and count % run.steps_per_epoch == 0:
+            own = run.start(0, 1 + count // run.steps_per_epoch, own.totals)
+        own = program(own)
+        run.states[0] = own.state
         count += 1
-        return totals
+        return own.totals
 
     return step
 
@@ -57,7 +60,7 @@ def infer(run: loop.Run, images: np.ndarray) -> Step:
     """images: [B, H, W] uint8, always the same."""
     weights = current(run.states[0])
     normalizer = run.data.normalizer
-    predict: Any = run.programs.predict
-    if run.programs.compiled:
+    predict: Any = functools.partial(run.engine.predict, program=run.program)
+    if run.engine.COMPILED:
         predict = jax.jit(predict).lower(weights, images, normalizer).compile()
     return lambda: predict(weights, images, normalizer)

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from benchmarks import costs, tables, throughput
 from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.errors import UserError, check_choice
 
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     for section in _SECTIONS.value:
         check_choice("--sections", section, SECTIONS)
     versions = {"python": platform.python_version(), "jax": jax.__version__} | _peer()
-    backend.start(batches.cache_dir(costs.ours.config_of("mnist").data))
+    backend.start(dataset.cache_dir(costs.ours.config_of("mnist").data))
     device = jax.default_backend()
     path = FOLDER / "results" / f"{device}.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -17,9 +17,8 @@ import jax
 import numpy as np
 
 from benchmarks import ours
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.scratch.network import NETWORKS
-from digits_jax.training import train as loop
 
 INFER = (1, 256)
 ENGINES = ("ours", "flax", "torch_eager", "torch_compile", "numpy")
@@ -92,15 +91,15 @@ def make(name: str, network: str, task: str, batch: int) -> ours.Step:
     config = ours.config_of(network)
     if name in ("ours", "numpy"):
         config.engine = "jax" if name == "ours" else "numpy"
-        run = loop.build(config)
+        run = ours.build(config)
         if task == "train":
             return ours.train(run)
-        return ours.infer(run, batches.examples(run.data.train, run.data.recipe)[0][:batch])
+        return ours.infer(run, dataset.examples(run.data.train, run.data.recipe)[0][:batch])
     from benchmarks import peers
 
-    data = batches.load(config.data)
+    data = dataset.load(config.data)
     heads, shape = data.recipe.heads, data.recipe.shape
-    images, labels = batches.examples(data.train, data.recipe)
+    images, labels = dataset.examples(data.train, data.recipe)
     if name == "flax":
         if task == "train":
             return peers.flax_train(config, heads, images, labels)

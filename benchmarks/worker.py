@@ -14,9 +14,8 @@ import jax
 
 from benchmarks import ours
 from configs import fast, mnist100
-from digits_jax.core.metrics import means
 from digits_jax.core.step import current
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.training import train as loop
 
@@ -26,7 +25,7 @@ def first_step(cache: str, started: str) -> dict[str, Any]:
 
     config = mnist100.get_config()
     config.data.cache_dir = cache
-    jax.block_until_ready(ours.train(loop.build(config))())
+    jax.block_until_ready(ours.train(ours.build(config))())
     return {"seconds": time.time() - float(started)}
 
 
@@ -45,16 +44,16 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
 
     config = fast.get_config()
     config.data.cache_dir, config.seed = cache, int(seed)
-    batches.load(config.data)  # from the disk's cache within `build`
+    dataset.load(config.data)  # from the disk's cache within `build`
     begun = time.perf_counter()
-    run = loop.build(config)
+    run = ours.build(config)
     step = ours.train(run)
     for _ in range(config.epochs * run.steps_per_epoch):
         step()
     jax.block_until_ready(run.states[0])
     seconds = time.perf_counter() - begun
-    sums, _ = run.evaluate(current(run.states[0]), run.data.test, run.members[0].fold)
-    tested = round(100 * means(sums, 0)["accuracy"], 2)
+    sums, _ = run.evaluate(current(run.states[0]), run.members[0], run.data.test)
+    tested = round(100 * sums.means(0)["accuracy"], 2)
     return {"source": run.data.source, "seconds": round(seconds, 2), "test accuracy": tested}
 
 

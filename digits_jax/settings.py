@@ -66,11 +66,7 @@ _SEEDS = 2**32
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a value that makes no sense; choices by name are checked where used.
-
-    With `data.folds` a population of one becomes one member per fold, with `prune.run` one per
-    fraction.
-    """
+    """Raises UserError for a value that makes no sense; choices by name are checked where used."""
     fields = flatten(config)
     for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
         least = int(name in _AT_LEAST_ONE)
@@ -95,27 +91,35 @@ def check(config: ConfigDict) -> None:
             "config.optimizer.step_epochs must be numbers, like (10, 15), "
             f"not {tuple(config.optimizer.step_epochs)}"
         )
-    if config.prune.run:
-        fractions = config.prune.fractions = tuple(config.prune.fractions) or FRACTIONS
-        if not all(isinstance(x, int | float) and 0 <= x < 1 for x in fractions):
-            raise UserError(f"config.prune.fractions must lie in [0, 1), not {fractions}")
-        if config.population.size not in (1, len(fractions)) or config.data.folds:
-            raise UserError(
-                f"config.population.size={config.population.size}: a run that prunes has a member "
-                f"for each of its {len(fractions)} fractions, and no folds"
-            )
-        config.population.size = len(fractions)
-    if config.data.folds:
-        if config.data.folds == 1:
-            raise UserError("config.data.folds must be 0 or at least 2, not 1")
-        if config.population.size == 1:
-            config.population.size = config.data.folds
-        if config.population.size % config.data.folds:
-            raise UserError(
-                f"config.population.size={config.population.size} is no multiple of "
-                f"config.data.folds={config.data.folds}: member i leaves out fold i % folds"
-            )
+    fractions = fractions_of(config)
+    if not all(isinstance(x, int | float) and 0 <= x < 1 for x in fractions):
+        raise UserError(f"config.prune.fractions must lie in [0, 1), not {fractions}")
+    if config.prune.run and (
+        config.population.size not in (1, len(fractions)) or config.data.folds
+    ):
+        raise UserError(
+            f"config.population.size={config.population.size}: a run that prunes has a member "
+            f"for each of its {len(fractions)} fractions, and no folds"
+        )
+    if config.data.folds == 1:
+        raise UserError("config.data.folds must be 0 or at least 2, not 1")
+    if config.data.folds and size_of(config) % config.data.folds:
+        raise UserError(
+            f"config.population.size={config.population.size} is no multiple of "
+            f"config.data.folds={config.data.folds}: member i leaves out fold i % folds"
+        )
     check_choice("config.engine", config.engine, ENGINES)
+
+
+def fractions_of(config: ConfigDict) -> tuple[float, ...]:
+    """By member, of the weights that `config.prune` takes away."""
+    return tuple(config.prune.fractions) or (FRACTIONS if config.prune.run else ())
+
+
+def size_of(config: ConfigDict) -> int:
+    """Members: a population of one becomes one per fold, or one per fraction."""
+    size = config.population.size
+    return size if size > 1 else config.data.folds or len(fractions_of(config)) or 1
 
 
 def apart(own: Path) -> Path:

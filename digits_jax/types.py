@@ -21,12 +21,44 @@ class Digits(NamedTuple):
     labels: Array
 
 
+class Split(NamedTuple):
+    """Examples as draws from digits in memory.
+
+    images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example;
+    pool: [P] int32, sorted, the digits it is made of and fresh pairs are drawn from. With
+    cross-validation, `rows` and `pool` have a leading axis of folds.
+    """
+
+    images: Array
+    labels: Array
+    rows: Array
+    pool: Array
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return self.rows.shape[-2]
+
+    def of(self, fold: Array | int) -> "Split":
+        """As a member sees it that leaves out `fold`."""
+        if self.rows.ndim == 2:
+            return self
+        return self._replace(rows=self.rows[fold], pool=self.pool[fold])
+
+
+class Normalizer(NamedTuple):
+    """(x - mean) * scale for pixels in [0, 1]; each [H, W] float32."""
+
+    mean: Array
+    scale: Array
+
+
 class Batch(NamedTuple):
     """Examples as a step takes them.
 
     images: [B, H, W] float, augmented and normalised; labels: {head: [B] int32}; mask: [B] float,
-    1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's softened
-    probabilities, None without a teacher.
+    1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's
+    probabilities at the program's temperature, None without a teacher.
     """
 
     images: Array
@@ -49,6 +81,15 @@ class Metrics(NamedTuple):
     examples: Array
     finite: Array
 
+    def means(self, member: int) -> dict[str, float]:
+        """`{'loss', 'accuracy'}` of one member: its sums over its examples, heads averaged."""
+        count = float(self.examples[member])
+        hits = [float(correct[member]) for correct in self.correct.values()]
+        return {
+            "loss": float(self.loss[member]) / count,
+            "accuracy": sum(hits) / len(hits) / count,
+        }
+
 
 @struct.dataclass
 class Hyper:
@@ -70,6 +111,33 @@ class Members(NamedTuple):
     seed: Array
     fold: Array
     hyper: Hyper
+
+
+class Weights(NamedTuple):
+    """What a network predicts with: its parameters, and BatchNorm's running statistics ({} without
+    BatchNorm).
+    """
+
+    params: PyTree
+    model_state: PyTree
+
+
+class Teacher(NamedTuple):
+    """A trained run that others learn from: its weights, [S, ...] by slice, and its normaliser."""
+
+    weights: list[Weights]
+    normalizer: Normalizer
+
+
+class PrecomputedTargets(NamedTuple):
+    """V distorted copies of the P training digits, and what a teacher answers to each of them.
+
+    images: [V * P, 28, 28] uint8, one copy of the whole pool after another; probabilities:
+    [V * P, 10] float16.
+    """
+
+    images: Array
+    probabilities: Array
 
 
 @struct.dataclass
@@ -103,3 +171,29 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree
     best: Best
+
+
+class Slice(NamedTuple):
+    """Members that are trained by one program: every leaf has a leading axis of members.
+
+    totals: sums over the epoch so far; order: [S, steps * B] int32, its examples in the order in
+    which each member sees them.
+    """
+
+    state: TrainState
+    totals: Metrics
+    order: Array
+    members: Members
+
+
+class Shared(NamedTuple):
+    """What all members of a slice share.
+
+    An argument of this type is mapped over by no `vmap`, and every device holds all of it; all
+    other arguments have a leading axis of members. mask: [B], of a batch to evaluate.
+    """
+
+    split: Split
+    normalizer: Normalizer
+    teacher: Teacher | PrecomputedTargets | None = None
+    mask: Array | None = None

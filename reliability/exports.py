@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from digits_jax import settings
 from digits_jax.analysis.evaluate import open_run
 from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
@@ -68,7 +68,7 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
     lines = []
-    backend.start(batches.cache_dir(ConfigDict({"cache_dir": ""})))
+    backend.start(dataset.cache_dir(ConfigDict({"cache_dir": ""})))
     for folder in map(Path, argv[1:]):
         recorded = settings.read(folder)
         if recorded is None:
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         accuracy = export(config, folder)
         small = folder / FOLDER / SMALL
         run = open_run(config, folder)
-        images, labels = batches.examples(batches.load(run.config.data).test, run.recipe)
+        images, labels = dataset.examples(dataset.load(run.config.data).test, run.recipe)
         with drawings.browser() as chromium, drawings.served(folder / FOLDER / PAGE) as address:
             page = chromium.new_page()
             drawings.ready(page, address)

@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.devices.backend import start
 from digits_jax.report import summary
 from reliability import devices, faults, inputs
@@ -80,7 +80,7 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
         case "hosts":
             return devices.lost(folder)
     config = inputs.two_head.get_config()
-    cache = batches.cache_dir(config.data)
+    cache = dataset.cache_dir(config.data)
     start(cache)
     rng, said = random.Random(0), {}
     files = inputs.readers(folder, cache)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax.data import batches, drawn, sources
+from digits_jax.data import batches, dataset, drawn, sources
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
@@ -40,7 +40,7 @@ def ids(split):
 
 
 def test_no_digit_on_both_sides_of_a_split(numbered):
-    data = batches.load(data_config(train=0))
+    data = dataset.load(data_config(train=0))
     train, validation = ids(data.train), ids(data.validation)
     assert not train & validation
     assert train | validation == set(range(1000))
@@ -50,24 +50,24 @@ def test_no_digit_on_both_sides_of_a_split(numbered):
 
 
 def test_labels_are_those_of_the_digits(numbered):
-    data = batches.load(data_config())
+    data = dataset.load(data_config())
     for split in (data.train, data.validation, data.test):
-        images, labels = batches.examples(split, data.recipe)
+        images, labels = dataset.examples(split, data.recipe)
         left = images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
         right = images[:, 0, 28].astype(int) * 256 + images[:, 0, 29]
         np.testing.assert_array_equal(labels["number"], 10 * (left % 10) + right % 10)
 
 
 def test_the_sizes_and_the_seed(numbered):
-    one, two = batches.load(data_config()), batches.load(data_config())
-    other = batches.load(data_config(seed=1))
+    one, two = dataset.load(data_config()), dataset.load(data_config())
+    other = dataset.load(data_config(seed=1))
     assert [len(s.rows) for s in (one.train, one.validation, one.test)] == [400, 40, 60]
     np.testing.assert_array_equal(one.train.rows, two.train.rows)
     assert not np.array_equal(one.train.rows, other.train.rows)
 
 
 def test_without_validation_every_digit_trains(numbered):
-    data = batches.load(data_config(validation=0.0, train=0))
+    data = dataset.load(data_config(validation=0.0, train=0))
     assert data.validation is None
     assert len(ids(data.train)) == 1000
 
@@ -75,7 +75,7 @@ def test_without_validation_every_digit_trains(numbered):
 @pytest.mark.parametrize("dataset", ["mnist", "mnist100"])
 def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
     """1000 digits in 3 folds: one is left over and trains in each."""
-    data = batches.load(data_config(dataset=dataset, folds=3, train=0))
+    data = dataset.load(data_config(dataset=dataset, folds=3, train=0))
     assert data.train.rows.shape[:2] == (3, 667 if dataset == "mnist" else 60_000)
     held_out = []
     for fold in range(3):
@@ -85,14 +85,14 @@ def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
         assert not train & validation
         held_out += validation
         for split in (data.train, data.validation):
-            images, labels = batches.examples(split.of(fold), data.recipe)
+            images, labels = dataset.examples(split.of(fold), data.recipe)
             tens = images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
             head = next(iter(labels))
             np.testing.assert_array_equal(
                 labels[head] // (1 if dataset == "mnist" else 10), tens % 10
             )
             np.testing.assert_array_equal(
-                labels[head], batches.labels(split, data.recipe)[head][fold]
+                labels[head], dataset.labels(split, data.recipe)[head][fold]
             )
     assert len(set(held_out)) == len(held_out) == 999
     assert data.test.rows.ndim == 2
@@ -100,17 +100,17 @@ def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
 
 def test_folds_refuse_what_would_leak_or_leave_nothing(numbered):
     with pytest.raises(UserError, match="normalize=unit"):
-        batches.load(data_config(folds=2, normalize="global"))
+        dataset.load(data_config(folds=2, normalize="global"))
     with pytest.raises(UserError, match=r"data\.folds=2000 of 1000 digits"):
-        batches.load(data_config(folds=2000))
+        dataset.load(data_config(folds=2000))
 
 
 def test_normalisers_by_a_second_computation(cache):
     config = shrink(config_of("mnist100"), cache).data
     for kind, axis in (("global", None), ("feature", 0)):
         config.normalize = kind
-        data = batches.load(config)
-        pixels = batches.examples(data.train, data.recipe)[0] / 255
+        data = dataset.load(config)
+        pixels = dataset.examples(data.train, data.recipe)[0] / 255
         ours = batches.normalize(pixels.astype(np.float32), data.normalizer)
         deviation = pixels.std(axis=axis)
         safe = np.where(deviation < 1 / 255, 1, deviation)
@@ -128,8 +128,8 @@ def test_padded_rows():
 
 def test_a_batch_is_its_images_and_labels(cache):
     config = shrink(config_of("two_head"), cache)
-    data = batches.load(config.data)
-    images, labels = batches.examples(data.train, data.recipe)
+    data = dataset.load(config.data)
+    images, labels = dataset.examples(data.train, data.recipe)
     config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0, elastic=0.0)
     rows = data.train.rows[:7]
     batch = batches.train_batch(
@@ -141,13 +141,13 @@ def test_a_batch_is_its_images_and_labels(cache):
 
 
 def test_drawn_digits_are_cached_and_a_damaged_cache_is_drawn_anew(cache, tmp_path, monkeypatch):
-    one = batches._drawn(tmp_path, 3, 20)
+    one = dataset._drawn(tmp_path, 3, 20)
     (file,) = (tmp_path / "drawn").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(drawn, "digits", lambda *_: pytest.fail("it is cached"))
-        np.testing.assert_array_equal(batches._drawn(tmp_path, 3, 20).images, one.images)
+        np.testing.assert_array_equal(dataset._drawn(tmp_path, 3, 20).images, one.images)
     file.write_bytes(file.read_bytes()[:1000])
-    np.testing.assert_array_equal(batches._drawn(tmp_path, 3, 20).images, one.images)
+    np.testing.assert_array_equal(dataset._drawn(tmp_path, 3, 20).images, one.images)
 
 
 def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monkeypatch, tmp_path):
@@ -157,16 +157,16 @@ def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monk
     monkeypatch.setattr(sources, "load", unreachable)
     config = shrink(config_of("mnist100"), cache).data
     config.source = "auto"
-    data = batches.load(config)
+    data = dataset.load(config)
     assert (data.source, data.test_source) == ("drawn", "drawn")
     assert data.reason == "no network"
-    assert batches.find(config) == ("drawn", data.reason)
+    assert dataset.find(config) == ("drawn", data.reason)
     config.raw_dir = str(tmp_path)
-    for call in (batches.load, batches.find):
+    for call in (dataset.load, dataset.find):
         with pytest.raises(UserError, match="no network"):
             call(config)
     config.update(source="mnist", raw_dir="")
-    for call in (batches.load, batches.find):
+    for call in (dataset.load, dataset.find):
         with pytest.raises(UserError, match=r"^no network$"):
             call(config)
 
@@ -184,12 +184,12 @@ def test_what_was_found_is_loaded_without_a_second_look(cache, monkeypatch, ther
     monkeypatch.setattr(sources, "load", look)
     config = shrink(config_of("mnist"), cache).data
     config.source = "drawn"
-    assert batches.find(config) == ("drawn", "")
+    assert dataset.find(config) == ("drawn", "")
     assert not looks
     config.source = "auto"
-    config.source, reason = batches.find(config)
+    config.source, reason = dataset.find(config)
     assert (config.source, bool(reason)) == (("mnist", False) if there else ("drawn", True))
-    assert batches.load(config).source == config.source
+    assert dataset.load(config).source == config.source
     assert len(looks) == (2 if there else 1)  # what is there comes from the cache
 
 
@@ -203,7 +203,7 @@ def test_the_source_of_the_test_digits_is_the_one_that_was_had(cache, monkeypatc
     monkeypatch.setattr(sources, "load", look)
     config = shrink(config_of("mnist"), cache).data
     config.test_source = "auto"
-    data = batches.load(config)
+    data = dataset.load(config)
     assert (data.source, data.test_source) == ("drawn", "mnist" if there else "drawn")
     told = "no network; --config.data.test_source=mnist makes that an error"
     assert (told in caplog.text) == (not there)
@@ -218,58 +218,58 @@ def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config = config_of("mnist").data
-    folder = batches.cache_dir(config)
+    folder = dataset.cache_dir(config)
     assert folder.parent == tmp_path
-    assert batches.cache_dir(config) == folder
+    assert dataset.cache_dir(config) == folder
     if os.name == "posix":
         assert folder.stat().st_mode & 0o777 == 0o700
         other = tmp_path / "other"
         folder.rename(other)
         folder.symlink_to(other)  # where it leads may be anybody's
         with pytest.raises(UserError, match=r"somebody else's; pass --config\.data\.cache_dir"):
-            batches.cache_dir(config)
+            dataset.cache_dir(config)
         folder.unlink()
         other.rename(folder)
         found = os.stat_result([0o40700, *[0] * 3, os.getuid() + 1, *[0] * 5])
         monkeypatch.setattr(Path, "lstat", lambda _: found)
         with pytest.raises(UserError, match="somebody else's"):
-            batches.cache_dir(config)
+            dataset.cache_dir(config)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"No such file.*; pass --config\.data\.cache_dir"):
-        batches.cache_dir(config)
+        dataset.cache_dir(config)
     config.cache_dir = "~nobody-of-that-name/x"
     with pytest.raises(UserError, match=r"data\.cache_dir=~nobody.* write the path out"):
-        batches.cache_dir(config)
+        dataset.cache_dir(config)
 
 
 def test_unknown_names(cache):
     config = shrink(config_of("mnist100"), cache).data
     config.dataset = "mnist10"
     with pytest.raises(UserError, match=r"data\.dataset.*did you mean 'mnist100'"):
-        batches.load(config)
+        dataset.load(config)
 
 
 def test_examples_by_class(numbered):
     """The labels of `numbered` digits are their numbers modulo ten."""
-    data = batches.load(data_config(dataset="mnist", validation=0.0))
-    shown = batches.by_class(data.train, data.recipe, 3)
-    images = batches.examples(shown, data.recipe)[0].astype(int)
+    data = dataset.load(data_config(dataset="mnist", validation=0.0))
+    shown = dataset.by_class(data.train, data.recipe, 3)
+    images = dataset.examples(shown, data.recipe)[0].astype(int)
     numbers = images[:, 0, 0] * 256 + images[:, 0, 1]
     np.testing.assert_array_equal(numbers, [c + 10 * i for c in range(10) for i in range(3)])
 
 
 def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
     fields = {"drawn_extra": 50, "cache_dir": str(tmp_path), "train": 0}
-    one = batches.load(data_config(dataset="mnist"))
-    more = batches.load(data_config(dataset="mnist", **fields))
+    one = dataset.load(data_config(dataset="mnist"))
+    more = dataset.load(data_config(dataset="mnist", **fields))
     assert [s.size for s in (more.train, more.validation, more.test)] == [950, 100, 60]
     np.testing.assert_array_equal(more.validation.rows, one.validation.rows)
     np.testing.assert_array_equal(more.test.images, one.test.images)
     extra = drawn.digits(0, 50, even=True)
-    images, labels = batches.examples(more.train, more.recipe)
+    images, labels = dataset.examples(more.train, more.recipe)
     np.testing.assert_array_equal(images[900:], extra.images)
     np.testing.assert_array_equal(labels["digit"][900:], extra.labels)
-    pairs = batches.load(data_config(**fields | {"train": 400}))
+    pairs = dataset.load(data_config(**fields | {"train": 400}))
     assert 0 < np.mean(np.asarray(pairs.train.rows) >= 1000) < 0.2
 
 
@@ -277,7 +277,7 @@ def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
 def test_fewer_single_digits_train_beside_all_drawn_ones(numbered, tmp_path, folds):
     """`data.train` counts MNIST's digits: the first of those that train anyway."""
     fields = {"dataset": "mnist", "drawn_extra": 50, "cache_dir": str(tmp_path), "folds": folds}
-    few, every = (batches.load(data_config(**fields, train=n)) for n in (30, 0))
+    few, every = (dataset.load(data_config(**fields, train=n)) for n in (30, 0))
     for fold in range(folds or 1):
         kept = every.train.of(fold).pool
         expected = np.concatenate([kept[:30], np.arange(1000, 1050)])
@@ -293,7 +293,7 @@ def test_fewer_single_digits_train_beside_all_drawn_ones(numbered, tmp_path, fol
 def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, dataset, folds):
     """With `data.train` of those that its pairs are made of, without of all that are kept."""
     fields = {"dataset": dataset, "drawn_extra": 500, "cache_dir": str(tmp_path), "folds": folds}
-    few, every = (batches.load(data_config(**fields, train=n, fresh_pairs=True)) for n in (40, 0))
+    few, every = (dataset.load(data_config(**fields, train=n, fresh_pairs=True)) for n in (40, 0))
     for fold in range(folds or 1):
         own = few.train.of(fold)
         np.testing.assert_array_equal(own.pool, sorted(set(np.ravel(own.rows).tolist())))
@@ -310,9 +310,9 @@ def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, dataset, f
 def test_pairs_that_stay_count_the_digits_that_they_are_made_of(numbered, tmp_path):
     """1400 digits in 400 pairs, but the pool of a whole recipe stays what it was."""
     fields = {"dataset": "mnist100", "drawn_extra": 500, "cache_dir": str(tmp_path)}
-    data = batches.load(data_config(**fields, train=60_000))
+    data = dataset.load(data_config(**fields, train=60_000))
     assert (data.digits, data.drawn_extra, len(data.train.pool)) == (1400, 500, 1400)
-    data = batches.load(data_config(**fields))
+    data = dataset.load(data_config(**fields))
     used = set(np.ravel(data.train.rows).tolist())
     assert data.digits == len(used) < 800
     assert data.drawn_extra == sum(i >= 1000 for i in used) < 400

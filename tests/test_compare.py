@@ -9,7 +9,7 @@ from conftest import config_of, shrink
 
 from digits_jax.analysis import compare as module
 from digits_jax.analysis.compare import ablation, compare, compare_runs, made_of, reading
-from digits_jax.data import batches
+from digits_jax.data import batches, dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.training.train import train
@@ -185,7 +185,7 @@ _DATA = {
 
 @pytest.mark.parametrize("dataset", ["mnist", "two_digit"])
 def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, dataset):
-    """`made_of` agrees for two configs if and only if `batches.load` gives both the same."""
+    """`made_of` agrees for two configs if and only if `dataset.load` gives both the same."""
 
     def digits(seed, n):
         images = np.random.default_rng(seed).integers(256, size=(n, 28, 28))
@@ -209,9 +209,9 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
     made = []
     for source, change in itertools.product(("mnist", "drawn"), changes):
         data = _DATA | {"dataset": dataset, "source": source, "cache_dir": str(tmp_path)} | change
-        loaded = batches.load(module.ConfigDict(data))
+        loaded = dataset.load(module.ConfigDict(data))
         for split in ("validation", "test"):
-            images, labels = batches.examples(getattr(loaded, split), loaded.recipe)
+            images, labels = dataset.examples(getattr(loaded, split), loaded.recipe)
             made.append((split, made_of(split, data), images, labels, data))
     counted = [0, 0]
     for one, other in itertools.combinations(made, 2):
@@ -244,8 +244,8 @@ def test_over_the_examples_that_both_read(models, cache, capsys):
     """By hand from the networks' own predictions, whatever was trained on."""
     text = compare_runs(str(models / "few"), str(models / "many"))
     assert "- validation, digit, over 20 examples: " in text
-    data = batches.load(shrink(config_of("mnist:mlp10"), cache).data)
-    images, labels = batches.examples(data.test, data.recipe)
+    data = dataset.load(shrink(config_of("mnist:mlp10"), cache).data)
+    images, labels = dataset.examples(data.test, data.recipe)
     right = [
         module.Trained(models / name).predict(images)["digit"][0].argmax(-1) == labels["digit"]
         for name in ("few", "many")

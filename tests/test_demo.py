@@ -15,7 +15,7 @@ import pytest
 from conftest import config_of
 
 from digits_jax import models
-from digits_jax.data import batches, drawn, pictures
+from digits_jax.data import dataset, drawn, pictures
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.export import export, onnx_graph
@@ -152,7 +152,7 @@ def test_the_server_shows_the_folder_and_nothing_else(tmp_path):
 @pytest.fixture(scope="module")
 def runtime():
     try:
-        return site.runtime(batches.cache_dir(config_of("demo").data))
+        return site.runtime(dataset.cache_dir(config_of("demo").data))
     except UserError as error:
         pytest.skip(str(error))
 

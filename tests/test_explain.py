@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from digits_jax import models
 from digits_jax.analysis import explain
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.errors import UserError
 from digits_jax.models.describe import layers as layers_of
 from digits_jax.models.layers import conv, dense
@@ -204,8 +204,8 @@ def test_lenet5_explained(cache, tmp_path, capsys):
         picture = imread(tmp_path / f"{name}.png")
         assert picture.shape[1] == 1280
         assert picture.std() > 0.01
-    data = batches.load(config.data)
-    images, labels = batches.examples(data.test, data.recipe)
+    data = dataset.load(config.data)
+    images, labels = dataset.examples(data.test, data.recipe)
     predicted = Trained(tmp_path).predict(images[7:8])["digit"].argmax()
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"example 7: digit {labels['digit'][7]}, predicted {predicted}; ")
@@ -222,8 +222,8 @@ def test_an_mlp_explained(cache, tmp_path, capsys):
     assert not (tmp_path / "feature_maps.png").exists()
     assert imread(tmp_path / "attribution.png").shape[1] == 2 * 320  # no column of Grad-CAM
     assert imread(tmp_path / "filters.png").shape[1] == 1280
-    data = batches.load(config.data)
-    images, labels = batches.examples(data.test, data.recipe)
+    data = dataset.load(config.data)
+    images, labels = dataset.examples(data.test, data.recipe)
     log_p = Trained(tmp_path).predict(images[39:])
     said = (f"{h} {labels[h][39]}, predicted {log_p[h].argmax()}" for h in ("upper", "lower"))
     assert f"example 39: {'; '.join(said)}; " in capsys.readouterr().out

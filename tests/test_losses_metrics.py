@@ -4,10 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from digits_jax.core.metrics import add, means, zeros
 from jax.test_util import check_grads
 
-from digits_jax.core.losses import cross_entropy
-from digits_jax.core.metrics import add, means, measure, zeros
+from digits_jax.core.step import cross_entropy, measure
 from digits_jax.types import Batch
 
 

@@ -12,7 +12,7 @@ from conftest import CONFIGS, config_of
 from jax.flatten_util import ravel_pytree
 
 from digits_jax import models
-from digits_jax.core.losses import cross_entropy
+from digits_jax.core.step import cross_entropy
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices import backend
 from digits_jax.errors import UserError

@@ -9,7 +9,7 @@ from conftest import CONFIGS, config_of, shrink
 
 from digits_jax.core.population import Population, members_of, slice_size, slices
 from digits_jax.core.step import current
-from digits_jax.data import batches
+from digits_jax.data import batches, dataset
 from digits_jax.devices.backend import once
 
 
@@ -44,7 +44,7 @@ def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
     config = shrink(config_of(name), cache)
     config.model.update(SMALL[name])
     config.batch_size = 2
-    data = batches.load(config.data)
+    data = dataset.load(config.data)
     together, totals = trained(config, data, members_of(config, range(2)), 20)
     for i in range(2):
         alone, total = trained(config, data, members_of(config, [i]), 20)
@@ -61,8 +61,8 @@ def test_members_after_a_step_of_sgd(cache, name):
     config.model.update(SMALL[name])
     config.update(batch_size=4, label_smoothing=0.0)
     config.optimizer.update(name="sgd", learning_rate=1e-2, momentum=0.0, nesterov=False)
-    data = batches.load(config.data)
-    images, _ = batches.examples(data.test, data.recipe)
+    data = dataset.load(config.data)
+    images, _ = dataset.examples(data.test, data.recipe)
     population = Population(config, data.recipe, steps_per_epoch=3)
     predict = jax.jit(population.predict)
 
@@ -80,7 +80,7 @@ def test_members_after_a_step_of_sgd(cache, name):
 def test_scanned_steps_are_single_steps(cache, x64):
     config = shrink(config_of("mnist100:mlp"), cache)
     config.model.hidden = (8,)
-    data = batches.load(config.data)
+    data = dataset.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
     members = members_of(config, range(2))
     order = jax.jit(population.order, static_argnames="n")(members, 1, n=data.train.size)
@@ -98,13 +98,13 @@ def test_scanned_steps_are_single_steps(cache, x64):
 
 def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
-    data = batches.load(config.data)
+    data = dataset.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
     weights = current(jax.jit(population.init, **once())(members_of(config, range(2))))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
     metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
-    images, labels = batches.examples(data.test, data.recipe)
+    images, labels = dataset.examples(data.test, data.recipe)
     chex.assert_trees_all_close(
         predict(weights, images, data.normalizer), log_p, rtol=1e-5, atol=1e-6
     )
@@ -117,7 +117,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
 def test_every_train_step_lowers_for_every_platform(cache, name):
     """Whole chunks of the program that trains: batches, augmentation, members and scan included."""
     config = shrink(config_of(name), cache)
-    data = batches.load(config.data)
+    data = dataset.load(config.data)
     population = Population(config, data.recipe, steps_per_epoch=3)
     members = members_of(config, range(2))
     state = jax.eval_shape(population.init, members)

@@ -14,15 +14,16 @@ from conftest import config_of, shrink
 from jax.test_util import check_grads
 
 from digits_jax.analysis.evaluate import DRAWS, best_test_epoch, more_pairs
-from digits_jax.core.losses import distillation
-from digits_jax.core.population import Population, Teacher, members_of
-from digits_jax.data import batches
+from digits_jax.core.population import Population, members_of
+from digits_jax.core.step import distillation
+from digits_jax.data import dataset
 from digits_jax.data.recipes import STREAMS
 from digits_jax.errors import UserError
 from digits_jax.training import distill
 from digits_jax.training.predictor import FILE, Trained, epoch_file
 from digits_jax.training.run import build
 from digits_jax.training.train import train
+from digits_jax.types import Teacher
 
 
 def tiny(cache, **fields):
@@ -175,9 +176,9 @@ def test_cross_validation(cache, tmp_path):
     assert [member["seed"] for member in summary["members"]] == [0, 1]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["fold"] for row in rows] == [0, 1]
-    trained, data = Trained(tmp_path), batches.load(config.data)
+    trained, data = Trained(tmp_path), dataset.load(config.data)
     for fold, member in enumerate(summary["members"]):
-        images, labels = batches.examples(data.validation.of(fold), data.recipe)
+        images, labels = dataset.examples(data.validation.of(fold), data.recipe)
         log_p = trained.predict(images)
         right = [(log_p[h][fold].argmax(-1) == labels[h]).mean() for h in labels]
         assert member["validation"] == pytest.approx(np.mean(right))
@@ -229,7 +230,7 @@ def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
     """With weight 1 the labels do not count; the first step's loss is that of the targets."""
     config = tiny(cache)
     config.distill.update(teacher=str(pair), weight=1.0, temperature=2.0)
-    teacher, data = Trained(pair), batches.load(config.data)
+    teacher, data = Trained(pair), dataset.load(config.data)
     student = Population(config, data.recipe, 1, teacher.population)
     members = members_of(config, [0])
     state, order = student.init(members), student.order(members, 1, n=data.train.size)
@@ -424,9 +425,9 @@ def test_the_best_test_epoch(cache, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary.pop("best_test_epoch")
     assert summary == before
-    run, test = Trained(tmp_path), batches.load(config.data).test
+    run, test = Trained(tmp_path), dataset.load(config.data).test
     chosen = jax.tree.map(np.array, run.weights)
-    images, labels = batches.examples(test, run.recipe)
+    images, labels = dataset.examples(test, run.recipe)
     accuracy = []
     for epoch in (1, 2, 3):
         run.read(epoch_file(tmp_path, epoch))
@@ -470,7 +471,7 @@ def test_more_pairs_by_hand(cache, pair, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary.pop("pairs")
     assert summary == before
-    test, run = batches.load(config.data).test, Trained(tmp_path)
+    test, run = dataset.load(config.data).test, Trained(tmp_path)
     digits, labels = np.asarray(test.images), np.asarray(test.labels)
     stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])
     rng = np.random.Generator(np.random.PCG64(stream))
@@ -517,7 +518,7 @@ def test_more_pairs_of_validation_digits(cache, tmp_path):
     found = json.loads((tmp_path / "summary.json").read_text())["pairs"]
     assert found["split"] == "validation"
     assert "ensemble" not in found
-    data, run = batches.load(config.data), Trained(tmp_path)
+    data, run = dataset.load(config.data), Trained(tmp_path)
     held_out = np.asarray(data.validation.pool)
     assert not set(held_out) & set(np.asarray(data.train.pool))
     stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])

@@ -16,9 +16,9 @@ from flax import linen as nn
 
 from digits_jax import models
 from digits_jax.core import step as jax_step
-from digits_jax.core.losses import cross_entropy
 from digits_jax.core.optim import transformation
-from digits_jax.data import batches
+from digits_jax.core.step import cross_entropy
+from digits_jax.data import dataset
 from digits_jax.errors import UserError
 from digits_jax.scratch import example, layers, network
 from digits_jax.scratch import optim as rules
@@ -221,7 +221,7 @@ def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
         config = config_of(name.split()[0])
         config.model.update(NETWORKS[name])
         config.optimizer.update(weight_decay=1e-2, ema=0.9)
-        recipe = batches.RECIPES[config.data.dataset]
+        recipe = dataset.RECIPES[config.data.dataset]
         model = models.from_config(config, recipe.heads)
         mine = network.build(config.model, recipe.heads)
         # Plain steps of rate 1: the difference of the weights is the gradient.
@@ -271,7 +271,7 @@ def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
 
 def test_first_weights_have_the_shapes_of_jax_and_the_variance_of_he(x64):
     config = config_of("mnist100")
-    recipe = batches.RECIPES["mnist100"]
+    recipe = dataset.RECIPES["mnist100"]
     net, model = (
         make(fields, recipe.heads)
         for make, fields in ((network.build, config.model), (models.from_config, config))
@@ -304,8 +304,8 @@ def test_a_run_by_numpy(cache, tmp_path):
     train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [member["seed"] for member in summary["members"]] == [0, 1]
-    run, data = Trained(tmp_path), batches.load(config.data)
-    images, labels = batches.examples(data.test, data.recipe)
+    run, data = Trained(tmp_path), dataset.load(config.data)
+    images, labels = dataset.examples(data.test, data.recipe)
     log_p = run.predict(images)
     right = (log_p["digit"].argmax(-1) == labels["digit"]).mean(1)
     assert right == pytest.approx([member["test"] for member in summary["members"]])
@@ -388,7 +388,7 @@ def test_a_networks_gradient_against_central_differences(name):
     config = config_of(name)
     small = {"cnn": {"features": (3, 4), "hidden": (8,)}, "lenet5": {"activation": "tanh"}}
     config.model.update(small.get(config.model.name, {}))
-    recipe = batches.RECIPES[config.data.dataset]
+    recipe = dataset.RECIPES[config.data.dataset]
     net = network.build(config.model, recipe.heads)
     params, _ = network.initialize(RNG, net, recipe.shape, np.float64)
     images = RNG.random((3, *recipe.shape))

@@ -181,7 +181,7 @@ def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
     config.data.source, config.data.raw_dir = "auto", ""
     config.data.update(train=0, test=0)
     before = config.to_dict()
-    drawn = module.batches.load(small(cache, RATE).data)
+    drawn = module.dataset.load(small(cache, RATE).data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.batches, "load", lambda _: drawn)
         patch.setattr(module.batches, "find", lambda _: ("drawn", "no network"))

@@ -11,8 +11,14 @@ import pytest
 from flax import linen as nn
 
 from digits_jax import models
-from digits_jax.core.losses import cross_entropy
-from digits_jax.core.step import current, eval_step, init_state, track_best, train_step
+from digits_jax.core.step import (
+    cross_entropy,
+    current,
+    eval_step,
+    init_state,
+    track_best,
+    train_step,
+)
 from digits_jax.types import Batch, Hyper
 
 SHAPE = (6, 12)

@@ -19,7 +19,7 @@ from conftest import CONFIGS, config_of, shrink
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
 from digits_jax.core.population import slice_size
-from digits_jax.data import batches
+from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
@@ -59,7 +59,7 @@ def test_every_config_runs(name, cache, tmp_path):
     written = summary(tmp_path)
     assert written["data"]["source"] == "drawn"
     assert written["test"]["examples"] == 40
-    assert set(written["test"]["heads"]) == set(batches.RECIPES[config.data.dataset].heads)
+    assert set(written["test"]["heads"]) == set(dataset.RECIPES[config.data.dataset].heads)
     assert written["epochs"] == len(rows(tmp_path)) == 1
     assert written["steps"] == rows(tmp_path)[0]["step"] == -(-written["data"]["train"] // 32)
     assert written["members"][0]["best_epoch"] == 1
@@ -81,8 +81,8 @@ def test_the_summary_agrees_with_the_predictions(cache, tmp_path, capsys):
     np.testing.assert_allclose(np.mean([m["test"] for m in written["members"]]), written["mean"])
     assert [m["seed"] for m in written["members"]] == [0, 1]
 
-    data = batches.load(config.data)
-    images, labels = batches.examples(data.test, data.recipe)
+    data = dataset.load(config.data)
+    images, labels = dataset.examples(data.test, data.recipe)
     np.savez(tmp_path / "mine.npz", images=images, labels=labels["number"])
     evaluate(config, tmp_path, str(tmp_path / "mine.npz"), "auto")
     with (tmp_path / "predictions.csv").open() as file:
@@ -398,7 +398,7 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
         config.data.source = "auto"
 
     unattended()
-    digits = batches.drawn.digits(3, 250), batches.drawn.digits(4, 60)
+    digits = dataset.drawn.digits(3, 250), dataset.drawn.digits(4, 60)
     monkeypatch.setattr(batches.mnist, "load", lambda *_: digits)
     train(config)
     assert "DRAWN" not in capsys.readouterr().out

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from digits_jax import models, settings
 from digits_jax.console import console, warn_drawn
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice
@@ -80,7 +80,10 @@ def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[
         for config, folder in zip(configs, folders, strict=True)
         if config.resume and (recorded := settings.read(folder))
     ]
-    source, reason = (known[0], "") if known else batches.find(asking[0].data)
+    source, reason = known[0] if known else "", ""
+    if not known:
+        found, reason = dataset.find(asking[0].data)
+        source = found.source
     for config in asking:
         config.data.source = source
     if source == "drawn" and not known:
@@ -268,7 +271,7 @@ def _difference(split: str, runs: Sequence[Mapping[str, Any]]) -> str:
 def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """What decides which examples 'validation' or 'test' are, and no more: {field of data: value}.
 
-    As `batches.load` makes them from `data`, the `config.data` of a finished run: 0 for as many as
+    As `dataset.load` makes them from `data`, the `config.data` of a finished run: 0 for as many as
     there are is that number, and what does not matter is not there. Two runs of which these are
     equal were read on the same examples.
     """
@@ -334,7 +337,7 @@ def _over_examples(
     where = places or {name: _here(name, recorded) for name in ("raw_dir", "cache_dir")}
     models_of = [Trained(path) for path in paths]
     try:
-        data = batches.load(_reading(models_of[0].config.data.to_dict() | where, splits))
+        data = dataset.load(_reading(models_of[0].config.data.to_dict() | where, splits))
     except UserError as error:
         if places and places["raw_dir"]:
             raise
@@ -344,7 +347,7 @@ def _over_examples(
         ) from error
     lines = []
     for name in splits:
-        images, labels = batches.examples(getattr(data, name), data.recipe)
+        images, labels = dataset.examples(getattr(data, name), data.recipe)
         said = [report.mean_probabilities(model.predict(images)) for model in models_of]
         for head, truth in labels.items():
             one, two = (p[head].argmax(-1) == truth for p in said)
@@ -357,7 +360,7 @@ def _over_examples(
 
 
 def _reading(data: Mapping[str, Any], splits: Sequence[str]) -> ConfigDict:
-    """`data` of a run, so that `batches.load` makes `splits` as it had them, and little else."""
+    """`data` of a run, so that `dataset.load` makes `splits` as it had them, and little else."""
     less: dict[str, Any] = {"normalize": "unit", "drawn_extra": 0}
     if "test" not in splits:
         less |= {"test_source": "", "drawn_test": 1}

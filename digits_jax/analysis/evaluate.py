@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.text import Text
 
 from digits_jax.console import console
-from digits_jax.data import batches, pictures
+from digits_jax.data import dataset, pictures
 from digits_jax.data.recipes import draw_pairs, generator
 from digits_jax.errors import UserError
 from digits_jax.report import figures, stats
@@ -96,8 +96,8 @@ def evaluate(
         for line in notes:
             console.print(f"{data}: {line}")
     else:
-        loaded = batches.load(trained.config.data)
-        images, labels = batches.examples(loaded.test, trained.recipe)
+        loaded = dataset.load(trained.config.data)
+        images, labels = dataset.examples(loaded.test, trained.recipe)
         note = report.drawn(loaded.test_source)
     log_p = trained.predict(images)
     said = {
@@ -210,8 +210,8 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     summary = addition.summary
     honest = summary["mean"]
     rows = report.read_rows(workdir / "metrics.jsonl")
-    test = batches.load(trained.config.data).test
-    images, labels = batches.examples(test, trained.recipe)
+    test = dataset.load(trained.config.data).test
+    images, labels = dataset.examples(test, trained.recipe)
     best: dict[int, dict[str, Any]] = {}  # a member that diverged at once has no epoch
     for epoch in sorted({row["epoch"] for row in rows}):
         kept = epoch_file(workdir, epoch)
@@ -259,14 +259,14 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
             "--config.data.validation=0.1"
         )
     addition = Addition(workdir, out, "more pairs are drawn", name)
-    split = getattr(batches.load(data), name)
+    split = getattr(dataset.load(data), name)
     rng, pool = generator(data.seed, "more"), np.asarray(split.pool)
     draws = []
     for _ in track(
         range(DRAWS), "pairs", console=console, transient=True, disable=not console.is_terminal
     ):
         rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
-        images, labels = batches.examples(split._replace(rows=rows), trained.recipe)
+        images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
         draws.append(report.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
     tests = [draw["test"] for draw in draws]

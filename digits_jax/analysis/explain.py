@@ -14,7 +14,7 @@ from rich.text import Text
 
 from digits_jax.analysis.evaluate import open_run, writable
 from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
 from digits_jax.models import describe
 from digits_jax.report import figures, summary
@@ -36,22 +36,22 @@ def explain(
     trained = open_run(config, workdir)
     folder = writable(workdir, out, *_PICTURES)
     filters_png, maps_png, attribution_png = (folder / name for name in _PICTURES)
-    test = batches.load(trained.config.data).test
+    test = dataset.load(trained.config.data).test
     last = len(test.rows) - 1
     if not 0 <= example <= last:
         raise UserError(f"--example={example}: the test split has examples 0 to {last}")
     one = test._replace(rows=test.rows[example : example + 1])
-    images, labels = batches.examples(one, trained.recipe)
+    images, labels = dataset.examples(one, trained.recipe)
     params, model_state = trained.member(0)
     variables = {"params": params, "batch_stats": model_state}
 
     def network(pixels: Array, added: Mapping[str, Array]) -> Any:
         inputs = batches.normalize(pixels, trained.normalizer)
-        return watch(trained.population.model, variables, inputs, added)
+        return watch(trained.program.model, variables, inputs, added)
 
     pixels = jnp.asarray(images, jnp.result_type(float)) / 255
     logits, maps = network(pixels, {})
-    rows = describe.layers(trained.population.model, trained.recipe.shape)
+    rows = describe.layers(trained.program.model, trained.recipe.shape)
     jumps = {row.name: row.jump for row in rows if row.jump}
     heads, said = {}, []
     for head, (scores,) in logits.items():

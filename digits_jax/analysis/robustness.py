@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from digits_jax.analysis.evaluate import Addition, open_run
 from digits_jax.console import console
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.report import figures
 from digits_jax.report import summary as report
 
@@ -116,7 +116,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     addition = Addition(workdir, out, "damaged digits come", names=("robustness.png",))
     summary, picture = addition.summary, addition.folder / "robustness.png"
     clean = {"mean": summary["mean"], "std": summary["std"]}
-    test = batches.load(trained.config.data).test
+    test = dataset.load(trained.config.data).test
     digits = np.asarray(test.images)
     found: dict[str, dict[str, Any]] = {name: {} for name in CORRUPTIONS}
     titles = {name: f"{name}, {kind.unit}" for name, kind in CORRUPTIONS.items()}
@@ -126,7 +126,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         cases, "damaged digits", console=console, transient=True, disable=not console.is_terminal
     ):
         split = test._replace(images=corrupt(digits, name, level))
-        images, labels = batches.examples(split, trained.recipe)
+        images, labels = dataset.examples(split, trained.recipe)
         tested = report.test_metrics(labels, trained.predict(images))
         kept = ("mean", "std", "ensemble")
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}

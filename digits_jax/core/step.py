@@ -1,6 +1,7 @@
 """One step of one member: pure functions of arrays, neither jitted nor vmapped here."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import chex
@@ -8,32 +9,53 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
-from digits_jax.core.losses import cross_entropy, distillation
-from digits_jax.core.metrics import measure
 from digits_jax.core.optim import apply_gradient
-from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainState
+from digits_jax.data.batches import Pipeline
+from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainState, Weights
 
 
-def init_state(
-    key: jax.Array,
-    *,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    image_shape: tuple[int, int],
-    ema: float = 0.0,
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is static in a run. Equal programs are the same for `jax.jit`.
+
+    ema: the decay of the averaged weights, 0 without. decoupled, sparse: as in `apply_gradient`.
+    bfloat16: the network computes in it; weights, BatchNorm's statistics, the loss and the update
+    do not (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
+    dropout: False where no member has any; then no bits are drawn for it. distill_weight,
+    temperature: of a batch with targets. patience (epochs, 0: never), min_delta: of early stopping.
+    teacher: the program of the run that this one learns from in every step.
+    """
+
+    model: Any  # a Flax module; of the NumPy engine its own, and so is `tx`
+    tx: Any  # an optax.GradientTransformation
+    schedule: optax.Schedule
+    pipeline: Pipeline
+    ema: float = 0.0
+    decoupled: bool = False
+    sparse: bool = False
+    bfloat16: bool = False
+    dropout: bool = True
+    distill_weight: float = 0.0
+    temperature: float = 1.0
+    patience: int = 0
+    min_delta: float = 0.0
+    teacher: "Program | None" = None
+
+
+def init_state(key: jax.Array, program: Program) -> TrainState:
     """The state before the first step; every weight is drawn from `key`."""
-    images = jnp.zeros((1, *image_shape), jnp.result_type(float))
-    variables = model.init(key, images, train=False, dropout_rate=0.0)
+    images = jnp.zeros((1, *program.pipeline.recipe.shape), jnp.result_type(float))
+    variables = program.model.init(key, images, train=False, dropout_rate=0.0)
     params, model_state = variables["params"], variables.get("batch_stats", {})
     worst = jnp.full((), -jnp.inf, jnp.result_type(float))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
-        opt_state=tx.init(params),
-        ema=params if ema else None,
+        opt_state=program.tx.init(params),
+        ema=params if program.ema else None,
         best=Best(
             params=params,
             model_state=model_state,
@@ -46,73 +68,58 @@ def init_state(
     )
 
 
-def starting(state: TrainState, params: PyTree, model_state: PyTree) -> TrainState:
+def starting(state: TrainState, weights: Weights) -> TrainState:
     """A first state with those weights instead."""
+    params, model_state = weights
     best = dataclasses.replace(state.best, params=params, model_state=model_state)
     ema = None if state.ema is None else params
     return dataclasses.replace(state, params=params, model_state=model_state, ema=ema, best=best)
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    hyper: Hyper,
-    *,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    decoupled: bool = False,
-    ema: float = 0.0,
-    bfloat16: bool = False,
-    drops: bool = True,
-    distill: tuple[float, float] = (0.0, 1.0),
-    sparse: bool = False,
+    state: TrainState, batch: Batch, key: jax.Array, hyper: Hyper, program: Program
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
 
-    Returns the next state and the metrics of the batch as it was trained on. `ema` is the decay
-    of the averaged weights, shortened at the start to (1 + t) / (10 + t). With `bfloat16` the
-    network computes in it; weights, BatchNorm's statistics, the loss and the update do not
-    (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
-    Without `drops` there is no dropout, whatever `hyper` says, and no bits are drawn for it.
-    `distill` is (weight, temperature): with batch.targets the loss is (1 - weight) times that of
-    the labels plus weight times `losses.distillation`. `sparse`: as in `apply_gradient`.
+    Returns the next state and the metrics of the batch as it was trained on. With batch.targets
+    the loss is (1 - distill_weight) times that of the labels plus distill_weight times
+    `distillation`. The decay of the averaged weights is (1 + t) / (10 + t) at the start.
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
-
-    apply: Any = model.apply
     full = batch.images.dtype
-    short = jnp.bfloat16 if bfloat16 else full
+    short = jnp.bfloat16 if program.bfloat16 else full
 
-    def loss_fn(params: PyTree) -> tuple[Array, tuple[Any, Array, PyTree]]:
-        logits, updates = apply(
-            {"params": _cast(params, short), "batch_stats": state.model_state},
+    def loss_fn(params: PyTree) -> tuple[Array, tuple[Mapping[str, Array], Array, PyTree]]:
+        logits, model_state = apply(
+            program.model,
+            Weights(_cast(params, short), state.model_state),
             batch.images.astype(short),
-            train=True,
-            dropout_rate=hyper.dropout if drops else 0.0,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
+            dropout=(hyper.dropout if program.dropout else 0.0, key),
         )
         logits = _cast(logits, full)
         losses = cross_entropy(logits, batch.labels, hyper.label_smoothing)
         if batch.targets is not None:
-            weight, temperature = distill
-            soft = distillation(logits, batch.targets, temperature)
-            losses = (1 - weight) * losses + weight * soft
+            soft = distillation(logits, batch.targets, program.temperature)
+            losses = (1 - program.distill_weight) * losses + program.distill_weight * soft
         loss = (losses * batch.mask).sum() / batch.mask.sum()
-        return loss, (logits, losses, updates.get("batch_stats", {}))
+        return loss, (logits, losses, model_state)
 
     grads, (logits, losses, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
-    factor = schedule(state.step)
     params, opt_state = apply_gradient(
-        tx, grads, state.opt_state, state.params, hyper, factor, decoupled, sparse
+        program.tx,
+        grads,
+        state.opt_state,
+        state.params,
+        hyper,
+        program.schedule(state.step),
+        program.decoupled,
+        program.sparse,
     )
     average = state.ema
-    if ema:
+    if program.ema:
         t = state.step.astype(jnp.result_type(float))
-        decay = jnp.minimum(ema, (1 + t) / (10 + t))
+        decay = jnp.minimum(program.ema, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, params)
     state = dataclasses.replace(
         state,
@@ -125,48 +132,119 @@ def train_step(
     return state, measure(logits, losses, batch)
 
 
-def _cast(tree: PyTree, dtype: Any) -> PyTree:
+def _cast(tree: PyTree, dtype: DTypeLike) -> PyTree:
     return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
-def eval_step(
-    params: PyTree, model_state: PyTree, batch: Batch, *, model: nn.Module
-) -> tuple[Metrics, dict[str, Array]]:
+def apply(
+    model: nn.Module,
+    weights: Weights,
+    images: Array,
+    dropout: tuple[Array | float, jax.Array] | None = None,
+) -> tuple[Mapping[str, Array], PyTree]:
+    """images: [B, H, W] float, normalised -> ({head: [B, C] logits}, the next model_state).
+
+    dropout: (rate, key) where the network is trained, and BatchNorm takes the batch's statistics;
+    None to predict.
+    """
+    variables = {"params": weights.params, "batch_stats": weights.model_state}
+    if dropout is None:
+        logits: Any = model.apply(variables, images, train=False, dropout_rate=0.0)
+        return logits, weights.model_state
+    rate, key = dropout
+    how: Any = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+    logits, updates = model.apply(variables, images, train=True, dropout_rate=rate, **how)
+    return logits, updates.get("batch_stats", {})
+
+
+def eval_step(weights: Weights, batch: Batch, program: Program) -> tuple[Metrics, dict[str, Array]]:
     """-> (metrics of the batch, {head: [B, C] log-probabilities}), without dropout."""
-    apply: Any = model.apply
-    logits = apply(
-        {"params": params, "batch_stats": model_state},
-        batch.images,
-        train=False,
-        dropout_rate=0.0,
-    )
+    logits, _ = apply(program.model, weights, batch.images)
     metrics = measure(logits, cross_entropy(logits, batch.labels), batch)
-    return metrics, {head: jax.nn.log_softmax(scores) for head, scores in logits.items()}
+    return metrics, log_probabilities(logits)
 
 
-def current(state: TrainState) -> tuple[PyTree, PyTree]:
-    """-> (params, model_state) to evaluate: the averaged weights where there are any."""
-    return (state.params if state.ema is None else state.ema), state.model_state
+def log_probabilities(logits: Mapping[str, Array]) -> dict[str, Array]:
+    """{head: [..., C]} of logits."""
+    return {head: jax.nn.log_softmax(scores) for head, scores in logits.items()}
 
 
-def track_best(
-    state: TrainState,
-    score: Array,
-    epoch: Array | int,
-    *,
-    patience: int = 0,
-    min_delta: float = 0.0,
-) -> TrainState:
+def cross_entropy(
+    logits: Mapping[str, Array], labels: Mapping[str, Array], label_smoothing: Array | float = 0.0
+) -> Array:
+    """logits: {head: [B, C]}; labels: {head: [B] int} -> [B], the mean over heads.
+
+    Label smoothing s mixes the one-hot target with the uniform one: (1 - s) y + s / C (Szegedy et
+    al. 2016, arXiv:1512.00567); it may be traced.
+    """
+    losses = []
+    for head, scores in logits.items():
+        log_p = jax.nn.log_softmax(scores)
+        picked = jnp.take_along_axis(log_p, labels[head][:, None], axis=1)[:, 0]
+        losses.append(-(1.0 - label_smoothing) * picked - label_smoothing * log_p.mean(axis=1))
+    return jnp.stack(losses).mean(axis=0)
+
+
+def distillation(
+    logits: Mapping[str, Array], targets: Mapping[str, Array], temperature: float
+) -> Array:
+    """How far softened predictions are from a teacher's: T^2 KL(targets || softmax(logits / T)).
+
+    Hinton et al. 2015, arXiv:1503.02531. logits: {head: [B, C]}; targets: {head: [B, C]}
+    probabilities at the same temperature -> [B], the mean over heads.
+    """
+    losses = []
+    for head, scores in logits.items():
+        log_q, p = jax.nn.log_softmax(scores / temperature), targets[head]
+        losses.append((jax.scipy.special.xlogy(p, p) - p * log_q).sum(axis=1))
+    return temperature**2 * jnp.stack(losses).mean(axis=0)
+
+
+def measure(logits: Mapping[str, Array], losses: Array, batch: Batch) -> Metrics:
+    """Sums over the examples that count. logits: {head: [B, C]}; losses: [B]."""
+    right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
+    all_right = jnp.stack(list(right.values())).all(axis=0)
+    loss = (losses * batch.mask).sum()
+    return Metrics(
+        loss=loss,
+        correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
+        all_heads=(all_right * batch.mask).sum(),
+        examples=batch.mask.sum(),
+        finite=jnp.isfinite(loss).astype(batch.mask.dtype),
+    )
+
+
+def zero_metrics(heads: Iterable[str], shape: tuple[int, ...] = ()) -> Metrics:
+    """Empty sums; a fresh buffer for each leaf, since they are donated."""
+
+    def zero() -> Array:
+        return jnp.zeros(shape, jnp.result_type(float))
+
+    return Metrics(zero(), {head: zero() for head in heads}, zero(), zero(), zero())
+
+
+def current(state: TrainState) -> Weights:
+    """The weights to evaluate: the averaged ones where there are any."""
+    params = state.params if state.ema is None else state.ema
+    return Weights(params, state.model_state)
+
+
+def chosen(state: TrainState) -> Weights:
+    """The weights that a run is judged by, as `track_best` chose them."""
+    return Weights(state.best.params, state.best.model_state)
+
+
+def track_best(state: TrainState, score: Array, epoch: Array | int, program: Program) -> TrainState:
     """Remembers the current weights if `score` [] is the highest so far; ties go to the earlier.
 
-    Stops the member once `patience` epochs (0: never) have passed without `score` beating the
-    reference by more than `min_delta`; what a stopped member does no longer counts.
+    Stops the member once `patience` epochs have passed without `score` beating the reference by
+    more than `min_delta`; what a stopped member does no longer counts.
     """
-    best = state.best
-    params, model_state = current(state)
+    best, weights = state.best, current(state)
     improved = (score > best.score) & ~best.stopped
-    risen = (score > best.reference + min_delta) & ~best.stopped
+    risen = (score > best.reference + program.min_delta) & ~best.stopped
     wait = jnp.where(risen, 0, best.wait + 1)
+    over = (wait >= program.patience) if program.patience else jnp.zeros((), bool)
 
     def pick(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, old)
@@ -174,12 +252,12 @@ def track_best(
     return dataclasses.replace(
         state,
         best=Best(
-            params=pick(params, best.params),
-            model_state=pick(model_state, best.model_state),
+            params=pick(weights.params, best.params),
+            model_state=pick(weights.model_state, best.model_state),
             score=pick(score, best.score),
             epoch=pick(epoch, best.epoch),
             reference=jnp.where(risen, score, best.reference),
             wait=wait,
-            stopped=best.stopped | ((wait >= patience) if patience else jnp.zeros((), bool)),
+            stopped=best.stopped | over,
         ),
     )

@@ -39,6 +39,9 @@ class Recipe(NamedTuple):
     label: Callable[[Array], dict[str, jax.Array]]
     target: Callable[[Array], dict[str, jax.Array]]
 
+    def __hash__(self) -> int:
+        return hash((self.digits, self.shape))  # a dict has none
+
 
 def _alone(images: Array) -> jax.Array:
     return jnp.asarray(images)[:, 0]

@@ -6,7 +6,7 @@ over all of it (Xu et al. 2021, arXiv:2105.04663). Several processes share one m
 """
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from digits_jax.errors import UserError
-from digits_jax.types import Array, PyTree
+from digits_jax.types import Array, PyTree, Shared
 
 MEMBER, DATA = "member", "data"
 
@@ -63,31 +63,35 @@ class Layout:
             return tree
         sharding = jax.NamedSharding(self.mesh, spec)
 
-        def put(x: np.ndarray) -> jax.Array:  # `device_put` would have the processes compare it
-            return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+        def put(x: Any) -> Any:
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            array = np.asarray(x)  # `device_put` would have the processes compare it
+            return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
-        return jax.tree.map(lambda x: put(np.asarray(x)), fetch(tree))
+        return jax.tree.map(put, fetch(tree))
 
     def _spec(self, tree: PyTree) -> jax.P:
         """A slice that does not divide evenly is not divided: every column does all of it."""
         size = len(jax.tree.leaves(tree)[0])
         return jax.P() if size % self.members else jax.P(MEMBER)
 
-    def jit(self, function: Callable, shared: Collection[int] = (), **how: Any) -> Any:
-        """`jax.jit` of a function whose arguments, but for the `shared` ones, have a member axis.
+    def jit(self, function: Callable[..., PyTree], **how: Any) -> Callable[..., PyTree]:
+        """`jax.jit` of a function of members: its results have a leading axis of members.
 
-        So have its results. Keywords are static; `how` goes to `jax.jit`.
+        So have its arguments, but for numbers and those of the type `Shared`, which every device
+        holds. Keywords are static; `how` goes to `jax.jit`.
         """
         if self.alone:
             return jax.jit(function, **how)
 
         @functools.cache
         def compiled(spec: jax.P) -> Any:
-            def divided(*arguments: Any, **static: Any) -> Any:
+            def divided(*arguments: PyTree, **static: Hashable) -> PyTree:
                 return jax.shard_map(
                     functools.partial(function, **static),
                     mesh=self.mesh,
-                    in_specs=tuple(jax.P() if i in shared else spec for i in range(len(arguments))),
+                    in_specs=tuple(jax.P() if _common(x) else spec for x in arguments),
                     out_specs=spec,
                     axis_names={MEMBER},
                     check_vma=False,  # members have nothing in common
@@ -95,14 +99,18 @@ class Layout:
 
             return jax.jit(divided, **how)
 
-        def program(arguments: Sequence[Any]) -> Any:
+        def program(arguments: Sequence[PyTree]) -> Any:
             return compiled(self._spec(arguments[0]))
 
-        def call(*arguments: Any, **static: Any) -> Any:
+        def call(*arguments: PyTree, **static: Hashable) -> PyTree:
             return program(arguments)(*arguments, **static)
 
         call.lower = lambda *arguments, **static: program(arguments).lower(*arguments, **static)  # type: ignore[attr-defined]
         return call
+
+
+def _common(argument: PyTree) -> bool:
+    return isinstance(argument, Shared) or getattr(argument, "ndim", 1) == 0
 
 
 def shares() -> int:

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from digits_jax.analysis.evaluate import open_run, writable
 from digits_jax.console import console, percent
-from digits_jax.data import batches
+from digits_jax.core.step import apply
+from digits_jax.data import dataset
 from digits_jax.data.batches import normalize
 from digits_jax.errors import UserError
 from digits_jax.export.demo import site
@@ -66,10 +67,10 @@ def export(
     shutil.rmtree(folder / PAGE, ignore_errors=True)  # of another network, perhaps
     (folder / predictor.FILE).write_bytes(weights)
 
-    data = batches.load(run.config.data)
-    images, labels = batches.examples(data.test, run.recipe)
+    data = dataset.load(run.config.data)
+    images, labels = dataset.examples(data.test, run.recipe)
     train = data.train.of(0)
-    some = batches.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
+    some = dataset.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
         whole = onnx_graph.convert(said, run.recipe.shape, list(heads), facts, OPSET)
@@ -89,7 +90,7 @@ def export(
     accuracy = {
         name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
     }
-    cache = batches.cache_dir(config.data)
+    cache = dataset.cache_dir(config.data)
     try:
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
@@ -115,7 +116,7 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     if not done or len({path.read_bytes() for path in weights}) > 1:
         export(config, workdir, out)
     if not site.whole(page):
-        site.runtime(batches.cache_dir(config.data))  # says what is missing
+        site.runtime(dataset.cache_dir(config.data))  # says what is missing
     site.serve(page, port)
 
 
@@ -145,16 +146,7 @@ def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
 
     def said(images: Array) -> tuple[Array, ...]:
         pixels = normalize(images, run.normalizer)
-        apply: Any = run.population.model.apply
-        logits = [
-            apply(
-                {"params": params, "batch_stats": model_state},
-                pixels,
-                train=False,
-                dropout_rate=0.0,
-            )
-            for params, model_state in members
-        ]
+        logits = [apply(run.program.model, weights, pixels)[0] for weights in members]
         return tuple(
             jax.nn.softmax(scale * _averaged([member[head] for member in logits]))
             for head in run.recipe.heads

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError, check_choice, nearest
@@ -47,7 +48,7 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
         default = declared[field].default
         if not fits(value) and value != default:
             raise UserError(f"model.{field} must be {meant} (default {default}), not {value!r}")
-    return model(heads=dict(heads), **fields)
+    return model(heads=FrozenDict(heads), **fields)
 
 
 def from_config(config: ConfigDict, heads: Mapping[str, int]) -> nn.Module:

@@ -3,6 +3,7 @@
 Parameters have the names and shapes of the JAX engine's: what one has trained, the other reads.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ class Layer(NamedTuple):
     gain: float = 2.0
 
 
-class Network(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
     """The layers that all heads share, and a last one for each head."""
 
     trunk: tuple[Layer, ...]

@@ -1,125 +1,119 @@
-"""The NumPy engine as the loop knows it: members one after the other, batches from JAX."""
+"""The NumPy engine as the loop knows it: members one after the other, batches from JAX.
 
-import functools
-from typing import Any
+The signatures of `digits_jax.core.population`. Orders and batches (pairs, distortion,
+normalisation) are the JAX engine's, so that both train on the same examples; weights and dropout
+are drawn by NumPy, from generators that are seeded by the keys of the JAX engine.
+"""
+
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from digits_jax.core.population import Lessons, Population, Teacher
-from digits_jax.data.batches import Normalizer, Split, eval_batch
-from digits_jax.data.recipes import Recipe
+from digits_jax.core import optim
+from digits_jax.core.population import init_keys, member_batch, order, track, zeros
+from digits_jax.core.step import Program
+from digits_jax.data import batches
 from digits_jax.errors import UserError, check_choice
 from digits_jax.scratch import network
 from digits_jax.scratch import optim as rules
 from digits_jax.scratch.step import eval_step, init_state, train_step
-from digits_jax.types import Array, Batch, Members, Metrics, PyTree, TrainState
+from digits_jax.types import (
+    Array,
+    Batch,
+    Members,
+    Metrics,
+    Normalizer,
+    PyTree,
+    Shared,
+    Slice,
+    TrainState,
+    Weights,
+)
+
+__all__ = ("evaluate", "init", "order", "predict", "program", "shapes", "track", "train", "zeros")
+COMPILED = False  # nothing of this engine is to be jitted
 
 
-class NumpyPopulation(Population):
-    """`Population` by the NumPy engine; nothing of it is to be jitted.
+def program(
+    config: ConfigDict, pipeline: batches.Pipeline, teacher: Program | None = None
+) -> Program:
+    """As `core.population.program`. Raises UserError for what this engine cannot do."""
+    asked_for = {
+        "bfloat16": config.bfloat16,
+        "prune.run": config.prune.run,
+        "distill.teacher": config.distill.teacher,
+    }
+    for field, asked in asked_for.items():
+        if asked:
+            raise UserError(f"config.{field} is for config.engine=jax")
+    optimizer = config.optimizer
+    return Program(
+        model=network.build(config.model, pipeline.recipe.heads),
+        tx=_rule(optimizer),
+        schedule=_schedule(optim.unit_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
+        pipeline=pipeline,
+        ema=optimizer.ema,
+        decoupled=optimizer.decoupled,
+        patience=config.early_stopping.patience,
+        min_delta=config.early_stopping.min_delta,
+    )
 
-    Orders and batches (pairs, distortion, normalisation) are the JAX engine's, so that both train
-    on the same examples; weights and dropout are drawn by NumPy, from generators that are seeded by
-    the keys of the JAX engine. Raises UserError for what this engine cannot do.
-    """
 
-    compiled = False
+def init(members: Members, *, program: Program) -> TrainState:
+    dtype = jnp.result_type(float)
+    return _stack(init_state(_generator(key), program, dtype) for key in init_keys(members))
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        recipe: Recipe,
-        steps_per_epoch: int,
-        teaching: Population | None = None,
-    ):
-        super().__init__(config, recipe, steps_per_epoch)
-        asked_for = {"bfloat16": config.bfloat16, "prune.run": config.prune.run}
-        for field, asked in {**asked_for, "distill.teacher": teaching}.items():
-            if asked:
-                raise UserError(f"config.{field} is for config.engine=jax")
-        self._network = network.build(config.model, recipe.heads)
-        self._rule = _rule(config.optimizer)
-        self._draw = jax.jit(self.batch)
-        self._examples = jax.jit(functools.partial(eval_batch, recipe=recipe))
-        self._factor = jax.jit(lambda step: jnp.asarray(self.schedule(step)))
 
-    def init(self, members: Members) -> TrainState:
-        dtype, ema = jnp.result_type(float), self._config.optimizer.ema
-        shape, network, rule = self._recipe.shape, self._network, self._rule
-        return _stack(
-            init_state(rng, model=network, tx=rule, image_shape=shape, ema=ema, dtype=dtype)
-            for rng in map(_generator, self.init_keys(members))
-        )
+def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
+    done = []
+    for m in range(len(own.members.seed)):
+        one = _part(_numpy(own), m)
+        for _ in range(steps):
+            batch, key = _draw(one, shared, program=program)
+            batch, hyper = _numpy(batch), one.members.hyper
+            state, new = train_step(one.state, batch, _generator(key), hyper, program)
+            one = one._replace(state=state, totals=jax.tree.map(np.add, one.totals, new))
+        done.append(one)
+    return _stack(done)
 
-    def shapes(self, members: Members) -> TrainState:
-        like = self.init(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), members))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
 
-    def train(
-        self,
-        state: TrainState,
-        totals: Metrics,
-        order: Array,
-        start: Array | int,
-        split: Split,
-        normalizer: Normalizer,
-        members: Members,
-        teacher: Teacher | Lessons | None = None,
-        *,
-        steps: int,
-    ) -> tuple[TrainState, Metrics]:
-        states, sums = [], []
-        for m in range(len(members.seed)):
-            one, own = _part((jax.tree.map(np.asarray, state), totals), m)
-            member, examples = _part(members, m), order[m]
-            for i in range(int(start), int(start) + steps):
-                batch, key = self._draw(one.step, examples, i, split, normalizer, member)
-                one, new = train_step(
-                    one,
-                    jax.tree.map(np.asarray, batch),
-                    _generator(key),
-                    member.hyper,
-                    model=self._network,
-                    tx=self._rule,
-                    schedule=self._factor,
-                    decoupled=self._config.optimizer.decoupled,
-                    ema=self._config.optimizer.ema,
-                )
-                own = jax.tree.map(np.add, own, new)
-            states.append(one)
-            sums.append(own)
-        return _stack(states), _stack(sums)
+def evaluate(
+    own: tuple[Weights, Members], shared: Shared, *, program: Program
+) -> tuple[Metrics, dict[str, Array]]:
+    weights, members = _numpy(own)
+    parts = []
+    for m in range(_count(weights)):
+        split = shared.split.of(members.fold[m])
+        batch = _examples(split, shared.mask, shared.normalizer, recipe=program.pipeline.recipe)
+        parts.append(eval_step(_part(weights, m), _numpy(batch), program))
+    return _stack(parts)
 
-    def evaluate(
-        self,
-        weights: tuple[PyTree, PyTree],
-        split: Split,
-        normalizer: Normalizer,
-        rows: Array,
-        mask: Array,
-    ) -> tuple[Metrics, dict[str, Array]]:
-        arrays: Any = jax.tree.map(np.asarray, weights)
-        parts = []
-        for m in range(_count(arrays)):
-            own = rows[m] if rows.ndim == 3 else rows
-            batch = self._examples(split, own, mask, normalizer=normalizer)
-            batch = jax.tree.map(np.asarray, batch)
-            params, model_state = _part(arrays, m)
-            parts.append(eval_step(params, model_state, batch, model=self._network))
-        return _stack(parts)
 
-    def log_probabilities(self, weights: tuple[PyTree, PyTree], pixels: Array) -> dict[str, Array]:
-        nobody = {head: np.zeros(len(pixels), np.int32) for head in self._recipe.heads}
-        batch = Batch(np.asarray(pixels), nobody, np.ones(len(pixels), pixels.dtype))
-        arrays: Any = jax.tree.map(np.asarray, weights)
-        members = (_part(arrays, m) for m in range(_count(arrays)))
-        return _stack(
-            eval_step(params, model_state, batch, model=self._network)[1]
-            for params, model_state in members
-        )
+def predict(
+    weights: Weights, images: Array, normalizer: Normalizer, *, program: Program
+) -> dict[str, Array]:
+    pixels = np.asarray(batches.normalize(batches.unit(images), normalizer))
+    none = {head: np.zeros(len(pixels), np.int32) for head in program.pipeline.recipe.heads}
+    batch, arrays = Batch(pixels, none, np.ones_like(pixels[:, 0, 0])), _numpy(weights)
+    return _stack(eval_step(_part(arrays, m), batch, program)[1] for m in range(_count(arrays)))
+
+
+def shapes(members: Members, *, program: Program) -> TrainState:
+    """`init` as `jax.ShapeDtypeStruct`s."""
+    like = init(jax.tree.map(np.zeros_like, members), program=program)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+
+
+_draw = jax.jit(member_batch, static_argnames="program")
+_examples = jax.jit(batches.eval_batch, static_argnames="recipe")
+
+
+def _schedule(schedule: optax.Schedule) -> optax.Schedule:
+    return jax.jit(lambda step: jnp.asarray(schedule(step)))
 
 
 def _rule(optimizer: ConfigDict) -> rules.Rule:
@@ -137,9 +131,13 @@ def _count(weights: PyTree) -> int:
     return len(jax.tree.leaves(weights)[0])
 
 
-def _part(tree: PyTree, m: int) -> Any:
+def _numpy(tree: PyTree) -> PyTree:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _part(tree: PyTree, m: int) -> PyTree:
     return jax.tree.map(lambda x: x[m], tree)
 
 
-def _stack(trees: Any) -> Any:
+def _stack(trees: Iterable[PyTree]) -> PyTree:
     return jax.tree.map(lambda *x: np.stack(x), *trees)

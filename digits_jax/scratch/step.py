@@ -5,33 +5,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from digits_jax.core.step import Program
 from digits_jax.scratch import layers
-from digits_jax.scratch.network import Network, backward, forward, initialize, predict
-from digits_jax.scratch.optim import Rule, Tree, each
-from digits_jax.types import Best, Metrics, TrainState
+from digits_jax.scratch.network import backward, forward, initialize, predict
+from digits_jax.scratch.optim import each
+from digits_jax.types import Best, Hyper, Metrics, TrainState, Weights
 
 _MOMENTUM = 0.9  # of BatchNorm's running statistics
 
 
-def init_state(
-    rng: np.random.Generator,
-    *,
-    model: Network,
-    tx: Rule,
-    image_shape: tuple[int, int],
-    ema: float = 0.0,
-    dtype: Any = np.float32,
-) -> TrainState:
+def init_state(rng: np.random.Generator, program: Program, dtype: DTypeLike) -> TrainState:
     """The state before the first step; every weight is drawn from `rng`."""
-    params, model_state = initialize(rng, model, image_shape, dtype)
+    shape = program.pipeline.recipe.shape
+    params, model_state = initialize(rng, program.model, shape, dtype)
     worst, zero = np.asarray(-np.inf, dtype), np.asarray(0, np.int32)
     return TrainState(
         step=zero,
         params=params,
         model_state=model_state,
-        opt_state=tx.init(params),
-        ema=params if ema else None,
+        opt_state=program.tx.init(params),
+        ema=params if program.ema else None,
         best=Best(
             params=params,
             model_state=model_state,
@@ -46,15 +41,10 @@ def init_state(
 
 def train_step(
     state: TrainState,
-    batch: Any,
+    batch: Any,  # a Batch of NumPy arrays
     rng: np.random.Generator,
-    hyper: Any,
-    *,
-    model: Network,
-    tx: Rule,
-    schedule: Callable[[Any], Any],
-    decoupled: bool = False,
-    ema: float = 0.0,
+    hyper: Hyper,
+    program: Program,
     masks: Callable[[tuple[int, ...]], np.ndarray | None] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `rng` feeds dropout alone.
@@ -67,7 +57,7 @@ def train_step(
         def masks(shape: tuple[int, ...]) -> np.ndarray | None:
             return _mask(rng, shape, float(hyper.dropout), batch.images.dtype)
 
-    logits, tape, seen = forward(model, state.params, batch.images, masks)
+    logits, tape, seen = forward(program.model, state.params, batch.images, masks)
     smoothing = float(hyper.label_smoothing)
     # The loss is the mean over the examples that count, and over the heads.
     share = batch.mask / (batch.mask.sum() * len(logits))
@@ -79,18 +69,18 @@ def train_step(
     gradients = backward(dlogits, tape)
 
     decay = each(lambda w: _decay(w, float(hyper.weight_decay)), state.params)
-    if not decoupled:
+    if not program.decoupled:
         gradients = each(np.add, gradients, decay)
-    direction, opt_state = tx.update(gradients, state.opt_state)
-    if decoupled:
+    direction, opt_state = program.tx.update(gradients, state.opt_state)
+    if program.decoupled:
         direction = each(np.add, direction, decay)
-    rate = float(hyper.learning_rate) * float(schedule(state.step))
+    rate = float(hyper.learning_rate) * float(program.schedule(state.step))
     params = each(lambda w, d: w - rate * d, state.params, direction)
 
     average = state.ema
-    if ema:
+    if program.ema:
         t = float(state.step)
-        kept = min(ema, (1 + t) / (10 + t))
+        kept = min(program.ema, (1 + t) / (10 + t))
         average = each(lambda a, w: kept * a + (1 - kept) * w, state.ema, params)
     model_state = each(
         lambda old, new: _MOMENTUM * old + (1 - _MOMENTUM) * new, state.model_state, seen
@@ -135,10 +125,10 @@ def measure(logits: Mapping[str, np.ndarray], losses: np.ndarray, batch: Any) ->
 
 
 def eval_step(
-    params: Tree, model_state: Tree, batch: Any, *, model: Network
+    weights: Weights, batch: Any, program: Program
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """-> (metrics of the batch, {head: [B, C] log-probabilities}), without dropout."""
-    logits = predict(model, params, model_state, batch.images)
+    logits = predict(program.model, *weights, batch.images)
     losses, log_p = np.zeros_like(batch.mask), {}
     for head, scores in logits.items():
         loss, saved = layers.softmax_cross_entropy(scores, batch.labels[head])

@@ -24,8 +24,9 @@ from rich.text import Text
 from digits_jax import models, settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.console import console, percent, warn, warn_drawn
-from digits_jax.core.population import Population, hyper_of, members_of
-from digits_jax.data import batches
+from digits_jax.core import population
+from digits_jax.core.population import hyper_of, members_of
+from digits_jax.data import batches, dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
@@ -34,6 +35,7 @@ from digits_jax.report import figures, summary
 from digits_jax.search.study import FINISHED, Space, State, Study, database, inside, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
+from digits_jax.training.resolve import resolve
 
 # isort: split
 import filelock  # `study` says how to get what is missing
@@ -71,15 +73,17 @@ def search(
     space = space_of(config)
     if config.search.storage:
         usable(config.search.storage)
-    asked, (workdir, reason) = config.data.source, _folder_for(config, workdir)
+    auto = config.data.source == "auto"
+    config.data, reason = dataset.find(config.data)
+    workdir = _folder_of(config, workdir, auto and config.data.source == "drawn")
     _keep_teachers(config, workdir, space)
-    if asked == "auto" and config.data.source == "drawn":
+    if auto and config.data.source == "drawn":
         warn_drawn(reason)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    batches.load(config.data)  # digits that are not there are no trial's fault
+    dataset.load(config.data)  # digits that are not there are no trial's fault
     points: list[Any] = [(_default(config, space), {"default": True})]
     if config.search.sampler == "grid":
         points = [(point, {}) for point in _grid(space, config.search.trials)]
@@ -117,14 +121,13 @@ def search(
         _retrain(config, workdir, won, best.number, listen)
 
 
-def _folder_for(config: ConfigDict, workdir: str | os.PathLike | None) -> tuple[Path, str]:
-    """As `train.folder_for`, which decides on the digits; a study that is there stays there."""
+def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: bool) -> Path:
+    """Without a `workdir`, the one of the study that is there, or of a new one."""
+    if workdir is not None:
+        return Path(workdir)
     own = Path("runs") / f"{config.name}-search"
     there = config.resume and (own / "study.db").exists()
-    place, reason = loop.folder_for(config, own)
-    if workdir is not None:
-        return Path(workdir), reason
-    return (own if there else place), reason
+    return settings.apart(own) if apart and not there else own
 
 
 def _asked(config: ConfigDict) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def _check_network(config: ConfigDict) -> None:
     settings.check(config)
     recipe = RECIPES[config.data.dataset]
     layers(models.from_config(config, recipe.heads), recipe.shape)
-    Population(config, recipe, 1)
+    population.program(config, batches.pipeline_of(config, recipe, n=1))
 
 
 def _decoded(params: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
@@ -289,7 +292,7 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, Any]], halving: i
         seed=np.full_like(members.seed, config.seed),
         hyper=jax.tree.map(lambda like, *x: np.asarray(x, like.dtype), members.hyper, *hypers),
     )
-    run, clock = loop.build(config, members), loop.Clock()
+    run, clock = loop.build(resolve(config), members), loop.Clock()
     going = {member: trial for member, (trial, _) in enumerate(group)}
     for epoch in range(1, config.epochs + 1):
         for row in loop.epoch(run, epoch, clock):

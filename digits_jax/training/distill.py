@@ -20,23 +20,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax.console import EpochBar, console, warn
-from digits_jax.core.population import Lessons, Teacher
+from digits_jax.core import population
 from digits_jax.data import augment
-from digits_jax.data.batches import Split, cache_dir
+from digits_jax.data.dataset import cache_dir
 from digits_jax.devices import backend
 from digits_jax.training.predictor import Trained
-from digits_jax.types import Array
+from digits_jax.types import Array, PrecomputedTargets, Split, Teacher
 
 _PART = 100  # digits at a time: of ten small networks on a CPU 1.4 times as fast as of 500
 
 
-def make(config: ConfigDict, split: Split, teacher: Trained) -> Lessons:
+def make(
+    config: ConfigDict, split: Split, teacher: Trained, *, shapes: bool = False
+) -> PrecomputedTargets:
     """`config.distill.views` copies of each training digit, as `config.augment` distorts them.
 
     `data.seed` says how. Each copy of all digits is kept in the cache by itself, so that making
     them goes on where it was stopped; a full disk costs that alone.
     """
     pool, views = np.asarray(split.pool), config.distill.views
+    if shapes:
+        copies = views * len(pool)
+        like: Any = jax.ShapeDtypeStruct
+        return PrecomputedTargets(like((copies, 28, 28), np.uint8), like((copies, 10), np.float16))
     images = _aligned((views, len(pool), 28 * 28), np.uint8)
     answers = _aligned((views, len(pool), 10), np.float16)
 
@@ -44,7 +50,9 @@ def make(config: ConfigDict, split: Split, teacher: Trained) -> Lessons:
     def lesson(digits: Array, key: jax.Array, asked: Teacher) -> tuple[Array, Array]:
         pixels = digits.astype(jnp.result_type(float)) / 255
         seen = jnp.rint(255 * augment.augment(key, pixels, config.augment)).astype(jnp.uint8)
-        said = teacher.population.soften(asked, seen / 255, config.distill.temperature)["digit"]
+        said = population.soften(
+            asked, seen / 255, config.distill.temperature, program=teacher.program
+        )["digit"]
         return seen.reshape(len(seen), -1), said.astype(jnp.float16)
 
     first, asked, digits = jax.random.key(config.data.seed), teacher.teacher(), split.images
@@ -73,7 +81,9 @@ def make(config: ConfigDict, split: Split, teacher: Trained) -> Lessons:
             kept = kept and _write(
                 folder, view, images[view], answers[view]
             )  # one warning is enough
-    return Lessons(*jax.device_put((images.reshape(-1, 28, 28), answers.reshape(-1, 10))))
+    return PrecomputedTargets(
+        *jax.device_put((images.reshape(-1, 28, 28), answers.reshape(-1, 10)))
+    )
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""What computes the steps: `config.engine`."""
+"""What computes the steps: `config.engine`. Both modules have the same functions."""
 
-from digits_jax.core.population import Population
-from digits_jax.scratch.population import NumpyPopulation
+from types import ModuleType
 
-ENGINES: dict[str, type[Population]] = {"jax": Population, "numpy": NumpyPopulation}
+from digits_jax.core import population
+from digits_jax.scratch import population as by_hand
+
+ENGINES: dict[str, ModuleType] = {"jax": population, "numpy": by_hand}

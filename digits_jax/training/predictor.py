@@ -18,13 +18,15 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from digits_jax import settings
-from digits_jax.core.population import Population, Teacher, members_of, slice_size, slices
-from digits_jax.data.batches import Normalizer
+from digits_jax.core import population
+from digits_jax.core.population import members_of, slice_size, slices
+from digits_jax.core.step import chosen
+from digits_jax.data import batches
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.training.checkpoint import FOLDER, Checkpoints, digest
 from digits_jax.training.engines import ENGINES
-from digits_jax.types import PyTree
+from digits_jax.types import Normalizer, Teacher, Weights
 
 FILE = "model.npz"
 EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
@@ -44,10 +46,10 @@ class Trained:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
         self.config = config = ConfigDict(recorded)
         self.recipe = RECIPES[config.data.dataset]
-        self.population = Population(config, self.recipe, steps_per_epoch=1)
+        self._pipeline = batches.pipeline_of(config, self.recipe, n=1)
+        self.program = population.program(config, self._pipeline)
         size = config.population.size
         self.temperature = np.ones(size + 1)
-        self._predict = jax.jit(self.population.predict)
         if (workdir / FILE).exists():
             self.read(workdir / FILE)
         else:
@@ -57,13 +59,13 @@ class Trained:
     def read(self, path: Path) -> None:
         """Takes the weights of a `model.npz`, or of an `epoch_file`; UserError if it is not one."""
         members = members_of(self.config, range(self.config.population.size))
-        like = self.population.chosen(self.population.shapes(members))
+        like = chosen(population.shapes(members, program=self.program))
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
             flat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("weights/")}
             tree = traverse_util.unflatten_dict(flat, sep="/")["weights"]
-            self.weights: Any = (tree["params"], tree.get("model_state", {}))
+            self.weights = Weights(tree["params"], tree.get("model_state", {}))
             jax.tree.map(_check_shape, like, self.weights)
             mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
             self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
@@ -90,10 +92,11 @@ class Trained:
     def _restore(self, workdir: Path) -> None:
         config = self.config
         ids = slices(config.population.size, config.population.slice)
-        engine = ENGINES[config.engine](config, self.recipe, steps_per_epoch=1)
+        engine = ENGINES[config.engine]
+        program = engine.program(config, self._pipeline)
         shape: Any = jax.ShapeDtypeStruct(self.recipe.shape, np.float32)
         like = {
-            "slices": [engine.shapes(members_of(config, part)) for part in ids],
+            "slices": [engine.shapes(members_of(config, part), program=program) for part in ids],
             "normalizer": Normalizer(mean=shape, scale=shape)._asdict(),
         }
         restored = None
@@ -104,11 +107,11 @@ class Trained:
             raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
         _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
-        parts = [self.population.chosen(state) for state in saved["slices"]]
+        parts = [chosen(state) for state in saved["slices"]]
         self.weights = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         self.epochs = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
 
-    def member(self, i: int) -> tuple[PyTree, PyTree]:
+    def member(self, i: int) -> Weights:
         """(params, model_state) of member `i`."""
         return jax.tree.map(lambda x: x[i], self.weights)
 
@@ -130,12 +133,15 @@ class Trained:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
-            said = [self._predict(weights, padded, self.normalizer) for weights in self._slices]
-            for ids, answers in zip(self._ids, said, strict=True):
+            for ids, weights in zip(self._ids, self._slices, strict=True):
+                answers = _predict(weights, padded, self.normalizer, program=self.program)
                 for head, values in answers.items():
                     found = np.asarray(values)[:, : len(part)]
                     log_p[head][ids.start : ids.stop, start : start + size] = found
         return log_p
+
+
+_predict = jax.jit(population.predict, static_argnames="program")
 
 
 def _check_shape(like: Any, array: np.ndarray) -> None:
@@ -151,13 +157,13 @@ def epoch_file(workdir: Path, epoch: int) -> Path:
 def write(
     path: Path,
     config: dict[str, Any],
-    weights: tuple[PyTree, PyTree],
+    weights: Weights,
     normalizer: Normalizer,
     epochs: list[int],
     temperature: np.ndarray,
 ) -> None:
     """Writes a `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
-    tree = {"weights": {"params": weights[0], "model_state": weights[1]}}
+    tree = {"weights": weights._asdict()}
     flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f"{path.name}.part")

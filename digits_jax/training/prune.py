@@ -15,7 +15,7 @@ from digits_jax.errors import UserError
 from digits_jax.report import figures, summary
 from digits_jax.settings import flatten
 from digits_jax.training.predictor import Trained
-from digits_jax.types import PyTree
+from digits_jax.types import PyTree, Weights
 
 _FREE = ("data.raw_dir", "data.cache_dir", "data.drawn_test", "data.test", "model.dropout")
 
@@ -34,7 +34,7 @@ def prune(params: PyTree, fraction: float) -> PyTree:
     return jax.tree.map(lambda w: w if w.ndim < 2 else np.where(np.abs(w) <= most, 0, w), params)
 
 
-def begin(config: ConfigDict, ids: range) -> tuple[PyTree, PyTree]:
+def begin(config: ConfigDict, ids: range) -> Weights:
     """The first (params, model_state), [S, ...], of the members `ids`: member 0 of `prune.run`.
 
     Raises UserError where there is no such run, or one of another network or other data.
@@ -48,7 +48,7 @@ def begin(config: ConfigDict, ids: range) -> tuple[PyTree, PyTree]:
                 f"{ours[field]!r}; a network is pruned as it was trained"
             )
     params, model_state = source.member(0)
-    members = [(prune(params, config.prune.fractions[i]), model_state) for i in ids]
+    members = [Weights(prune(params, config.prune.fractions[i]), model_state) for i in ids]
     return jax.tree.map(lambda *x: np.stack(x), *members)
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,23 +15,31 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import models
-from digits_jax.core.metrics import add
-from digits_jax.core.population import Lessons, Population, Teacher, members_of, slice_size, slices
-from digits_jax.core.step import current, starting
-from digits_jax.data import batches
-from digits_jax.data.batches import Dataset, Split
+from digits_jax.core.population import members_of, slices
+from digits_jax.core.step import Program, chosen, current, starting
+from digits_jax.data import batches, dataset
 from digits_jax.data.recipes import RECIPES
-from digits_jax.devices import backend as devices
-from digits_jax.devices import hosts
+from digits_jax.devices import backend, hosts
 from digits_jax.devices.mesh import Layout, fetch
 from digits_jax.errors import UserError
 from digits_jax.training import distill, prune
 from digits_jax.training.checkpoint import digest
 from digits_jax.training.engines import ENGINES
 from digits_jax.training.predictor import Trained
-from digits_jax.types import Members, Metrics, PyTree, TrainState
+from digits_jax.types import (
+    Members,
+    Metrics,
+    Normalizer,
+    PrecomputedTargets,
+    PyTree,
+    Shared,
+    Slice,
+    Split,
+    Teacher,
+    TrainState,
+    Weights,
+)
 
-_FULL = 0.9  # of a device's memory
 _CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
 
 
@@ -74,9 +84,9 @@ class Compiled:
 
     def __init__(self, function: Any):
         self.lower = function.lower
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Hashable, jax.stages.Compiled] = {}
 
-    def compile(self, *arguments: Any, **static: Any) -> Any:
+    def compile(self, *arguments: PyTree, **static: Hashable) -> jax.stages.Compiled:
         """The program for such arguments, which takes them without the `static` ones."""
         leaves, structure = jax.tree.flatten(arguments)
         kinds = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
@@ -85,7 +95,7 @@ class Compiled:
             self._programs[key] = self.lower(*arguments, **static).compile()
         return self._programs[key]
 
-    def __call__(self, *arguments: Any, **static: Any) -> Any:
+    def __call__(self, *arguments: PyTree, **static: Hashable) -> PyTree:
         return self.compile(*arguments, **static)(*arguments)
 
 
@@ -99,12 +109,13 @@ class Run:
     """
 
     config: ConfigDict
-    data: Dataset
+    data: dataset.Dataset
     ids: list[range]
     members: list[Members]
     states: list[TrainState]
-    programs: Population
-    teacher: Teacher | Lessons | None
+    engine: ModuleType
+    program: Program
+    shared: Shared
     layout: Layout
     chunk: int
     parameters: int
@@ -115,106 +126,103 @@ class Run:
     diverged: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        programs: Any = self.programs
-        self.train, self._evaluate, self._evaluate_own = (programs.train, *[programs.evaluate] * 2)
-        layout = self.layout
-        if self.programs.compiled:
-            self.train = Compiled(
-                layout.jit(self.train, (3, 4, 5, 7), static_argnames="steps", donate_argnums=(0, 1))
-            )
-            self._evaluate, self._evaluate_own = (
-                Compiled(layout.jit(programs.evaluate, shared))
-                for shared in ((1, 2, 3, 4), (1, 2, 4))
-            )
-        self.order = layout.jit(self.programs.order, (1,), static_argnames="n")
-        self.track = layout.jit(self.programs.track, (2,), donate_argnums=0)
+        engine, jit = self.engine, self.layout.jit
+        self.train, self._evaluate = engine.train, engine.evaluate
+        if engine.COMPILED:
+            static = ("program", "steps")
+            self.train = Compiled(jit(engine.train, static_argnames=static, donate_argnums=0))
+            self._evaluate = Compiled(jit(engine.evaluate, static_argnames="program"))
+        self._order = jit(engine.order, static_argnames=("program", "n"))
+        self._track = jit(engine.track, static_argnames="program", donate_argnums=0)
 
     @property
     def steps_per_epoch(self) -> int:
-        return batches.steps_per_epoch(self.data.train.size, self.config.batch_size)
+        return self.program.pipeline.steps_per_epoch
+
+    def start(self, i: int, epoch: int, totals: Metrics | None = None) -> Slice:
+        """Slice `i` at the start of an epoch, or where it was left with such `totals`."""
+        members, n = self.members[i], self.data.train.size
+        zeros = self.engine.zeros(len(self.ids[i]), program=self.program)
+        order = self._order(members, epoch, program=self.program, n=n)
+        return Slice(self.states[i], self.layout.over_members(totals or zeros), order, members)
 
     def evaluate(
-        self, weights: tuple[PyTree, PyTree], split: Split, folds: Any, answers: bool = True
+        self, weights: Weights, members: Members, split: Split, answers: bool = True
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
         """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
 
-        With cross-validation, each member's own part of it: `folds` [S]. Without `answers` the
-        second is {}, and nothing of that size is kept.
+        With cross-validation, each member's own part of it. Without `answers` the second is {},
+        and nothing of that size is kept.
         """
         sums, outputs = [], []
-        for arguments in self._batches(weights, split, folds):
-            new, log_p = self._evaluation(split)(*arguments)
+        for shared in self._batches(split):
+            new, log_p = self._evaluate((weights, members), shared, program=self.program)
             sums.append(new)
             if self.layout.data > 1 and jax.default_backend() == "cpu":
                 jax.block_until_ready(new)  # XLA has few threads for virtual devices that wait
             if answers:
                 outputs.append(log_p)
-        total = fetch(functools.reduce(add, sums))
+        total = fetch(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums))
         if not answers:
             return total, {}
         joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *fetch(outputs))
-        return total, {head: joined[head][:, : split.size] for head in self.data.recipe.heads}
+        return total, {head: log_p[:, : split.size] for head, log_p in joined.items()}
 
-    def _batches(self, weights: Any, split: Split, folds: Any) -> Iterator[tuple[Any, ...]]:
-        """The arguments of the program that evaluates, batch by batch."""
-        # One program for whatever is evaluated.
-        digits = split._replace(rows=split.rows[:0], pool=split.pool[:0])
-        for rows, mask in batches.padded_rows(split.of(folds).rows, self.config.eval_batch_size):
-            yield weights, digits, self.data.normalizer, rows, mask
-
-    def _evaluation(self, split: Split) -> Any:
-        """Of examples that are all members' own, or the same for all."""
-        return self._evaluate_own if split.rows.ndim == 3 else self._evaluate
+    def _batches(self, split: Split) -> Iterator[Shared]:
+        """What the program that evaluates gets, batch by batch: one program for all splits."""
+        none = split.pool[..., :0]
+        for rows, mask in batches.padded_rows(split.rows, self.config.eval_batch_size):
+            part = split._replace(rows=rows, pool=none)
+            yield Shared(part, self.data.normalizer, mask=mask)
 
     def evaluate_chosen(
         self, split: Split, answers: bool = True
     ) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
         """`evaluate` for every slice, under the weights that the run is judged by."""
         return [
-            self.evaluate(self.programs.chosen(state), split, members.fold, answers)
+            self.evaluate(chosen(state), members, split, answers)
             for state, members in zip(self.states, self.members, strict=True)
         ]
 
-    def compile(self) -> list[Any]:
+    def track(self, i: int, score: np.ndarray, epoch: int) -> None:
+        """Keeps the weights of the members of slice `i` whose `score` [S] is their best so far."""
+        self.states[i] = self._track(self.states[i], score, epoch, program=self.program)
+
+    def compile(self) -> list[jax.stages.Compiled]:
         """Compiles what the epochs call, so that no step waits for it; -> the programs."""
-        programs: list[Any] = []
-        begun = time.perf_counter()
-        if not self.programs.compiled:
+        programs: list[jax.stages.Compiled] = []
+        if not isinstance(self.train, Compiled) or not isinstance(self._evaluate, Compiled):
             return programs
+        begun = time.perf_counter()
         for i in {len(ids): i for i, ids in enumerate(self.ids)}.values():
+            own = self.start(i, 1)
             for steps in {min(self.chunk, self.steps_per_epoch), self.steps_per_epoch % self.chunk}:
                 if steps:
-                    programs.append(self.train.compile(*self._step(i), steps=steps))
+                    program = {"program": self.program, "steps": steps}
+                    programs.append(self.train.compile(own, self.shared, **program))
             if self.data.validation is not None:
-                split, folds = self.data.validation, self.members[i].fold
-                arguments = next(self._batches(current(self.states[i]), split, folds))
-                programs.append(self._evaluation(split).compile(*arguments))
+                programs.append(self._compile_evaluation(i, self.data.validation))
         self.compiling += time.perf_counter() - begun
         return programs
 
-    def program(self, *arguments: Any, steps: int) -> Callable[..., Any]:
-        """What trains so many steps, of arguments like those of `_step`."""
-        if self.programs.compiled:
-            return self.train.compile(*arguments, steps=steps)
-        return functools.partial(self.train, steps=steps)
+    def _compile_evaluation(self, i: int, split: Split) -> jax.stages.Compiled:
+        own = current(self.states[i]), self.members[i]
+        return self._evaluate.compile(own, next(self._batches(split)), program=self.program)
 
-    def _step(self, i: int) -> tuple[Any, ...]:
-        """The arguments of the first step of slice `i`."""
-        data, members = self.data, self.members[i]
-        order = self.order(members, 1, n=data.train.size)
-        totals = self.layout.over_members(self.programs.zeros(len(self.ids[i])))
-        state = self.states[i]
-        return state, totals, order, 0, data.train, data.normalizer, members, self.teacher
+    def stepper(self, own: Slice, steps: int) -> Callable[[Slice], Slice]:
+        """What trains such a slice for so many steps."""
+        if isinstance(self.train, Compiled):
+            compiled = self.train.compile(own, self.shared, program=self.program, steps=steps)
+            return lambda own: compiled(own, self.shared)
+        return lambda own: self.train(own, self.shared, program=self.program, steps=steps)
 
     def bytes_needed(self) -> int:
         """Of a device's memory: the largest program with its state, all other states, and a copy of
         all for the checkpoint.
         """
-        programs = self.compile()
-        rows = self.data.test.rows
-        test = self.data.test._replace(rows=rows[: self.config.eval_batch_size])
-        arguments = next(self._batches(current(self.states[0]), test, self.members[0].fold))
-        programs.append(self._evaluate.compile(*arguments))
+        rows = self.data.test.rows[..., : self.config.eval_batch_size, :]
+        test = self.data.test._replace(rows=rows)
+        programs = [*self.compile(), self._compile_evaluation(0, test)]
         used: list[Any] = [program.memory_analysis() for program in programs]
         most = max(
             u.argument_size_in_bytes
@@ -223,8 +231,7 @@ class Run:
             - u.alias_size_in_bytes
             for u in used
         )
-        state = self.states[0]
-        own, every = (sum(map(_bytes, jax.tree.leaves(states))) for states in (state, self.states))
+        own, every = (sum(map(_bytes, jax.tree.leaves(x))) for x in (self.states[0], self.states))
         return most + 2 * every - own
 
     def scores(self) -> np.ndarray:
@@ -246,86 +253,76 @@ class Run:
     def take(self, saved: PyTree) -> None:
         """Goes on from what a checkpoint held."""
         self.states = [self.layout.over_members(state) for state in saved["slices"]]
-        normalizer = self.layout.everywhere(batches.Normalizer(**saved["normalizer"]))
+        normalizer = self.layout.everywhere(Normalizer(**saved["normalizer"]))
         self.data = self.data._replace(normalizer=normalizer)
+        self.shared = self.shared._replace(normalizer=normalizer)
 
 
-def _bytes(x: Any) -> int:
+def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Of an array, on one device."""
-    return x.addressable_shards[0].data.nbytes if isinstance(x, jax.Array) else x.nbytes
+    shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+    return math.prod(shape) * x.dtype.itemsize
 
 
-def build(config: ConfigDict, members: Members | None = None) -> Run:
-    """Data on the device, the network, and fresh states, as a checked `config` says.
+def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = False) -> Run:
+    """Data on the device, the network, and fresh states, as a resolved `config` says.
 
-    members: those to train instead of the config's own. The run's own copy of `config` says where
-    the digits came from, and the slice's size, where they were left open: as `slice_size` has it,
-    or as much of that as the device's memory holds.
+    members: those to train instead of the config's own. shapes: the states are
+    `jax.ShapeDtypeStruct`s and no teacher is asked; enough to compile.
     """
-    config = config.copy_and_resolve_references()
-    data = batches.load(config.data)
-    hosts.agree("their digits", *data.train, *data.test)
     engine = ENGINES[config.engine]
-    if hosts.several() and not engine.compiled:
+    if hosts.several() and not engine.COMPILED:
         raise UserError(f"config.engine={config.engine} trains in one process")
-    only = None if engine.compiled else jax.devices()[:1]
+    only = None if engine.COMPILED else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
-    config.data.source = data.source
-    config.data.test_source = config.data.test_source and data.test_source
+    data = dataset.load(config.data)
+    hosts.agree("their digits", *data.train, *data.test)
     members = members or members_of(config, range(config.population.size))
-    steps = batches.steps_per_epoch(data.train.size, config.batch_size)
     source = _learned_from(config) if config.distill.teacher else None
-    programs = engine(config, data.recipe, steps, source.population if source else None)
-    teacher: Any = source.teacher() if source else None
-    inputs = {"distill.teacher": source.digest()} if source else {}
+    pipeline = batches.pipeline_of(config, data.recipe, data.train.size)
+    program = engine.program(config, pipeline, source.program if source else None)
+    engine.shapes(members, program=program)  # a network that cannot be is found before long work
+    teacher: Teacher | PrecomputedTargets | None = source.teacher() if source else None
     if source and config.distill.views:
-        programs.shapes(members)  # a network that cannot be is found before the long work
-        teacher = distill.make(config, data.train, source)
+        teacher = distill.make(config, data.train, source, shapes=shapes)
         same = "what their teacher says; one --config.data.cache_dir for all of them ends that"
         hosts.agree(same, *jax.tree.leaves(teacher))
     arrays = data.train, data.validation, data.test, data.normalizer, teacher
-    *arrays, teacher = layout.everywhere(arrays)
-    names = ("train", "validation", "test", "normalizer")
-    data = data._replace(**dict(zip(names, arrays, strict=True)))
-    init = layout.jit(programs.init, **devices.once()) if programs.compiled else programs.init
-    backend = jax.default_backend()
-
-    def sliced(width: int) -> Run:
-        ids = slices(len(members.seed), width)
-        parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
-        states = [init(part) for part in parts]
-        if config.prune.run:
-            first = [prune.begin(config, range_of) for range_of in ids]
-            hosts.agree("the weights that they prune", *jax.tree.leaves(first))
-            inputs["prune.run"] = digest(first[0], {})
-            states = [
-                layout.over_members(starting(state, *weights))
-                for state, weights in zip(states, first, strict=True)
-            ]
-        return Run(
-            config,
-            data,
-            ids,
-            parts,
-            states,
-            programs,
-            teacher,
-            layout,
-            chunk=min(steps, _CHUNK) if programs.compiled and backend != "cpu" else 1,
-            parameters=models.count_parameters(states[0].params) // len(ids[0]),
-            inputs=inputs,
-        )
-
-    asked = config.population.slice
-    width = slice_size(len(members.seed), backend, layout.members, layout.data > 1)
-    width = asked or (width if programs.compiled else 1)
-    run, room = sliced(width), hosts.least(devices.memory() or 0)
-    while not asked and room and width > 1 and run.bytes_needed() > _FULL * room:
-        width = -(-width // 2)
-        width -= width % layout.members if width > layout.members else 0
-        run = sliced(width)
-    config.population.slice = width
-    return run
+    train, validation, test, normalizer, teacher = layout.everywhere(arrays)
+    data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)
+    inputs = {"distill.teacher": source.digest()} if source else {}
+    ids = slices(len(members.seed), config.population.slice)
+    parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
+    init = engine.init
+    if engine.COMPILED:
+        init = layout.jit(engine.init, static_argnames="program", **backend.once())
+    if shapes:
+        states = [layout.over_members(engine.shapes(part, program=program)) for part in parts]
+    else:
+        states = [init(part, program=program) for part in parts]
+    if config.prune.run and not shapes:
+        first = [prune.begin(config, range_of) for range_of in ids]
+        hosts.agree("the weights that they prune", *jax.tree.leaves(first))
+        inputs["prune.run"] = digest(first[0], {})
+        states = [
+            layout.over_members(starting(state, weights))
+            for state, weights in zip(states, first, strict=True)
+        ]
+    scanned = engine.COMPILED and jax.default_backend() != "cpu"
+    return Run(
+        config=config,
+        data=data,
+        ids=ids,
+        members=parts,
+        states=states,
+        engine=engine,
+        program=program,
+        shared=Shared(train, normalizer, teacher),
+        layout=layout,
+        chunk=min(pipeline.steps_per_epoch, _CHUNK) if scanned else 1,
+        parameters=models.count_parameters(states[0].params) // len(ids[0]),
+        inputs=inputs,
+    )
 
 
 def _learned_from(config: ConfigDict) -> Trained:

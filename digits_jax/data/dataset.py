@@ -1,0 +1,275 @@
+"""From a config to a dataset on the device: digits, splits, and what normalises them."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from digits_jax.data import drawn, sources
+from digits_jax.data.recipes import (
+    RECIPES,
+    Recipe,
+    draw_pairs,
+    generator,
+    split_digits,
+    split_folds,
+)
+from digits_jax.errors import UserError, check_choice
+from digits_jax.types import Digits, Normalizer, Split
+
+log = logging.getLogger(__name__)
+SOURCES = ("auto", "mnist", "drawn")
+NORMALIZERS = ("unit", "global", "feature")
+_GREY_LEVEL = 1 / 255
+
+
+class Dataset(NamedTuple):
+    """What a run trains on.
+
+    source, test_source: of the test digits, 'mnist' or 'drawn'; validation is None where it is off;
+    digits: how many different ones train, with cross-validation each member; drawn_extra: how many
+    of them are drawn ones beside MNIST's.
+    """
+
+    recipe: Recipe
+    source: str
+    test_source: str
+    train: Split
+    validation: Split | None
+    test: Split
+    normalizer: Normalizer
+    digits: int
+    drawn_extra: int
+
+
+def cache_dir(config: ConfigDict) -> Path:
+    """Where prepared data and compiled programs live: `data.cache_dir`, or the user's own cache.
+
+    Without a home directory, that is a folder of the temporary one. UserError where a ~ can't be
+    expanded, or where that folder is not this user's.
+    """
+    if config.cache_dir:
+        return sources.expanded("data.cache_dir", config.cache_dir)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digits_jax"
+    except RuntimeError:  # an unknown user without HOME, as in a container
+        return _temporary()
+
+
+def _temporary() -> Path:
+    """A folder for this user's eyes only, and by nobody else: others may write beside it."""
+    user = os.getuid() if hasattr(os, "getuid") else 0  # as Windows has it in st_uid
+    try:
+        folder = Path(tempfile.gettempdir()) / f"digits_jax-{user}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == user:
+            return folder
+        problem = f"{folder} is somebody else's"
+    except OSError as error:
+        problem = str(error)
+    raise UserError(f"no home directory is known, and {problem}; pass --config.data.cache_dir=DIR")
+
+
+def find(config: ConfigDict) -> tuple[ConfigDict, str]:
+    """-> (a copy of `config`, the `config.data` of a run, with 'mnist' or 'drawn' for 'auto', why).
+
+    The second says why MNIST could not be had, '' where it could or where the source was given.
+    Raises UserError for an unknown source, and where `raw_dir` is given and cannot be read.
+    """
+    found: dict[str, str] = {}
+    for field in ("source", "test_source") if config.test_source else ("source",):
+        check_choice(f"data.{field}", config[field], SOURCES)
+        if config[field] == "auto":
+            found[field] = _why_drawn(config, field)
+    if found:
+        config = config.copy_and_resolve_references()
+        config.update({field: "drawn" if why else "mnist" for field, why in found.items()})
+    if found.get("test_source"):
+        way = "--config.data.test_source=mnist makes that an error"
+        log.warning("the test digits are drawn ones: %s; %s", found["test_source"], way)
+    return config, found.get("source", "")
+
+
+def _why_drawn(config: ConfigDict, field: str) -> str:
+    """Why MNIST can't be had, '' where it can; UserError if a `raw_dir` was to have it."""
+    try:
+        _mnist(config, field)
+        return ""
+    except UserError as error:
+        if config.raw_dir:
+            raise
+        return str(error)
+
+
+def load(config: ConfigDict) -> Dataset:
+    """The data set that `config` (`config.data` of a run) describes, on the default device.
+
+    With source 'auto', MNIST, and digits drawn by a program where no way to MNIST works. Raises
+    UserError where the asked source cannot be had.
+    """
+    check_choice("data.dataset", config.dataset, RECIPES)
+    check_choice("data.normalize", config.normalize, NORMALIZERS)
+    recipe, (config, _) = RECIPES[config.dataset], find(config)
+    train, test = _digits(config, "source")
+    if config.test_source:
+        _, test = _digits(config, "test_source")
+
+    if config.folds and config.normalize != "unit":
+        raise UserError(
+            "data.folds goes with data.normalize=unit; a fitted one would see each fold"
+        )
+    fraction = 1 / config.folds if config.folds else config.validation
+    rng, n = generator(config.seed, "split"), len(train.labels)
+    parts = split_folds(rng, n, config.folds) or [split_digits(rng, n, fraction)]
+    kept, held_out = ([part[i] for part in parts] for i in range(2))
+    if len(kept[0]) == 0 or (fraction and len(held_out[0]) == 0):
+        asked = "folds" if config.folds else "validation"
+        raise UserError(
+            f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
+        )
+
+    if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them
+        kept = [ids[: config.train] for ids in kept]
+    if config.drawn_extra and config.source != "drawn":
+        extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
+        train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
+        more = np.arange(n, n + config.drawn_extra, dtype=np.int32)
+        kept = [np.concatenate([ids, more]) for ids in kept]
+
+    def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, few: bool = False) -> Split:
+        index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
+        rows, pool = np.stack([part[index] for part in ids]), np.stack(ids)
+        if few:  # fresh pairs, too, are of these digits alone
+            pool = pool[:, np.unique(index)]
+        if not (config.folds and use != "test"):
+            rows, pool = rows[0], pool[0]
+        return Split(*digits, jnp.asarray(rows), jnp.asarray(pool))
+
+    train, test = (Digits(jnp.asarray(d.images), jnp.asarray(d.labels)) for d in (train, test))
+    whole, tested = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
+    if config.test and recipe.digits == 1:
+        tested = tested[: config.test]
+    training = split(train, "train", kept, whole, few=whole < recipe.train)
+    validation = None
+    if fraction:
+        validation = split(train, "validation", held_out, max(round(fraction * whole), 1))
+    first = training.of(0)
+    used = np.asarray(first.pool) if config.fresh_pairs else np.unique(first.rows)
+    return Dataset(
+        recipe=recipe,
+        source=config.source,
+        test_source=config.test_source or config.source,
+        train=training,
+        validation=validation,
+        test=split(test, "test", [tested], config.test or recipe.test),
+        normalizer=fit_normalizer(config.normalize, training, recipe),
+        digits=len(used),
+        drawn_extra=int((used >= n).sum()),
+    )
+
+
+def _digits(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
+    """-> (training digits, test digits) of the source that `config[field]` names."""
+    if config[field] == "mnist":
+        return _mnist(config, field)
+    cache, seed = cache_dir(config), 2 * config.seed
+    return _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
+
+
+def _mnist(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
+    try:
+        return sources.load(config.raw_dir, cache_dir(config))
+    except UserError as error:
+        if field == "source":
+            raise
+        raise UserError(
+            f"the test digits, data.test_source={config.test_source}: {error}; "
+            "--config.data.test_source=drawn tests on drawn digits"
+        ) from None
+
+
+def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
+    """Drawn digits, kept on disk under a name that changes with what drew them.
+
+    Rounding differs between versions of JAX and backends, so they belong to it.
+    """
+    source = Path(drawn.__file__)
+    code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()
+    code += f"{jax.__version__} {jax.default_backend()}".encode()
+    name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{'-even' if even else ''}.npy"
+    path = cache / "drawn" / name
+    try:
+        table = np.load(path, allow_pickle=False)
+        if table.shape == (n, 785) and table.dtype == np.uint8:
+            return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
+    except Exception:  # a damaged .npy header can raise nearly anything
+        pass  # not there, or damaged: draw it anew
+    digits = drawn.digits(seed, n, even)
+    table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.save(file, table, allow_pickle=False)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        log.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
+    return digits
+
+
+def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
+    """Fitted on the examples of `split`: 'unit' leaves [0, 1]; 'global' has one mean and standard
+    deviation; 'feature' has them per pixel, and leaves a pixel unscaled that varies by less than a
+    grey level.
+    """
+    mean, deviation = np.zeros(recipe.shape), np.ones(recipe.shape)
+    if kind != "unit":
+        total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
+        index = np.asarray(split.rows)
+        for start in range(0, len(index), 10_000):
+            images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255
+            total += images.sum(axis=0)
+            squares += (images**2).sum(axis=0)
+        mean, square = total / len(index), squares / len(index)
+        if kind == "global":
+            mean, square = np.full_like(mean, mean.mean()), np.full_like(square, square.mean())
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        deviation = np.where(deviation < _GREY_LEVEL, 1, deviation)
+    return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(1 / deviation, jnp.float32))
+
+
+def examples(split: Split, recipe: Recipe) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """All of `split` on the host: (images [N, H, W] uint8, labels {head: [N] int32})."""
+    return np.asarray(recipe.compose(split.images[split.rows])), labels(split, recipe)
+
+
+def labels(split: Split, recipe: Recipe) -> dict[str, np.ndarray]:
+    """{head: [N] int32} on the host; [F, N] where the rows have an axis of folds."""
+    shape = split.rows.shape[:-1]
+    flat = recipe.label(split.labels[split.rows].reshape(-1, recipe.digits))
+    return {head: np.asarray(values).reshape(shape) for head, values in flat.items()}
+
+
+def by_class(split: Split, recipe: Recipe, columns: int) -> Split:
+    """Some of `split` to look at, sorted by the class of the first head.
+
+    Ten classes give `columns` examples each, a hundred give one.
+    """
+    head, classes = next(iter(recipe.heads.items()))
+    truth = labels(split, recipe)[head]
+    each = columns if classes == 10 else 1
+    picked = np.concatenate([np.flatnonzero(truth == c)[:each] for c in range(classes)])
+    return split._replace(rows=split.rows[picked])

@@ -1,0 +1,160 @@
+"""The end of a run: the chosen weights on every split, the summary, the pictures."""
+
+import datetime
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from digits_jax import settings
+from digits_jax.console import console
+from digits_jax.core.step import chosen
+from digits_jax.data import batches, dataset
+from digits_jax.devices import backend
+from digits_jax.devices.mesh import fetch
+from digits_jax.report import figures
+from digits_jax.report import summary as report
+from digits_jax.training import predictor, prune
+from digits_jax.training.epoch import Clock
+from digits_jax.training.run import Run
+from digits_jax.types import Metrics, Split
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_SPLITS = ("train", "validation", "test")
+_PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
+
+
+def finish(run: Run, workdir: Path, clock: Clock) -> None:
+    """Evaluates the chosen weights on every split, the test split once, and writes the report."""
+    config, data = run.config, run.data
+    rows = report.read_rows(workdir / "metrics.jsonl")
+    scores, temperatures = {}, None
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        if split is not None:
+            outputs = run.evaluate_chosen(split, answers=name == "validation")
+            scores[name] = [sums.means(m) for sums, _ in outputs for m in range(len(sums.examples))]
+            if name == "validation":
+                folds = np.concatenate([members.fold for members in run.members])
+                shared = split.of(folds) if config.data.folds else split
+                temperatures = report.fit_temperatures(
+                    dataset.labels(shared, data.recipe), _joined(outputs)
+                )
+    tested: tuple[Any, ...] = ()
+    if config.report_test:
+        images, labels = dataset.examples(data.test, data.recipe)
+        tested = (labels, _joined(run.evaluate_chosen(data.test)), images, temperatures)
+    clock.lap()
+    epochs = max((row["epoch"] for row in rows), default=0)
+    seen = len(rows) * run.steps_per_epoch * config.batch_size
+    epoch_of = np.concatenate([fetch(state.best.epoch) for state in run.states]).tolist()
+    facts = {
+        "config": settings.as_dict(config),
+        "command": "python " + re.sub(_PASSWORD, r"\1***@", shlex.join(sys.argv)),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": jax.default_backend(),
+        "mesh": run.layout.mesh.shape | {"processes": jax.process_count()},
+        "matmul_precision": backend.matmul_precision(),
+        "data": {
+            "dataset": config.data.dataset,
+            "source": data.source,
+            "test_source": data.test_source,
+            "drawn_extra": data.drawn_extra,
+            **{
+                name: split.size if split else 0
+                for name, split in zip(
+                    _SPLITS, (data.train, data.validation, data.test), strict=True
+                )
+            },
+            "digits": data.digits,
+        },
+        "model": {"name": config.model.name, "parameters": run.parameters},
+        "epochs": epochs,
+        "steps": epochs * run.steps_per_epoch,
+        "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
+        "images_per_second": round(seen / max(clock.seconds["train"], 1e-9), 1),
+        **{
+            name: {key: float(np.mean([m[key] for m in members])) for key in members[0]}
+            for name, members in scores.items()
+        },
+        "members": [
+            {
+                "seed": config.seed + member,
+                "best_epoch": epoch_of[member],
+                "validation": scores["validation"][member]["accuracy"] if data.validation else None,
+                **({"diverged": run.diverged[member]} if member in run.diverged else {}),
+            }
+            for member in range(config.population.size)
+        ],
+    }
+    _show_examples(run, workdir)
+    predictor.write(
+        workdir / predictor.FILE,
+        facts["config"],
+        jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(chosen, run.states)])),
+        data.normalizer,
+        epoch_of,
+        np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
+    )
+    if config.prune.run:
+        facts["pruning"] = table = _pruned(run)
+        console.print(prune.write(workdir, config, table))
+    summary = report.write(workdir, facts, rows, *tested)
+    if tested and not config.prune.run:
+        text = figures.noted(report.headline(summary), report.drawn(data.test_source))
+        console.print(f"test {text}", style="bold")
+    console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
+
+
+def _pruned(run: Run) -> list[report.Row]:
+    """What pruning took from each member, and what training on gave back."""
+    first = [run.layout.over_members(prune.begin(run.config, ids)) for ids in run.ids]
+    kept = [chosen(state) for state in run.states]
+    splits = {"validation": run.data.validation}
+    if run.config.report_test:
+        splits["test"] = run.data.test
+
+    def accuracies(weights: list[Any], split: Split) -> list[float]:
+        sums = [
+            run.evaluate(part, members, split, answers=False)[0]
+            for part, members in zip(weights, run.members, strict=True)
+        ]
+        return [part.means(m)["accuracy"] for part in sums for m in range(len(part.examples))]
+
+    figures = {
+        f"{name}{when}": accuracies(weights, split)
+        for name, split in splits.items()
+        if split is not None
+        for when, weights in (("_before", first), ("", kept))
+    }
+    params = jax.tree.map(lambda *x: np.concatenate(x), *fetch([part[0] for part in kept]))
+    return prune.rows(run.config, params, figures)
+
+
+def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """The log-probabilities of all slices, {head: [P, N, C]}."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *(log_p for _, log_p in outputs))
+
+
+def _show_examples(run: Run, workdir: Path) -> None:
+    """Pictures of what it trained on: by class, and as the augmentation distorts some of them."""
+    data, recipe = run.data, run.data.recipe
+    train = data.train.of(0)
+    columns = 10 if recipe.shape[1] > recipe.shape[0] else 20
+    shown = dataset.by_class(train, recipe, columns)
+    figures.sheet(dataset.examples(shown, recipe)[0], workdir / "examples.png", columns)
+    if any(value for name, value in run.config.augment.items() if name != "per_digit"):
+        picked = np.asarray(shown.rows)[:: max(len(shown.rows) // 10, 1)][:10]
+        rows, key = np.repeat(picked, columns, axis=0), jax.random.key(0)
+        draw = jax.jit(lambda split: batches.distorted(split, rows, key, run.program.pipeline))
+        images = np.rint(255 * np.asarray(draw(train))).astype(np.uint8)
+        # The first of its row as it is.
+        images[::columns] = dataset.examples(train._replace(rows=picked), recipe)[0]
+        figures.sheet(images, workdir / "augmented.png", columns)

@@ -1,0 +1,57 @@
+"""A config, resolved once: what is derived from data, devices and an earlier start."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from digits_jax import settings
+from digits_jax.core.population import slice_size
+from digits_jax.data import dataset
+from digits_jax.devices import backend, hosts
+from digits_jax.devices.mesh import Layout
+from digits_jax.training.engines import ENGINES
+from digits_jax.training.run import build
+
+_FULL = 0.9  # of a device's memory
+
+
+def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict:
+    """A frozen copy of a checked `config` in which nothing is left open.
+
+    The sources of the digits, where they are 'auto', and `population.slice`, where it is 0, are
+    those of the run in `workdir` that goes on; else what `dataset.find` finds, and as many members
+    as `slice_size` says, or as the device's memory holds. With `data.folds` a population of one
+    becomes one member per fold, with `prune.run` one per fraction. Raises UserError where the asked
+    digits cannot be had.
+    """
+    config = config.copy_and_resolve_references()
+    recorded = settings.read(workdir) if workdir and config.resume else None
+    if recorded:
+        for field in ("source", "test_source"):
+            if config.data[field] == "auto":
+                config.data[field] = recorded["data"].get(field) or "auto"
+        config.population.slice = config.population.slice or recorded["population"]["slice"]
+    config.data, _ = dataset.find(config.data)
+    if config.prune.run:
+        config.prune.fractions = settings.fractions_of(config)
+    config.population.size = settings.size_of(config)
+    if not config.population.slice:
+        config.population.slice = _slice(config)
+    return FrozenConfigDict(config)
+
+
+def _slice(config: ConfigDict) -> int:
+    size, compiled = config.population.size, ENGINES[config.engine].COMPILED
+    if not compiled:
+        return 1
+    layout = Layout(config.mesh.data, config.batch_size)
+    width = slice_size(size, jax.default_backend(), layout.members, layout.data > 1)
+    room = hosts.least(backend.memory() or 0)
+    while room and width > 1:
+        config.population.slice = width
+        if build(FrozenConfigDict(config), shapes=True).bytes_needed() <= _FULL * room:
+            break
+        width = -(-width // 2)
+        width -= width % layout.members if width > layout.members else 0
+    return width

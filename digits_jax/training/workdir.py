@@ -1,0 +1,107 @@
+"""A run's folder: whose it is, what lies in it, and whether a run can go on there."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+from ml_collections import ConfigDict
+
+from digits_jax import settings
+from digits_jax.core import optim
+from digits_jax.errors import UserError
+from digits_jax.training import predictor
+from digits_jax.training.checkpoint import FOLDER, PART
+
+RESULTS = (  # what a finished run has in its workdir, and what other modes make of it
+    *("summary.json", predictor.FILE, "per_class.csv", "predictions.csv", "pruning.md", "export"),
+    *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
+    *("calibration.png", "robustness.png", "pruning.png", "filters.png", "feature_maps.png"),
+    "attribution.png",
+)
+# All that is a run's; what makes it one goes last when they are deleted.
+OWN_FILES = (
+    *(FOLDER, PART, "tensorboard", "metrics.jsonl", predictor.EPOCHS, *RESULTS, "config.json"),
+)
+
+
+@contextmanager
+def owned(workdir: Path, again: str) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it, as long as this one lives."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may have been quicker
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    lock = filelock.FileLock(workdir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process is training in {workdir}; wait for it, or choose another --workdir"
+        ) from None
+    try:
+        yield
+    except OSError as error:  # a full disk, a folder taken away
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror or error}; {again} from the last epoch"
+        ) from None
+    finally:
+        lock.release()
+
+
+def finished(config: ConfigDict, workdir: Path) -> bool:
+    """Does the workdir hold this very run, finished? UserError where it holds another one.
+
+    A run goes on to another number of epochs where that changes none of those that are done.
+    """
+    recorded = settings.read(workdir) if config.resume else None
+    if recorded is None:
+        return False
+    changes = settings.changes(recorded, config)
+    saved = [int(path.name) for path in workdir.glob(f"{FOLDER}/*") if path.name.isdecimal()]
+    kept = (workdir / predictor.FILE).exists()
+    more = [field for field, *_ in changes] == ["epochs"]  # or fewer, but not than are done
+    schedule = config.optimizer.schedule
+    if more and schedule in optim.OVER_ALL_EPOCHS:
+        raise UserError(
+            f"{workdir} holds a run with epochs={recorded['epochs']}, and config.optimizer.schedule"
+            f"={schedule} spreads over all of them: with epochs={config.epochs} it is another run "
+            "from its first step on; choose another --workdir, or --config.resume=False to delete "
+            "that run and start this one"
+        )
+    if more and kept and not saved:
+        raise UserError(
+            f"{workdir} holds a run with epochs={recorded['epochs']} but no checkpoint to go on "
+            "from; choose another --workdir, or --config.resume=False to start over"
+        )
+    if changes and not (more and config.epochs >= max(saved, default=0)):
+        raise UserError(
+            f"{workdir} holds a run of another config "
+            f"({'; '.join(settings.differences(recorded, config))}); choose another "
+            "--workdir, or --config.resume=False to delete that run and start this one"
+        )
+    try:
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    whole = summary.get("config", {}).get("epochs", config.epochs) == config.epochs
+    return kept and whole and not more and ("test" in summary or not config.report_test)
+
+
+def clear(workdir: Path, names: Iterable[str] = OWN_FILES) -> None:
+    """Deletes the files of an earlier run, and no others."""
+    for name in names:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def again(config: ConfigDict) -> str:
+    command = "the same command" if config.resume else "the command without --config.resume=False"
+    return f"{command} goes on"
