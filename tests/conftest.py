@@ -55,6 +55,14 @@ def shrink(config, cache):
     return config
 
 
+def built(config):
+    """A run in memory, as `train` has it."""
+    from digits_jax.training.resolve import resolve
+    from digits_jax.training.run import build
+
+    return build(resolve(config))
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """One cache of drawn digits and compiled programs for the whole session."""

@@ -72,11 +72,11 @@ def test_without_validation_every_digit_trains(numbered):
     assert len(ids(data.train)) == 1000
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "mnist100"])
-def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
+@pytest.mark.parametrize("name", ["mnist", "mnist100"])
+def test_every_digit_is_held_out_in_one_fold(numbered, name):
     """1000 digits in 3 folds: one is left over and trains in each."""
-    data = dataset.load(data_config(dataset=dataset, folds=3, train=0))
-    assert data.train.rows.shape[:2] == (3, 667 if dataset == "mnist" else 60_000)
+    data = dataset.load(data_config(dataset=name, folds=3, train=0))
+    assert data.train.rows.shape[:2] == (3, 667 if name == "mnist" else 60_000)
     held_out = []
     for fold in range(3):
         train, validation = ids(data.train.of(fold)), ids(data.validation.of(fold))
@@ -88,9 +88,7 @@ def test_every_digit_is_held_out_in_one_fold(numbered, dataset):
             images, labels = dataset.examples(split.of(fold), data.recipe)
             tens = images[:, 0, 0].astype(int) * 256 + images[:, 0, 1]
             head = next(iter(labels))
-            np.testing.assert_array_equal(
-                labels[head] // (1 if dataset == "mnist" else 10), tens % 10
-            )
+            np.testing.assert_array_equal(labels[head] // (1 if name == "mnist" else 10), tens % 10)
             np.testing.assert_array_equal(
                 labels[head], dataset.labels(split, data.recipe)[head][fold]
             )
@@ -132,9 +130,9 @@ def test_a_batch_is_its_images_and_labels(cache):
     images, labels = dataset.examples(data.train, data.recipe)
     config.augment.update(rotate=0.0, scale=0.0, shift_x=0.0, shift_y=0.0, elastic=0.0)
     rows = data.train.rows[:7]
-    batch = batches.train_batch(
-        data.train, rows, data.recipe, data.normalizer, jax.random.key(0), config
-    )
+    pipeline = batches.pipeline_of(config, data.recipe, data.train.size)
+    pixels = batches.distorted(data.train, rows, jax.random.key(0), pipeline)
+    batch = batches.batch_of(data.train, rows, pixels, data.normalizer, data.recipe)
     np.testing.assert_allclose(batch.images, images[:7] / 255, atol=1e-6)
     for head in labels:
         np.testing.assert_array_equal(batch.labels[head], labels[head][:7])
@@ -159,8 +157,9 @@ def test_auto_falls_back_to_drawn_digits_but_not_over_a_named_folder(cache, monk
     config.source = "auto"
     data = dataset.load(config)
     assert (data.source, data.test_source) == ("drawn", "drawn")
-    assert data.reason == "no network"
-    assert dataset.find(config) == ("drawn", data.reason)
+    found, reason = dataset.find(config)
+    assert (found.source, reason) == ("drawn", "no network")
+    assert config.source == "auto"
     config.raw_dir = str(tmp_path)
     for call in (dataset.load, dataset.find):
         with pytest.raises(UserError, match="no network"):
@@ -184,10 +183,10 @@ def test_what_was_found_is_loaded_without_a_second_look(cache, monkeypatch, ther
     monkeypatch.setattr(sources, "load", look)
     config = shrink(config_of("mnist"), cache).data
     config.source = "drawn"
-    assert dataset.find(config) == ("drawn", "")
+    assert dataset.find(config) == (config, "")
     assert not looks
     config.source = "auto"
-    config.source, reason = dataset.find(config)
+    config, reason = dataset.find(config)
     assert (config.source, bool(reason)) == (("mnist", False) if there else ("drawn", True))
     assert dataset.load(config).source == config.source
     assert len(looks) == (2 if there else 1)  # what is there comes from the cache

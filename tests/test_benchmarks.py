@@ -17,7 +17,6 @@ from matplotlib.image import imread
 from benchmarks import ours, run, tables
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.training.train import build
 
 ROOT = Path(__file__).parent.parent
 needs_torch = pytest.mark.skipif(
@@ -126,13 +125,13 @@ def test_steps_go_on_into_the_next_epoch(cache, engine):
     config = ours.config_of("mnist:mlp10", 96)
     config.engine = engine
     config.batch_size, config.data.cache_dir = 32, str(cache)
-    built = build(config)
-    step = ours.train(built)
+    run = ours.build(config)
+    step = ours.train(run)
     for count in range(1, 5):
         totals = step()
-        assert int(built.states[0].step[0]) == count
+        assert int(run.states[0].step[0]) == count
         np.testing.assert_array_equal(np.asarray(totals.examples), [32.0 * count])
-    predict = ours.infer(built, np.zeros((2, 28, 28), np.uint8))
+    predict = ours.infer(run, np.zeros((2, 28, 28), np.uint8))
     assert predict()["digit"].shape == (1, 2, 10)
 
 

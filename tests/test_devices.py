@@ -10,12 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import built, config_of, shrink
 
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.training import run as building
-from digits_jax.training.train import build
+from digits_jax.training import resolve as resolving
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,21 +26,19 @@ os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-from digits_jax import train as loop
+from digits_jax.training import train as loop
+from digits_jax.training.resolve import resolve
 config = shrink(config_of({name!r}), {cache!r})
 config.model.update({model!r})
 config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
 config.population.update(size={size}, slice={width})
 config.data.folds = {folds}
 if not {folds}:
-    loop._finish = lambda *_: None
+    loop.finish = lambda *_: None
 if {data} > 1:  # the work is shared, not done by each
-    run = loop.build(config.copy_and_resolve_references())
-    members, data, width = run.members[0], run.data, len(run.ids[0])
-    text = run.train.lower(
-        run.states[0], run.programs.zeros(width), run.order(members, 1, n=data.train.size), 0,
-        data.train, data.normalizer, members, None, steps=1,
-    ).compile().as_text()
+    run = loop.build(resolve(config))
+    own = run.start(0, 1)
+    text = run.train.compile(own, run.shared, program=run.program, steps=1).as_text()
     assert " all-reduce(" in text
     assert " all-gather(" not in text
     spec = jax.tree.leaves(run.states[0].params)[0].sharding.spec
@@ -163,19 +160,19 @@ def test_a_mesh_that_does_not_fit_is_one_clear_line(cache, tmp_path):
     config = shrink(config_of("two_head:mlp"), cache)
     config.mesh.data = 3
     with pytest.raises(UserError, match=r"config\.mesh\.data=3 does not divide the 1 devices"):
-        build(config)
+        built(config)
 
 
 def test_slices_are_halved_until_they_fit(cache, monkeypatch):
     config = shrink(config_of("two_head:mlp"), cache)
     config.population.update(size=6, slice=3)
-    run = build(config)
+    run = built(config)
     needed = run.bytes_needed()
     assert needed > sum(x.nbytes for x in jax.tree.leaves(run.states))
     config.population.slice = 0
-    monkeypatch.setattr(building, "slice_size", lambda *_: 6)
+    monkeypatch.setattr(resolving, "slice_size", lambda *_: 6)
     monkeypatch.setattr(backend, "memory", lambda: int(needed / 0.9) + 1)
-    run = build(config)
+    run = built(config)
     assert [len(ids) for ids in run.ids] == [3, 3]
     assert run.config.population.slice == 3
     assert sum(len(members.seed) for members in run.members) == 6
@@ -184,8 +181,8 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
 
 FREED = """
 import ctypes, resource, threading
-from digits_jax import devices
-devices._keep_freed_memory()
+from digits_jax.devices import backend
+backend._keep_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]

@@ -15,11 +15,13 @@ import filelock
 import jax
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import built, config_of, shrink
 
 from digits_jax.core.population import members_of
+from digits_jax.core.step import chosen
 from digits_jax.devices import signals
 from digits_jax.errors import SAVED, Stopped, UserError
+from digits_jax.training import epoch as epochs
 from digits_jax.training import run as building
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
@@ -417,14 +419,11 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
 
     monkeypatch.setattr(building, "members_of", wild)
     config = small(cache)
-    run = loop.build(config)
-    order = run.order(run.members[1], 1, n=run.data.train.size)
-    state, first = run.states[1], None
+    run = built(config)
+    own, first = run.start(1, 1), None
     for step in range(3):
-        zeros = run.programs.zeros(1)
-        arguments = (order, step, run.data.train, run.data.normalizer, run.members[1], None)
-        state, totals = run.train(state, zeros, *arguments, steps=1)
-        if first is None and not np.isfinite(totals.loss[0]):
+        own = run.stepper(own, 1)(own)
+        if first is None and not np.isfinite(own.totals.loss[0]):
             first = step + 1
     assert first in (2, 3)
 
@@ -452,18 +451,18 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
 
     config = small(cache)
     config.data.validation = 0.0
-    run = loop.build(config)
+    run = built(config)
     clock = loop.Clock()
     loop.epoch(run, 1, clock)
     spoilt = jax.tree.map(lambda x: x * np.float32(np.nan), run.states[0].params)
     run.states[0] = run.states[0].replace(params=spoilt)
     assert [row["member"] for row in loop.epoch(run, 2, clock)] == [1]
     assert run.diverged[0]["step"] == run.steps_per_epoch + 1
-    kept = run.programs.chosen(run.states[0])[0]
-    sound = jax.tree.map(np.ones_like, run.programs.zeros(1))  # the step that spoils has a loss
+    kept = chosen(run.states[0]).params
+    sound = jax.tree.map(np.ones_like, run.start(0, 1).totals)  # the step that spoils has a loss
     stopped = np.zeros(1, bool)
-    assert loop._stop_diverged(run, 0, 2, sound, stopped).all()
-    assert not loop._stop_diverged(run, 1, 2, sound, stopped).any()
+    assert epochs._stop_diverged(run, 0, 2, sound, stopped).all()
+    assert not epochs._stop_diverged(run, 1, 2, sound, stopped).any()
     for a, b in zip(
         jax.tree.leaves(kept), jax.tree.leaves(Trained(tmp_path / "one").weights[0]), strict=True
     ):

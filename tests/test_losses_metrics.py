@@ -4,10 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from digits_jax.core.metrics import add, means, zeros
 from jax.test_util import check_grads
 
-from digits_jax.core.step import cross_entropy, measure
+from digits_jax.core.step import cross_entropy, measure, zero_metrics
 from digits_jax.types import Batch
 
 
@@ -55,22 +54,23 @@ def test_masked_sums_count_every_example_once():
     assert (whole.loss, whole.examples, whole.all_heads) == (7, 3, 1)
     assert {k: int(v) for k, v in whole.correct.items()} == {"upper": 2, "lower": 2}
 
-    total = zeros(logits)
+    total = zero_metrics(logits)
     for rows, mask in (([0, 1], [1, 1]), ([2, 0], [1, 0])):  # the last batch is padded
         rows = np.asarray(rows)
         part = Batch(
             jnp.zeros((2, 1, 1)), {k: v[rows] for k, v in labels.items()}, jnp.asarray(mask, float)
         )
-        total = add(total, measure({k: v[rows] for k, v in logits.items()}, losses[rows], part))
+        new = measure({k: v[rows] for k, v in logits.items()}, losses[rows], part)
+        total = jax.tree.map(jnp.add, total, new)
     assert (whole.finite, total.finite) == (1, 2)  # parts with a loss that is a number
     chex.assert_trees_all_close(total._replace(finite=whole.finite), whole)
     assert measure(logits, losses / 0, Batch(jnp.zeros((3, 1, 1)), labels, jnp.ones(3))).finite == 0
 
 
 def test_means_of_a_member():
-    metrics = zeros(["a", "b"], (2,))._replace(
+    metrics = zero_metrics(["a", "b"], (2,))._replace(
         loss=jnp.asarray([3.0, 8.0]),
         correct={"a": jnp.asarray([1.0, 4.0]), "b": jnp.asarray([2.0, 2.0])},
         examples=jnp.asarray([4.0, 4.0]),
     )
-    assert means(metrics, 1) == {"loss": 2.0, "accuracy": 0.75}
+    assert metrics.means(1) == {"loss": 2.0, "accuracy": 0.75}

@@ -7,24 +7,41 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, config_of, shrink
 
-from digits_jax.core.population import Population, members_of, slice_size, slices
+from digits_jax.core import population
+from digits_jax.core.population import members_of, slice_size, slices
 from digits_jax.core.step import current
 from digits_jax.data import batches, dataset
 from digits_jax.devices.backend import once
+from digits_jax.types import Shared, Slice, Weights
 
 
 def trained(config, data, members, steps):
     """The states of `members` after `steps` steps, as one slice."""
-    population = Population(config, data.recipe, steps_per_epoch=3)
-    state, totals = jax.jit(population.init, **once())(members), population.zeros(len(members.seed))
-    next_order = jax.jit(population.order, static_argnames="n")
-    step = jax.jit(population.train, static_argnames="steps")
+    program = program_of(config, data)
+    own, shared = beginning(program, data, members), Shared(data.train, data.normalizer)
     for i in range(steps):
-        order = next_order(members, 1 + i // 3, n=data.train.size)
-        state, totals = step(
-            state, totals, order, i % 3, data.train, data.normalizer, members, steps=1
-        )
-    return state, totals
+        epoch = 1 + i // program.pipeline.steps_per_epoch
+        order = population.order(members, epoch, program=program, n=data.train.size)
+        own = train(own._replace(order=order), shared, program=program, steps=1)
+    return own.state, own.totals
+
+
+train = jax.jit(population.train, static_argnames=("program", "steps"))
+predict = jax.jit(population.predict, static_argnames="program")
+first = jax.jit(population.init, static_argnames="program", **once())
+
+
+def program_of(config, data):
+    pipeline = batches.pipeline_of(config, data.recipe, data.train.size)
+    assert pipeline.steps_per_epoch == -(-data.train.size // config.batch_size)
+    return population.program(config, pipeline)
+
+
+def beginning(program, data, members):
+    """Those members before their first step."""
+    order = population.order(members, 1, program=program, n=data.train.size)
+    zeros = population.zeros(len(members.seed), program=program)
+    return Slice(first(members, program=program), zeros, order, members)
 
 
 SMALL = {  # every network, as small as it can be made
@@ -63,12 +80,12 @@ def test_members_after_a_step_of_sgd(cache, name):
     config.optimizer.update(name="sgd", learning_rate=1e-2, momentum=0.0, nesterov=False)
     data = dataset.load(config.data)
     images, _ = dataset.examples(data.test, data.recipe)
-    population = Population(config, data.recipe, steps_per_epoch=3)
-    predict = jax.jit(population.predict)
+    program = program_of(config, data)
 
     def log_p(members):
         state, _ = trained(config, data, members, 1)
-        return predict((state.params, state.model_state), images[:8], data.normalizer)
+        weights = Weights(state.params, state.model_state)
+        return predict(weights, images[:8], data.normalizer, program=program)
 
     together = log_p(members_of(config, range(2)))
     for i in range(2):
@@ -81,33 +98,25 @@ def test_scanned_steps_are_single_steps(cache, x64):
     config = shrink(config_of("mnist100:mlp"), cache)
     config.model.hidden = (8,)
     data = dataset.load(config.data)
-    population = Population(config, data.recipe, steps_per_epoch=3)
-    members = members_of(config, range(2))
-    order = jax.jit(population.order, static_argnames="n")(members, 1, n=data.train.size)
-    rest = (data.train, data.normalizer, members)
-    scanned = jax.jit(population.train, static_argnames="steps")(
-        jax.jit(population.init, **once())(members),
-        population.zeros(2),
-        order,
-        jnp.asarray(0),
-        *rest,
-        steps=3,
-    )
-    chex.assert_trees_all_close(scanned, trained(config, data, members, 3), rtol=1e-10, atol=1e-12)
+    program, members = program_of(config, data), members_of(config, range(2))
+    own, shared = beginning(program, data, members), Shared(data.train, data.normalizer)
+    scanned = train(own, shared, program=program, steps=3)
+    one_by_one = trained(config, data, members, 3)
+    chex.assert_trees_all_close(scanned[:2], one_by_one, rtol=1e-10, atol=1e-12)
 
 
 def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = dataset.load(config.data)
-    population = Population(config, data.recipe, steps_per_epoch=3)
-    weights = current(jax.jit(population.init, **once())(members_of(config, range(2))))
+    program, members = program_of(config, data), members_of(config, range(2))
+    weights = current(first(members, program=program))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
-    evaluate, predict = jax.jit(population.evaluate), jax.jit(population.predict)
-    metrics, log_p = evaluate(weights, data.test, data.normalizer, rows, mask)
+    shared = Shared(data.test._replace(rows=rows), data.normalizer, mask=mask)
+    evaluate = jax.jit(population.evaluate, static_argnames="program")
+    metrics, log_p = evaluate((weights, members), shared, program=program)
     images, labels = dataset.examples(data.test, data.recipe)
-    chex.assert_trees_all_close(
-        predict(weights, images, data.normalizer), log_p, rtol=1e-5, atol=1e-6
-    )
+    predicted = predict(weights, images, data.normalizer, program=program)
+    chex.assert_trees_all_close(predicted, log_p, rtol=1e-5, atol=1e-6)
     for head, truth in labels.items():
         correct = (log_p[head].argmax(axis=2) == truth[None]).sum(axis=1)
         np.testing.assert_array_equal(metrics.correct[head], correct)
@@ -118,14 +127,11 @@ def test_every_train_step_lowers_for_every_platform(cache, name):
     """Whole chunks of the program that trains: batches, augmentation, members and scan included."""
     config = shrink(config_of(name), cache)
     data = dataset.load(config.data)
-    population = Population(config, data.recipe, steps_per_epoch=3)
-    members = members_of(config, range(2))
-    state = jax.eval_shape(population.init, members)
-    order = jax.eval_shape(lambda m: population.order(m, 1, data.train.size), members)
-    train = jax.jit(population.train, static_argnames="steps", donate_argnums=(0, 1))
-    arguments = (state, population.zeros(2), order, 0, data.train, data.normalizer, members)
+    program, members = program_of(config, data), members_of(config, range(2))
+    own = jax.eval_shape(lambda members: beginning(program, data, members), members)
+    shared = Shared(data.train, data.normalizer)
     for steps in (1, 2):
-        traced = train.trace(*arguments, steps=steps)
+        traced = train.trace(own, shared, program=program, steps=steps)
         for platform in ("cpu", "cuda", "tpu"):
             assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
 

@@ -1,5 +1,6 @@
 """The artefact of a finished run, cross-validation and distillation, end to end."""
 
+import functools
 import json
 import shutil
 import tracemalloc
@@ -10,18 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import built, config_of, shrink
 from jax.test_util import check_grads
 
 from digits_jax.analysis.evaluate import DRAWS, best_test_epoch, more_pairs
-from digits_jax.core.population import Population, members_of
+from digits_jax.core import population
 from digits_jax.core.step import distillation
 from digits_jax.data import dataset
 from digits_jax.data.recipes import STREAMS
 from digits_jax.errors import UserError
-from digits_jax.training import distill
+from digits_jax.training import distill, predictor
 from digits_jax.training.predictor import FILE, Trained, epoch_file
-from digits_jax.training.run import build
 from digits_jax.training.train import train
 from digits_jax.types import Teacher
 
@@ -103,13 +103,13 @@ def test_no_more_members_at_once_than_in_training(
     expected = Trained(three).predict(images)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     run, computed = Trained(tmp_path), []
-    program = run._predict
+    program = predictor._predict
 
-    def predict(weights, *rest):
+    def predict(weights, *rest, **static):
         computed.append(len(jax.tree.leaves(weights)[0]))
-        return program(weights, *rest)
+        return program(weights, *rest, **static)
 
-    run._predict = predict
+    monkeypatch.setattr(predictor, "_predict", predict)
     chex.assert_trees_all_close(run.predict(images), expected, rtol=1e-5, atol=1e-6)
     assert computed == at_once
 
@@ -212,17 +212,15 @@ def test_distillation_by_hand(getkey, x64):
 def test_a_teachers_targets(cache, pair):
     """The mean over its members of their softened probabilities, with its own normaliser."""
     teacher = Trained(pair)
-    config = tiny(cache)
-    config.distill.temperature = 3.0
-    student = Population(config, teacher.recipe, 1, teacher.population)
+    soften = functools.partial(population.soften, temperature=3.0, program=teacher.program)
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
-    targets = student._targets(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
+    targets = soften(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
     for head, log_p in teacher.predict(images).items():
         soft = np.exp(log_p / 3) / np.exp(log_p / 3).sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(targets[head], soft.mean(axis=0), rtol=1e-5)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], teacher.weights) for i in range(2)]
     doubled = Teacher(parts, teacher.normalizer)
-    slices = student._targets(doubled, jnp.asarray(images / 255, jnp.float32))
+    slices = soften(doubled, jnp.asarray(images / 255, jnp.float32))
     chex.assert_trees_all_close(slices, targets, rtol=1e-5)
 
 
@@ -230,19 +228,13 @@ def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
     """With weight 1 the labels do not count; the first step's loss is that of the targets."""
     config = tiny(cache)
     config.distill.update(teacher=str(pair), weight=1.0, temperature=2.0)
-    teacher, data = Trained(pair), dataset.load(config.data)
-    student = Population(config, data.recipe, 1, teacher.population)
-    members = members_of(config, [0])
-    state, order = student.init(members), student.order(members, 1, n=data.train.size)
-    lies = data.train._replace(labels=9 - data.train.labels)
+    run = built(config)
+    lies = run.data.train._replace(labels=9 - run.data.train.labels)
     losses = []
-    for split in (data.train, lies):
-        _, totals = student.train(
-            *(state, student.zeros(1), order, 0, split, data.normalizer, members),
-            teacher.teacher(),
-            steps=1,
-        )
-        losses.append(float(totals.loss[0]))
+    for split in (run.data.train, lies):
+        shared = run.shared._replace(split=split)
+        own = population.train(run.start(0, 1), shared, program=run.program, steps=1)
+        losses.append(float(own.totals.loss[0]))
     assert losses[0] == losses[1]
     train(config, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["config"]["distill"]["weight"] == 1
@@ -275,8 +267,8 @@ def softened(log_p):
 
 
 def test_lessons_are_digits_and_what_the_teacher_says_of_them(taught, teachers):
-    run = build(taught)
-    images = np.asarray(run.teacher.images)
+    run = built(taught)
+    images = np.asarray(run.shared.teacher.images)
     plain = np.asarray(run.data.train.images)[np.asarray(run.data.train.pool)]
     copies = images.reshape(3, len(plain), 28, 28)
     for one, other in ((copies[0], plain), (copies[0], copies[1]), (copies[1], copies[2])):
@@ -285,23 +277,19 @@ def test_lessons_are_digits_and_what_the_teacher_says_of_them(taught, teachers):
     assert ink.min() > 0.6
     assert 0.9 < np.median(ink) < 1.1
     expected = softened(Trained(teachers).predict(images)["digit"])
-    np.testing.assert_allclose(run.teacher.answers, expected, atol=5e-4)  # 16 bits
+    np.testing.assert_allclose(run.shared.teacher.probabilities, expected, atol=5e-4)  # 16 bits
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_batch_is_composed_of_copies_of_its_digits(taught, fresh):
     """Every image is a maximum of two copies, with the label and the answer of each."""
     taught.data.fresh_pairs = fresh
-    run = build(taught)
-    members = jax.tree.map(lambda x: x[0], run.members[0])
-    order, train_split = run.order(run.members[0], 1, n=96)[0], run.data.train
-    batch, _ = run.programs.batch(
-        *(jnp.zeros((), jnp.int32), order, 1, train_split, run.data.normalizer, members),
-        run.teacher,
-    )
+    run = built(taught)
+    train_split, own = run.data.train, jax.tree.map(lambda x: x[0], run.start(0, 1))
+    batch, _ = population.member_batch(own, run.shared, program=run.program)
     assert batch.images.shape == (32, 42, 28)
-    copies = np.asarray(run.teacher.images)
-    answers = np.asarray(run.teacher.answers, np.float32)
+    copies = np.asarray(run.shared.teacher.images)
+    answers = np.asarray(run.shared.teacher.probabilities, np.float32)
     labels = np.tile(np.asarray(train_split.labels)[np.asarray(train_split.pool)], 3)
     seen = np.rint(255 * np.asarray(batch.images)).astype(np.uint8)
     digits = set()
@@ -329,7 +317,7 @@ def test_a_batch_is_composed_of_copies_of_its_digits(taught, fresh):
 
 def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
     taught.data.train = 0  # else they are of the digits that its pairs are made of
-    first = build(taught).teacher
+    first = built(taught).shared.teacher
     (folder,) = (tmp_path / "cache" / "lessons").iterdir()
     paths = sorted(folder.iterdir())
     assert [path.name for path in paths] == ["000.npy", "001.npy", "002.npy"]
@@ -339,24 +327,24 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
     blank = np.load(paths[2])
     blank[5] = 0  # a hole in a file of the right length
     np.save(paths[2], blank)
-    chex.assert_trees_all_equal(build(taught).teacher, first)
+    chex.assert_trees_all_equal(built(taught).shared.teacher, first)
     assert paths[1].read_bytes() == whole
     before = [path.stat().st_mtime_ns for path in paths]
-    chex.assert_trees_all_equal(build(taught).teacher, first)
+    chex.assert_trees_all_equal(built(taught).shared.teacher, first)
     assert [path.stat().st_mtime_ns for path in paths] == before
     single = shrink(config_of("mnist:mlp10"), tmp_path / "cache")
     single.data.train = 0
     single.distill.update(taught.distill)
     single.augment.update(taught.augment, per_digit=False)
-    chex.assert_trees_all_equal(build(single).teacher, first)  # the same digits
+    chex.assert_trees_all_equal(built(single).shared.teacher, first)  # the same digits
     assert len(list(folder.parent.iterdir())) == 1
     for count, change in enumerate((("augment", "shift_x", 1.0), ("distill", "temperature", 2.0))):
         section, field, value = change
         single[section][field] = value
-        build(single)
+        built(single)
         assert len(list(folder.parent.iterdir())) == 2 + count
     with jax.enable_x64(True):
-        build(single)
+        built(single)
     assert len(list(folder.parent.iterdir())) == 4
 
 
@@ -371,7 +359,7 @@ def test_lessons_are_in_memory_once():
 def test_lessons_that_cannot_be_kept(taught, tmp_path, capsys):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "lessons").write_text("a file where the folder should be")
-    assert build(taught).teacher.images.shape[1:] == (28, 28)
+    assert built(taught).shared.teacher.images.shape[1:] == (28, 28)
     assert capsys.readouterr().out.count("could not be kept") == 1
 
 
@@ -379,7 +367,7 @@ def test_a_network_that_cannot_be_is_found_before_the_teacher_is_asked(taught, t
     taught.model.update(name="tower")
     del taught.model.hidden, taught.model.activation
     with pytest.raises(UserError, match="two square digits"):
-        build(taught)
+        built(taught)
     assert not (tmp_path / "cache" / "lessons").exists()
 
 

@@ -18,15 +18,15 @@ from digits_jax import models
 from digits_jax.core import step as jax_step
 from digits_jax.core.optim import transformation
 from digits_jax.core.step import cross_entropy
-from digits_jax.data import dataset
+from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
 from digits_jax.scratch import example, layers, network
 from digits_jax.scratch import optim as rules
+from digits_jax.scratch import population as numpy_population
 from digits_jax.scratch import step as numpy_step
-from digits_jax.scratch.population import NumpyPopulation
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
-from digits_jax.types import Batch, Hyper
+from digits_jax.types import Batch, Hyper, Weights
 
 RNG = np.random.default_rng(0)
 
@@ -226,10 +226,10 @@ def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
         mine = network.build(config.model, recipe.heads)
         # Plain steps of rate 1: the difference of the weights is the gradient.
         config.optimizer.update(name="sgd", momentum=0.0)
-        tx = transformation(config.optimizer)
-        init = functools.partial(
-            jax_step.init_state, model=model, tx=tx, image_shape=recipe.shape, ema=0.9
-        )
+        pipeline = batches.pipeline_of(config, recipe, n=4)
+        plain = {"schedule": optax.constant_schedule(1.0), "pipeline": pipeline, "ema": 0.9}
+        program = jax_step.Program(model, transformation(config.optimizer), **plain)
+        init = functools.partial(jax_step.init_state, program=program)
         state = jax.jit(init)(jax.random.key(0))
         n = 4
         labels = {head: RNG.integers(0, k, n) for head, k in recipe.heads.items()}
@@ -244,14 +244,15 @@ def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
 
         module = {"mlp": models.mlp, "cnn": models.cnn, "lenet5": models.lenet5}
         monkeypatch.setattr(module[config.model.name], "dropout", masked)
-        how = {"schedule": optax.constant_schedule(1.0), "ema": 0.9}
-        step = jax.jit(functools.partial(jax_step.train_step, model=model, tx=tx, **how))
+        step = jax.jit(functools.partial(jax_step.train_step, program=program))
         after, metrics = step(state, batch, jax.random.key(1), hyper)
         drawn, rule = iter(masks), rules.sgd(0.0, False)
         ours = jax.tree.map(np.asarray, state)
         ours = ours.replace(opt_state=rule.init(ours.params))
-        step = functools.partial(numpy_step.train_step, model=mine, tx=rule, **how)
-        ours, sums = step(ours, batch, RNG, hyper, masks=lambda _: next(drawn))
+        by_hand = jax_step.Program(mine, rule, **plain)
+        ours, sums = numpy_step.train_step(
+            ours, batch, RNG, hyper, by_hand, masks=lambda _: next(drawn)
+        )
         tolerance = {"rtol": 1e-10, "atol": 1e-10}
         if precision == np.float32:
             tolerance = {"rtol": 1e-5, "atol": 1e-5}
@@ -261,12 +262,11 @@ def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
         chex.assert_trees_all_close(sums, metrics, **tolerance)
         chex.assert_trees_all_equal_dtypes(ours.params, after.params)
 
-        weights = (after.params, after.model_state)
-        theirs = jax.jit(functools.partial(jax_step.eval_step, model=model))(*weights, batch)
+        weights = Weights(after.params, after.model_state)
+        theirs = jax.jit(functools.partial(jax_step.eval_step, program=program))(weights, batch)
         weights = jax.tree.map(np.asarray, weights)
-        chex.assert_trees_all_close(
-            numpy_step.eval_step(*weights, batch, model=mine), theirs, **tolerance
-        )
+        evaluated = numpy_step.eval_step(weights, batch, by_hand)
+        chex.assert_trees_all_close(evaluated, theirs, **tolerance)
 
 
 def test_first_weights_have_the_shapes_of_jax_and_the_variance_of_he(x64):
@@ -276,15 +276,12 @@ def test_first_weights_have_the_shapes_of_jax_and_the_variance_of_he(x64):
         make(fields, recipe.heads)
         for make, fields in ((network.build, config.model), (models.from_config, config))
     )
-    mine = numpy_step.init_state(
-        RNG, model=net, tx=rules.adam(), image_shape=recipe.shape, dtype=np.float64
-    )
-    theirs = jax.eval_shape(
-        lambda key: jax_step.init_state(
-            key, model=model, tx=optax.scale_by_adam(), image_shape=recipe.shape
-        ),
-        jax.random.key(0),
-    )
+    pipeline, schedule = batches.pipeline_of(config, recipe, n=1), optax.constant_schedule(1.0)
+    by_hand = jax_step.Program(net, rules.adam(), schedule, pipeline)
+    program = jax_step.Program(model, optax.scale_by_adam(), schedule, pipeline)
+    mine = numpy_step.init_state(RNG, by_hand, np.float64)
+    init = functools.partial(jax_step.init_state, program=program)
+    theirs = jax.eval_shape(init, jax.random.key(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(mine.params, theirs.params)
     kernel = mine.params["Dense_0"]["kernel"]
     assert kernel.var() == pytest.approx(2 / len(kernel), rel=0.01)
@@ -309,9 +306,8 @@ def test_a_run_by_numpy(cache, tmp_path):
     log_p = run.predict(images)
     right = (log_p["digit"].argmax(-1) == labels["digit"]).mean(1)
     assert right == pytest.approx([member["test"] for member in summary["members"]])
-    programs = NumpyPopulation(config, data.recipe, 3)
-    pixels = np.asarray(images[:5] / 255, np.float32)
-    mine = programs.log_probabilities(run.weights, pixels)
+    program = numpy_population.program(config, batches.pipeline_of(config, data.recipe, n=1))
+    mine = numpy_population.predict(run.weights, images[:5], run.normalizer, program=program)
     np.testing.assert_allclose(mine["digit"], log_p["digit"][:, :5], atol=1e-5)
     (tmp_path / FILE).unlink()  # then the checkpoint is read
     np.testing.assert_array_equal(Trained(tmp_path).predict(images)["digit"], log_p["digit"])

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from ml_collections import FrozenConfigDict
 
 from digits_jax import models
 from digits_jax.core.step import (
+    Program,
     cross_entropy,
     current,
     eval_step,
@@ -19,6 +21,8 @@ from digits_jax.core.step import (
     track_best,
     train_step,
 )
+from digits_jax.data.batches import Pipeline
+from digits_jax.data.recipes import RECIPES
 from digits_jax.types import Batch, Hyper
 
 SHAPE = (6, 12)
@@ -44,12 +48,17 @@ def a_hyper(rate=0.1, decay=0.0, dropout=0.0, smoothing=0.0):
     return Hyper(*(jnp.asarray(x) for x in (rate, decay, dropout, smoothing)))
 
 
-def a_step(model, tx=None, **options):
+def a_program(model, tx=None, **options):
+    recipe = RECIPES["mnist"]._replace(shape=SHAPE)
+    pipeline = Pipeline(recipe, batch_size=4, steps_per_epoch=1, augment=FrozenConfigDict())
     tx = tx or optax.trace(0.9, nesterov=True)
-    schedule = optax.constant_schedule(1.0)
-    init = functools.partial(init_state, model=model, tx=tx, image_shape=SHAPE)
-    state = jax.jit(functools.partial(init, ema=options.get("ema", 0.0)))(jax.random.key(1))
-    return state, functools.partial(train_step, model=model, tx=tx, schedule=schedule, **options)
+    return Program(model, tx, optax.constant_schedule(1.0), pipeline, **options)
+
+
+def a_step(model, tx=None, **options):
+    program = a_program(model, tx, **options)
+    state = jax.jit(functools.partial(init_state, program=program))(jax.random.key(1))
+    return state, functools.partial(train_step, program=program)
 
 
 class Variants(chex.TestCase):
@@ -97,7 +106,7 @@ def test_bfloat16_in_the_network_alone(getkey, name):
     """The same step to bfloat16's 8 bits; what is kept stays float32."""
     model = tiny(name)
     state, step = a_step(model)
-    short = functools.partial(step, bfloat16=True)
+    _, short = a_step(model, bfloat16=True)
     args = (state, a_batch(getkey(), model), jax.random.key(0), a_hyper(rate=1.0))
     (one, metrics), (two, expected) = jax.jit(short)(*args), jax.jit(step)(*args)
     chex.assert_trees_all_equal_dtypes((one, metrics), (two, expected))
@@ -168,7 +177,7 @@ def test_eval_step_is_the_loss_without_smoothing_or_dropout(getkey):
     model = tiny()
     state, _ = a_step(model)
     batch = a_batch(getkey(), model)
-    metrics, log_p = eval_step(state.params, state.model_state, batch, model=model)
+    metrics, log_p = eval_step(current(state), batch, a_program(model))
     np.testing.assert_allclose(metrics.loss, cross_entropy(log_p, batch.labels).sum(), rtol=1e-6)
     for values in log_p.values():
         np.testing.assert_allclose(jnp.exp(values).sum(axis=1), np.ones(4), rtol=1e-5)
@@ -176,8 +185,8 @@ def test_eval_step_is_the_loss_without_smoothing_or_dropout(getkey):
 
 def tracked(scores, **rule):
     """Runs track_best over epochs whose weights are their number."""
-    state, _ = a_step(tiny("mlp"))
-    track = jax.jit(functools.partial(track_best, **rule))
+    state, _ = a_step(model := tiny("mlp"))
+    track = jax.jit(functools.partial(track_best, program=a_program(model, **rule)))
     for epoch, score in enumerate(scores, 1):
         params = jax.tree.map(lambda w, e=epoch: jnp.full_like(w, e), state.params)
         state = track(state.replace(params=params), jnp.asarray(score), jnp.asarray(epoch))

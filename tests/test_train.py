@@ -14,16 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_of, shrink
+from conftest import CONFIGS, built, config_of, shrink
 
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
 from digits_jax.core.population import slice_size
-from digits_jax.data import batches, dataset
+from digits_jax.data import dataset
 from digits_jax.errors import UserError
+from digits_jax.training import finish as finishing
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import Trained
+from digits_jax.training.resolve import resolve
 from digits_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -353,7 +355,7 @@ def test_every_schedule_is_known_to_depend_on_the_length_or_not():
 def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
     """Though the run decides on a source, a slice and a size; and a path may be a str."""
     monkeypatch.setattr(
-        batches.mnist, "load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
+        dataset.sources, "load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
     )
     config = small(cache)
     config.epochs, config.data.source, config.data.folds = 1, "auto", 2
@@ -363,9 +365,8 @@ def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["data"]["source"] == "drawn"
     assert recorded["population"] == {"size": 2, "slice": slice_size(2, jax.default_backend())}
-    run = loop.build(config)
+    assert resolve(config).data.source == "drawn"
     assert config.to_json() == before
-    assert run.config.data.source == "drawn"
 
 
 def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
@@ -377,7 +378,7 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
     def absent(*_):
         raise UserError("there is no network")
 
-    monkeypatch.setattr(batches.mnist, "load", absent)
+    monkeypatch.setattr(dataset.sources, "load", absent)
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config)
@@ -399,13 +400,13 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
 
     unattended()
     digits = dataset.drawn.digits(3, 250), dataset.drawn.digits(4, 60)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: digits)
+    monkeypatch.setattr(dataset.sources, "load", lambda *_: digits)
     train(config)
     assert "DRAWN" not in capsys.readouterr().out
     assert summary(Path("runs/mnist100-mlp"))["data"]["source"] == "mnist"
     assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
 
-    monkeypatch.setattr(batches.mnist, "load", absent)  # it goes on with its own, or not at all
+    monkeypatch.setattr(dataset.sources, "load", absent)  # it goes on with its own, or not at all
     (Path("runs/mnist100-mlp") / "summary.json").unlink()
     with pytest.raises(UserError, match="no network"):
         train(config)
@@ -414,7 +415,9 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
 def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monkeypatch, capsys):
     config = small(cache, epochs=1)
     train(config, tmp_path)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: pytest.fail("it began with drawn digits"))
+    monkeypatch.setattr(
+        dataset.sources, "load", lambda *_: pytest.fail("it began with drawn digits")
+    )
     config.data.source = "auto"
     capsys.readouterr()
     train(config, tmp_path)
@@ -426,11 +429,13 @@ def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monke
 
 def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
     titles = []
-    noted = loop.figures.noted
-    monkeypatch.setattr(loop.figures, "noted", lambda *x: titles.append(noted(*x)) or titles[-1])
-    curves = loop.figures.curves
+    noted = finishing.figures.noted
     monkeypatch.setattr(
-        loop.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)
+        finishing.figures, "noted", lambda *x: titles.append(noted(*x)) or titles[-1]
+    )
+    curves = finishing.figures.curves
+    monkeypatch.setattr(
+        finishing.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)
     )
     train(small(cache, epochs=1), tmp_path)
     assert len(titles) == 5  # curves, confusion, errors, calibration, and the line that is printed
@@ -468,7 +473,7 @@ def test_programs_are_compiled_once_and_ahead(cache, tmp_path, monkeypatch):
     config = small(cache)
     config.data.train = 150
     config.population.update(size=3, slice=2)
-    run = dataclasses.replace(loop.build(config), chunk=2)
+    run = dataclasses.replace(built(config), chunk=2)
     assert run.bytes_needed() > 0
     clock = loop.Clock()
     compiled.clear()
@@ -491,12 +496,12 @@ def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeyp
 
 
 def test_sums_of_the_training_split_keep_no_answers(cache, tmp_path, monkeypatch):
-    run = loop.build(small(cache))
-    weights, folds = loop.current(run.states[0]), run.members[0].fold
-    sums, answers = run.evaluate(weights, run.data.train, folds)
+    run = built(small(cache))
+    own = loop.current(run.states[0]), run.members[0]
+    sums, answers = run.evaluate(*own, run.data.train)
     assert answers["number"].shape == (1, 96, 100)
     monkeypatch.setattr(np, "concatenate", lambda *_, **__: pytest.fail("it keeps the answers"))
-    alone, none = run.evaluate(weights, run.data.train, folds, answers=False)
+    alone, none = run.evaluate(*own, run.data.train, answers=False)
     assert none == {}
     jax.tree.map(np.testing.assert_array_equal, alone, sums)
 
@@ -585,7 +590,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
 def test_a_resumed_run_keeps_the_source_it_began_with(cache, tmp_path, monkeypatch):
     train(small(cache, epochs=1), tmp_path)
     (tmp_path / "summary.json").unlink()
-    monkeypatch.setattr(loop.batches.mnist, "load", lambda *_: pytest.fail("began with drawn"))
+    monkeypatch.setattr(dataset.sources, "load", lambda *_: pytest.fail("began with drawn"))
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config, tmp_path)
