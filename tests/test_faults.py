@@ -212,7 +212,7 @@ def test_a_lost_terminal_takes_no_run_with_it():
     program = LISTENS.format(before="") + "print('not reached')"
     program = program.replace("sys.exit(75)", "signals.console.print('after'); sys.exit(75)")
     terminal, other = os.openpty()
-    program = program.replace("sys.exit(75)", "import launch; launch._leave(75, 'saved')")
+    program = program.replace("sys.exit(75)", "import launch; launch.cli._leave(75, 'saved')")
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=other, stderr=other) as process:
         os.close(other)
@@ -258,8 +258,8 @@ def test_systems_that_lack_some_signals(monkeypatch):
 
 def test_before_it_listens_such_a_signal_ends_it_with_the_code_of_what_can_go_on():
     program = (
-        "import signal, time; from digits_jax.devices.signals import exit_at_once\n"
-        "exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
+        "import time; from launch import cli\n"
+        "cli.exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
     )
     for name in KNOWN:
         command = [sys.executable, "-c", program]

@@ -27,6 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from digits_jax.console import console
+from digits_jax.devices import backend
 from digits_jax.devices.signals import NAMES, NoInterrupts, stopping
 from digits_jax.errors import Stopped, UserError
 from digits_jax.types import Array
@@ -47,7 +48,7 @@ _AGAIN = (
 
 @contextmanager
 def joined(
-    workdir: Path,
+    workdir: str | Path | None,
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
@@ -60,6 +61,9 @@ def joined(
     or where the others are lost and JAX notices in time. Else its runtime aborts the process, and
     `_witnessed` has the last word.
     """
+    if not workdir:
+        raise UserError("several processes need --workdir, a folder that all of them share")
+    workdir = Path(workdir)
     log = workdir / _LOG.format(host=socket.gethostname(), number=os.getpid())
     gone = "error: this process was killed, or another one of its run has gone; "
     runtime = "what the runtime said"
@@ -70,7 +74,8 @@ def joined(
         log.touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    with _number(workdir, process), _witnessed(f"{gone}{_AGAIN} ({runtime}: {log})"), _apart(log):
+    end = f"{gone}{_AGAIN} ({runtime}: {log})"
+    with backend.quiet(), _number(workdir, process), _witnessed(end), _apart(log):
         try:
             _initialize(coordinator, processes, process)
             console.quiet = not leads()

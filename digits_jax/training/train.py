@@ -31,7 +31,7 @@ from digits_jax.data import batches
 from digits_jax.devices import backend, hosts
 from digits_jax.devices.mesh import fetch
 from digits_jax.devices.signals import NoInterrupts
-from digits_jax.errors import Stopped, UserError
+from digits_jax.errors import Stopped, UserError, again
 from digits_jax.report import figures
 from digits_jax.report import summary as report
 from digits_jax.training import predictor, prune
@@ -105,7 +105,7 @@ def train(
                 "choose another --workdir"
             )
     hosts.agree("their configs", settings.fingerprint(config))
-    with hosts.reports(workdir) as folder, _ours(folder, _again(config)):
+    with hosts.reports(workdir) as folder, _ours(folder, again(config.resume)):
         finished = _prepare(config, workdir)
         hosts.agree("whether they are finished", bytes([finished]))
         if finished:
@@ -190,7 +190,7 @@ def _train(
                 clock.lap()
                 checkpoints.wait()
                 _save_part(run, checkpoints.workdir, number, clock)
-                raise Stopped(f"stopped in epoch {number}; {_again(config)}") from None
+                raise Stopped(f"stopped in epoch {number}; {again(config.resume)}") from None
             _tell_diverged(run, workdir, number)
             report.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
@@ -205,12 +205,7 @@ def _train(
             if rows:
                 _epoch_line(run, number, rows)
     if interrupts.asked():
-        raise Stopped(f"stopped after the last epoch; {_again(config)}")
-
-
-def _again(config: ConfigDict) -> str:
-    command = "the same command" if config.resume else "the command without --config.resume=False"
-    return f"{command} goes on"
+        raise Stopped(f"stopped after the last epoch; {again(config.resume)}")
 
 
 def _meta(run: Run, clock: Clock) -> dict[str, Any]:
