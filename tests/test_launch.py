@@ -49,7 +49,7 @@ def launch(*arguments):
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
         (
             [CONFIG, "--out=x"],
-            "--out is for --mode=eval, best-test-epoch, more-pairs, robustness, explain, export, demo",
+            "for --mode=eval, best-test-epoch, more-pairs, robustness, explain, export, demo",
         ),
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         (["--mode=compare", "--runs=a"], "--runs names two folders"),

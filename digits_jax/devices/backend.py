@@ -50,8 +50,9 @@ def command(cache: Path) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Within, libraries log errors at most; the part of `command` that needs no devices."""
     verbosity = absl.logging.get_verbosity()
-    levels = {name: logging.getLogger(name).level for name in _LEVELS}
-    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax logs errors before it raises them
+    levels = {name: logging.getLogger(name).level for name in ("", "absl", *_LEVELS)}
+    # Orbax logs errors before it raises them. Sets the level of the root logger, or of absl's.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
     try:
