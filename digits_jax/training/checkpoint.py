@@ -29,6 +29,17 @@ PART = "interrupted"  # the folder of an epoch that a signal stopped
 _DIGEST = "sha256"
 
 
+class _Manager(ocp.CheckpointManager):
+    """Keeps its steps, which are epochs here, from JAX's preemption service.
+
+    Orbax would report them there, on the first process alone and from another thread, as the step
+    that this process has reached; then not all processes would stop at the same step.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
 
@@ -39,7 +50,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
         self.workdir, self._folder = workdir, workdir.absolute() / folder
         self._loose = False
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 create=create,
@@ -101,7 +112,7 @@ class Checkpoints:
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
         )
         options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+        return _Manager(self._folder, options=options, item_names=("state", "meta"))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
