@@ -8,10 +8,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,30 +171,38 @@ class Checkpoints:
             self._quiet.__exit__(None, None, None)
 
 
+class _Hooks(NamedTuple):
+    """What `quiet` replaces."""
+
+    thread: Callable[[threading.ExceptHookArgs], object]
+    unraisable: Callable[["sys.UnraisableHookArgs"], object]
+    level: int  # of absl's logger
+
+
 _hooks_lock = threading.Lock()
-_quieted: list[tuple[Any, Any, int]] = []  # what was before, once for each `quiet` that is open
+_quieted: list[_Hooks] = []  # the original ones, once for each `quiet` that is open
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, nothing is printed of what orbax says of itself, and of errors that it raises anyhow.
+    """Within, orbax logs nothing, and errors in its threads print no traceback.
 
-    Its threads would print their tracebacks beside the line that the next call raises. What others
-    do is heard as ever. Several threads may be within; the last to leave restores what was.
+    The next call raises them anyway. Other exceptions are printed as ever. Several threads may be
+    within; the last to leave restores the hooks.
     """
     absl = logging.getLogger("absl")
     with _hooks_lock:
-        before = threading.excepthook, sys.unraisablehook, absl.level
-        before = _quieted[0] if _quieted else before
+        now = _Hooks(threading.excepthook, sys.unraisablehook, absl.level)
+        before = _quieted[0] if _quieted else now
         _quieted.append(before)
 
         def in_thread(failed: threading.ExceptHookArgs) -> None:
             if not _of_orbax(failed.exc_value):
-                before[0](failed)
+                before.thread(failed)
 
-        def unraisable(failed: Any) -> None:
+        def unraisable(failed: "sys.UnraisableHookArgs") -> None:
             if not _of_orbax(failed.exc_value):
-                before[1](failed)
+                before.unraisable(failed)
 
         threading.excepthook, sys.unraisablehook = in_thread, unraisable
         absl.setLevel(logging.CRITICAL)
@@ -204,18 +212,20 @@ def quiet() -> Iterator[None]:
         with _hooks_lock:
             _quieted.pop()
             if not _quieted:
-                threading.excepthook, sys.unraisablehook = before[:2]
-                absl.setLevel(before[2])
+                threading.excepthook, sys.unraisablehook = before.thread, before.unraisable
+                absl.setLevel(before.level)
 
 
 def _of_orbax(error: BaseException | None) -> bool:
     """Was it raised below orbax, or by nothing but the event loops of its threads?"""
-    trace, rooms = error.__traceback__ if error else None, set()
+    trace, packages = error.__traceback__ if error else None, set()
     while trace:
-        rooms.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
+        packages.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
         trace = trace.tb_next
     loops = {"asyncio", "nest_asyncio", "threading", "concurrent"}
-    return bool(rooms & {"orbax", "tensorstore"}) or ("asyncio" in rooms and rooms <= loops)
+    return bool(packages & {"orbax", "tensorstore"}) or (
+        "asyncio" in packages and packages <= loops
+    )
 
 
 def digest(state: PyTree, meta: dict[str, Any]) -> str:
