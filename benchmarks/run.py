@@ -43,30 +43,32 @@ def main(_: list[str]) -> None:
     for section in _SECTIONS.value:
         check_choice("--sections", section, SECTIONS)
     versions = {"python": platform.python_version(), "jax": jax.__version__} | _peer()
-    backend.start(dataset.cache_dir(costs.ours.config_of("mnist").data))
-    device = jax.default_backend()
-    path = FOLDER / "results" / f"{device}.json"
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    result |= {
-        "device": device,
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
-        "versions": result.get("versions", {}) | versions,
-        "date": datetime.date.today().isoformat(),
-    }
-    for section in _SECTIONS.value:
-        made = []
-        for row in _measured(section):
-            console.print("  ".join(f"{k} {tables.shown(v)}" for k, v in row.items()))
-            made.append(row)
-        name = "rows" if section == "throughput" else section
-        if section == "throughput":
-            kept = [r for r in result.get("rows", []) if r["network"] not in _NETWORKS.value]
-            made = sorted(kept + made, key=lambda row: _position(row["network"]))
-        result[name] = made
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    tables.write(result, FOLDER / "README.md", path.with_suffix(".png"))
-    console.print(f"written to {path}, with a picture beside it, and to benchmarks/README.md")
+    with backend.command(dataset.cache_dir(costs.ours.config_of("mnist").data)):
+        device = jax.default_backend()
+        path = FOLDER / "results" / f"{device}.json"
+        result: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        )
+        result |= {
+            "device": device,
+            "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+            "versions": result.get("versions", {}) | versions,
+            "date": datetime.date.today().isoformat(),
+        }
+        for section in _SECTIONS.value:
+            made = []
+            for row in _measured(section):
+                console.print("  ".join(f"{k} {tables.shown(v)}" for k, v in row.items()))
+                made.append(row)
+            name = "rows" if section == "throughput" else section
+            if section == "throughput":
+                kept = [r for r in result.get("rows", []) if r["network"] not in _NETWORKS.value]
+                made = sorted(kept + made, key=lambda row: _position(row["network"]))
+            result[name] = made
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        tables.write(result, FOLDER / "README.md", path.with_suffix(".png"))
+        console.print(f"written to {path}, with a picture beside it, and to benchmarks/README.md")
 
 
 def _peer() -> dict[str, str]:

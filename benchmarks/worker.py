@@ -59,5 +59,5 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    backend.start(Path(arguments[0]))
-    print(json.dumps(globals()[name](*arguments)))
+    with backend.command(Path(arguments[0])):
+        print(json.dumps(globals()[name](*arguments)))

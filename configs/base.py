@@ -26,7 +26,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     config.bfloat16 = False  # train with activations in bfloat16; weights stay in float32
     config.resume = True  # False: start the run over
     config.report_test = True  # read the test split, once, at the end
-    config.keep_epochs = False  # keep the weights of every epoch, for --mode=epochs
+    config.keep_epochs = False  # keep the weights of every epoch, for --mode=best-test-epoch
     config.quoted = ()  # what the system that it reproduces quotes, by head, in percent
 
     config.data = data = ConfigDict()

@@ -1,10 +1,12 @@
-"""What a person sees while a run goes on."""
+"""What a run prints: text for any console, warnings and a progress bar."""
 
 import codecs
 import errno
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.panel import Panel
@@ -15,7 +17,7 @@ _LOOKALIKES = {"±": "+-", "→": "->", "–": "-", "−": "-", "×": "x", "│"
 
 
 def _lookalike(error: UnicodeError) -> tuple[str, int]:
-    """For `str.encode`: what looks like a character that the encoding has not, or '?'."""
+    """An error handler of `str.encode`: a similar character of the encoding, or '?'."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end]
     return "".join(_LOOKALIKES.get(character, "?") for character in lacking), error.end
@@ -25,48 +27,46 @@ codecs.register_error("digits_jax.lookalike", _lookalike)
 
 
 class _Output:
-    """Standard output, whichever it is at the time; no character, no lost terminal ends a run."""
+    """The current standard output, without errors for its encoding or for a lost terminal."""
 
     @property
-    def _stream(self) -> Any:
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # below a bar's own
+    def _stream(self) -> TextIO | None:  # None in a program without a console
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # below a progress bar's own
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if self._stream is None:  # a program without a console
-            return len(text)
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = text.encode(encoding, "digits_jax.lookalike").decode(encoding)
-        try:
-            self._stream.write(shown)
-        except OSError as error:
-            _unless_hung_up(error)
+        if self._stream is not None:
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            with _hang_up_ignored():
+                self._stream.write(text.encode(encoding, "digits_jax.lookalike").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            if self._stream is not None:
+        if self._stream is not None:
+            with _hang_up_ignored():
                 self._stream.flush()
-        except OSError as error:
-            _unless_hung_up(error)
 
 
-def _unless_hung_up(error: OSError) -> None:
-    if error.errno != errno.EIO:  # what a terminal that was closed answers
-        raise error
+@contextmanager
+def _hang_up_ignored() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:  # of a terminal that was closed
+            raise
 
 
 def printer(width: int | None = None) -> Console:
     """A console on standard output that prints text as it is: a path's [brackets] are no markup."""
-    output: Any = _Output()
+    output = cast(TextIO, _Output())
     return Console(file=output, highlight=False, soft_wrap=True, markup=False, width=width)
 
 
 console = printer()
 
-_REFRESH = 0.25  # s
+_REFRESH = 0.25  # s between updates of a progress bar
 
 DRAWN_NOTICE = (
     "MNIST could not be had, so this run trains and tests on DRAWN digits.\n"
@@ -79,7 +79,7 @@ DRAWN_NOTICE = (
 
 
 def warn(text: str) -> None:
-    """A notice that cannot be missed; its first line is bold."""
+    """Prints a framed notice; the first of several lines is bold."""
     first, *others = text.split("\n", 1)
     styled = Text("\n").join([Text(first, "bold" if others else ""), *map(Text, others)])
     panel = Panel(styled, border_style="yellow", title="warning", expand=False)
@@ -87,15 +87,15 @@ def warn(text: str) -> None:
 
 
 def warn_drawn(reason: str) -> None:
-    """That a run trains on drawn digits, because of `reason`, though nobody asked for them."""
-    cause = reason.partition(". ")[0]  # the ways out are in the notice
+    """Warns that a run trains on drawn digits for want of MNIST; `reason` begins with the cause."""
+    cause = reason.partition(". ")[0]  # the notice has the ways out
     warn("\n".join(filter(None, (DRAWN_NOTICE, cause))))
 
 
 class EpochBar:
-    """A bar of images with their rate, as a context manager; it vanishes at the end.
+    """A progress bar of images with their rate, as a context manager; removed at the end.
 
-    Only on a terminal: a log gets the epoch lines alone.
+    Shown on a terminal only.
     """
 
     def __init__(self, label: str, images: int):
@@ -120,17 +120,17 @@ class EpochBar:
         self._progress.stop()
 
     def advance(self, images: int) -> int:
-        """`images` more are done since the last call; 0 starts the clock anew.
+        """Adds `images` that were done since the last call; 0 restarts the clock.
 
-        The rate is a running mean, so that it is steady. Returns how many images should pass
-        before the next call, for a few looks at the device a second and no more.
+        The rate shown is a running mean. Returns how many images should be done before the next
+        call, so that the device is waited for a few times a second.
         """
         now = time.perf_counter()
         rate, old = images / (now - self._shown), self._progress.tasks[0].fields["rate"]
         self._shown = now
         if images:
-            steady = 0.8 * old + 0.2 * rate if old else rate
-            self._progress.update(self._task, advance=images, rate=steady)
+            mean = 0.8 * old + 0.2 * rate if old else rate
+            self._progress.update(self._task, advance=images, rate=mean)
         return int(rate * _REFRESH)
 
 

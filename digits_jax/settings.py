@@ -127,6 +127,13 @@ def apart(own: Path) -> Path:
     return own.with_name(f"{own.name}-drawn")
 
 
+def finished(name: str) -> Path:
+    """The default folder of a finished run; the one on drawn digits where there is no other."""
+    own = Path("runs") / name
+    there = [path for path in (own, apart(own)) if (path / "config.json").exists()]
+    return (there or [own])[0]
+
+
 def read(workdir: Path) -> dict[str, Any] | None:
     """The config.json of a workdir, None without one; UserError if it cannot be read."""
     path = workdir / "config.json"

@@ -68,32 +68,32 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
     lines = []
-    backend.start(dataset.cache_dir(ConfigDict({"cache_dir": ""})))
-    for folder in map(Path, argv[1:]):
-        recorded = settings.read(folder)
-        if recorded is None:
-            raise UserError(f"{folder} holds no run")
-        config = ConfigDict(recorded)
-        accuracy = export(config, folder)
-        small = folder / FOLDER / SMALL
-        run = open_run(config, folder)
-        images, labels = dataset.examples(dataset.load(run.config.data).test, run.recipe)
-        with drawings.browser() as chromium, drawings.served(folder / FOLDER / PAGE) as address:
-            page = chromium.new_page()
-            drawings.ready(page, address)
-            said = in_chromium(page, small, images)
-        right = [p.argmax(axis=1) == y for p, y in zip(said, labels.values(), strict=True)]
-        sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
-        members = config.population.size
-        cells = [
-            config.name,
-            config.model.name + (f", {members} averaged" if members > 1 else ""),
-            *(f"{size:,}" for size in sizes),
-            *(summary.percent(accuracy[name]) for name in (WHOLE, SMALL)),
-            f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-            summary.percent(np.mean(right)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    with backend.command(dataset.cache_dir(ConfigDict({"cache_dir": ""}))):
+        for folder in map(Path, argv[1:]):
+            recorded = settings.read(folder)
+            if recorded is None:
+                raise UserError(f"{folder} holds no run")
+            config = ConfigDict(recorded)
+            accuracy = export(config, folder)
+            small = folder / FOLDER / SMALL
+            run = open_run(config, folder)
+            images, labels = dataset.examples(dataset.load(run.config.data).test, run.recipe)
+            with drawings.browser() as chromium, drawings.served(folder / FOLDER / PAGE) as address:
+                page = chromium.new_page()
+                drawings.ready(page, address)
+                said = in_chromium(page, small, images)
+            right = [p.argmax(axis=1) == y for p, y in zip(said, labels.values(), strict=True)]
+            sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
+            members = config.population.size
+            cells = [
+                config.name,
+                config.model.name + (f", {members} averaged" if members > 1 else ""),
+                *(f"{size:,}" for size in sizes),
+                *(summary.percent(accuracy[name]) for name in (WHOLE, SMALL)),
+                f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
+                summary.percent(np.mean(right)),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     summary.write_text(PATH, INTRO + "\n".join(lines) + "\n")
     console.print(PATH.read_text(encoding="utf-8"))
 

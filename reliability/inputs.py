@@ -233,7 +233,7 @@ def arguments(count: int, rng: random.Random) -> Counter:
             for field in [name for name in flags.FLAGS if name.startswith("config.")]:
                 delattr(flags.FLAGS, field)
             sys.argv = ["launch.py", *chosen]  # where ml_collections looks for --config.FIELD
-            launch.parse(sys.argv)
+            launch.cli.parse(sys.argv)
             config = flags.FLAGS["config"].value
             if config is not None:
                 settings.check(config)

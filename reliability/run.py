@@ -19,7 +19,7 @@ from absl import app, flags
 
 from digits_jax.console import console
 from digits_jax.data import dataset
-from digits_jax.devices.backend import start
+from digits_jax.devices import backend
 from digits_jax.report import summary
 from reliability import devices, faults, inputs
 
@@ -81,16 +81,16 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
             return devices.lost(folder)
     config = inputs.two_head.get_config()
     cache = dataset.cache_dir(config.data)
-    start(cache)
-    rng, said = random.Random(0), {}
-    files = inputs.readers(folder, cache)
-    logging.disable(logging.WARNING)  # of checkpoints that cannot be read
-    for name, reader in files.items():
-        said[name] = inputs.fuzz(reader, times(900), rng, folder)
-    said["command lines"] = inputs.arguments(times(900), rng)
-    said["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
-    said["all"] = sum(said.values(), Counter())
-    return inputs.table(said)
+    with backend.command(cache):
+        rng, said = random.Random(0), {}
+        files = inputs.readers(folder, cache)
+        logging.disable(logging.WARNING)  # of checkpoints that cannot be read
+        for name, reader in files.items():
+            said[name] = inputs.fuzz(reader, times(900), rng, folder)
+        said["command lines"] = inputs.arguments(times(900), rng)
+        said["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
+        said["all"] = sum(said.values(), Counter())
+        return inputs.table(said)
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -39,15 +39,15 @@ def test_a_warning_is_whole_in_a_narrow_window(monkeypatch, capsys):
     assert "MNIST's." in shown
 
 
-def test_warnings_of_this_house_are_heard_though_others_are_silenced(tmp_path):
+def test_own_warnings_are_shown_and_those_of_libraries_are_not(tmp_path):
     program = (
         "import logging, sys; from pathlib import Path; from absl import app\n"
         "from digits_jax.devices import backend\n"
         "def main(_):\n"
-        f"    backend.start(Path({str(tmp_path)!r}))\n"
-        "    logging.getLogger('digits_jax.training.checkpoint').warning('ours')\n"
-        "    logging.getLogger('orbax').warning('theirs')\n"
-        "    logging.warning('anybody')\n"
+        f"    with backend.command(Path({str(tmp_path)!r})):\n"
+        "        logging.getLogger('digits_jax.training.checkpoint').warning('ours')\n"
+        "        logging.getLogger('orbax').warning('theirs')\n"
+        "        logging.warning('anybody')\n"
         "app.run(main)\n"
     )
     root = Path(__file__).parent.parent

@@ -14,8 +14,10 @@ from pathlib import Path
 import filelock
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import built, config_of, shrink
+from jax.experimental import multihost_utils
 
 from digits_jax.core.population import members_of
 from digits_jax.core.step import chosen
@@ -214,7 +216,7 @@ def test_a_lost_terminal_takes_no_run_with_it():
     program = LISTENS.format(before="") + "print('not reached')"
     program = program.replace("sys.exit(75)", "signals.console.print('after'); sys.exit(75)")
     terminal, other = os.openpty()
-    program = program.replace("sys.exit(75)", "import launch; launch._leave(75, 'saved')")
+    program = program.replace("sys.exit(75)", "import launch; launch.cli._leave(75, 'saved')")
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=other, stderr=other) as process:
         os.close(other)
@@ -260,8 +262,8 @@ def test_systems_that_lack_some_signals(monkeypatch):
 
 def test_before_it_listens_such_a_signal_ends_it_with_the_code_of_what_can_go_on():
     program = (
-        "import signal, time; from digits_jax.devices.signals import exit_at_once\n"
-        "exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
+        "import time; from launch import cli\n"
+        "cli.exit_at_once(); print('ready', flush=True); time.sleep(60)\n"
     )
     for name in KNOWN:
         command = [sys.executable, "-c", program]
@@ -271,6 +273,21 @@ def test_before_it_listens_such_a_signal_ends_it_with_the_code_of_what_can_go_on
             process.send_signal(getattr(signal, name))
             process.communicate(timeout=30)
             assert process.returncode == (-signal.SIGINT if name == "SIGINT" else SAVED)
+
+
+def test_orbax_reports_no_epoch_to_the_preemption_service_as_a_step(tmp_path, monkeypatch):
+    """Several processes agree there on the step at which they stop."""
+    reported = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reported.append)
+    state = {"x": np.arange(3, dtype=np.float32)}
+    with ocp.CheckpointManager(tmp_path / "orbax") as manager:
+        manager.save(1, args=ocp.args.StandardSave(state))
+    assert set(reported) == {1}
+    reported.clear()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"seconds": 1.0})
+        checkpoints.restore(state)
+    assert reported == []
 
 
 def test_a_part_of_an_epoch_stays_until_what_replaces_it_is_on_disk(

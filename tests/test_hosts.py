@@ -75,6 +75,11 @@ def ends(processes):
     return [process.returncode for process in processes], said
 
 
+def logs(workdir):
+    """What JAX's runtime wrote, of all processes."""
+    return "".join(f"\n{log.name}:\n{log.read_text()}" for log in workdir.glob("runtime-*.log"))
+
+
 def wait_for(path, processes):
     deadline = time.monotonic() + 240
     while not path.exists():
@@ -100,7 +105,7 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
     wait_for(workdir / "checkpoints" / "1", processes)
     processes[1].send_signal(signal.SIGTERM)  # to one, and both stop at the same step
     codes, said = ends(processes)
-    assert codes == [SAVED, SAVED], said
+    assert codes == [SAVED, SAVED], said + logs(workdir)
     assert not list(workdir.glob("runtime-*"))
 
     processes = pair(workdir, cache)
@@ -121,7 +126,7 @@ def test_two_processes_stopped_and_killed_are_one_undisturbed(cache, tmp_path):
         path.write_bytes(bytes(path.stat().st_size))
     assert damaged
     codes, said = ends(pair(workdir, cache, how=by_slurm))
-    assert codes == [0, 0], said
+    assert codes == [0, 0], said + logs(workdir)
     assert f"the checkpoint of epoch {latest.name} cannot be read" in said
     assert ends([alone])[0] == [0]
     ones, others = rows(tmp_path / "alone"), rows(workdir)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (  # each imports from those before it, and from itself
     *("types", "errors", "console", "settings"),
     *("devices", "data", "models", "core", "scratch", "report", "training"),
-    *("analysis", "export", "search"),
+    *("analysis", "export", "search", "cli"),
 )
 
 
@@ -39,6 +39,12 @@ def test_imports_go_one_way():
         assert own in ROOMS, f"{path} has no place in the order"
         for other in imported(path):
             assert ROOMS.index(other) <= ROOMS.index(own), f"{path} imports {other}"
+
+
+def test_nothing_but_launch_imports_the_command_line():
+    for folder in ("digits_jax", "configs", "benchmarks", "reliability"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "cli" not in imported(path), path
 
 
 def test_configs_and_the_package_do_not_import_tests_or_launch():

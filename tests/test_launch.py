@@ -1,12 +1,16 @@
 """The command line: every mistake is one clear line and exit code 1."""
 
+import inspect
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+
+from digits_jax import settings
+from launch import cli
 
 ROOT = Path(__file__).parent.parent
 CPU = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
@@ -45,7 +49,7 @@ def launch(*arguments):
         ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
         (
             [CONFIG, "--out=x"],
-            "--out is for --mode=eval, epochs, pairs, robustness, explain, export",
+            "for --mode=eval, best-test-epoch, more-pairs, robustness, explain, export, demo",
         ),
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         (["--mode=compare", "--runs=a"], "--runs names two folders"),
@@ -86,8 +90,8 @@ import errno, os, sys, launch
 end = sys.argv.pop(1)
 def main(_):
     raise KeyboardInterrupt if end == "ctrl-c" else OSError(errno.ENOSPC, "Disk full", "x.csv")
-launch.main = main
-launch.cli()
+launch.cli.dispatch = main
+launch.cli.main()
 """
 GOES_ON = "the same command goes on from the last epoch"
 AFRESH = "the command without --config.resume=False goes on from the last epoch"
@@ -102,7 +106,7 @@ MAKE_ROOM = "error: x.csv: Disk full; make room, or"
         ([CONFIG, "--config.resume=False"], "ctrl-c", f"interrupted; {AFRESH}"),
         ([CONFIG, "--mode=search"], "full", "error: x.csv: Disk full; the same command goes on"),
         ([CONFIG, *COMPARE], "ctrl-c", "interrupted; the same command goes on"),
-        ([CONFIG, "--mode=pairs"], "ctrl-c", "interrupted"),
+        ([CONFIG, "--mode=more-pairs"], "ctrl-c", "interrupted"),
         ([CONFIG, "--mode=eval"], "full", f"{MAKE_ROOM} --out=DIR writes elsewhere"),
         (["--mode=compare", "--runs=a,b"], "full", f"{MAKE_ROOM} choose another --workdir"),
     ],
@@ -129,23 +133,32 @@ def test_help():
         check=False,
     )
     assert "--workdir" in process.stdout
+    lines = " ".join(process.stdout.split())
+    for name, mode in cli.MODES.items():  # each with its flags
+        flags = "".join(f" --{flag}" for flag in mode.flags)
+        assert f" {name}{flags}: {mode.help} " in lines
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("name", cli.MODES)
+def test_a_mode_names_a_function_that_takes_its_flags(name):
+    mode = cli.MODES[name]
+    parameters = inspect.signature(pkgutil.resolve_name(f"digits_jax.{mode.call}")).parameters
+    assert {*mode.flags} - {*cli.CLUSTER} <= parameters.keys()
+    assert all(flag in cli.FLAGS for flag in mode.flags)
+    assert mode.trains == ("listen" in parameters)
 
 
 def test_modes_that_read_find_the_run_on_drawn_digits_where_there_is_no_other(
     tmp_path, monkeypatch
 ):
-    import launch as command
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_workdir", lambda: None)
-    config = SimpleNamespace(name="mnist")
-    assert command._finished(config) == Path("runs/mnist")
+    assert settings.finished("mnist") == Path("runs/mnist")
     drawn = Path("runs/mnist-drawn")
     drawn.mkdir(parents=True)
     (drawn / "config.json").touch()
-    assert command._finished(config) == drawn
+    assert settings.finished("mnist") == drawn
     Path("runs/mnist").mkdir()  # of a start that failed
-    assert command._finished(config) == drawn
+    assert settings.finished("mnist") == drawn
     Path("runs/mnist/config.json").touch()
-    assert command._finished(config) == Path("runs/mnist")
+    assert settings.finished("mnist") == Path("runs/mnist")

@@ -79,8 +79,8 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     modes = {
         "train": lambda: (train(config, tmp_path / "new[/0.1]"), train(config, workdir)),
         "eval": lambda: evaluate.evaluate(config, workdir, None, "auto"),
-        "epochs": lambda: evaluate.best_test_epoch(config, workdir),
-        "pairs": lambda: evaluate.more_pairs(config, workdir),
+        "best-test-epoch": lambda: evaluate.best_test_epoch(config, workdir),
+        "more-pairs": lambda: evaluate.more_pairs(config, workdir),
         "robustness": lambda: robustness.robustness(config, workdir),
         "describe": lambda: describe(config),
         "explain": lambda: explain(config, workdir, 0),
@@ -92,7 +92,7 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     }
     import launch
 
-    assert modes.keys() == {*launch.MODES, "runs"}
+    assert modes.keys() == {*launch.cli.MODES, "runs"}
     for mode, run in modes.items():
         before = len(written())
         run()

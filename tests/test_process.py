@@ -56,6 +56,12 @@ from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.training.train import train
 from digits_jax.training.predictor import Trained
+before = state()
+verbosity = absl.logging.get_verbosity()
+with backend.command(Path({folder!r}) / "cache"):
+    assert absl.logging.get_verbosity() == absl.logging.FATAL
+    assert jax.config.jax_compilation_cache_dir == str(Path({folder!r}) / "cache" / "xla")
+same(before, "a command")
 def malloc():
     raise AssertionError("malloc's settings are the process's")
 backend._keep_freed_memory = malloc

@@ -346,23 +346,24 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 # Many commands in one process, each with flags of its own; the page runs with what is at hand.
 COMMANDS = f"""
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, os, sys
 import launch
 from absl import flags
-from digits_jax.demo import site
+from digits_jax.export.demo import site
 site.FILES = {{"x.mjs": {hashlib.sha256(b"module").hexdigest()!r}}}
-ours = [flag.name for flag in flags.FLAGS.flags_by_module_dict()["launch"]]
+os._exit = sys.exit
+ours = [flag.name for flag in flags.FLAGS.flags_by_module_dict()["digits_jax.cli"]]
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["launch.py", *arguments]
     for name in [*ours, *(name for name in flags.FLAGS if name.startswith("config."))]:
         delattr(flags.FLAGS, name)
-    importlib.reload(launch)
+    importlib.reload(launch.cli)
     if "--port=0" in arguments:
-        launch.cli()
+        launch.cli.main()
     said = io.StringIO()
     with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(said):
         try:
-            code = launch.cli() or 0
+            code = launch.cli.main() or 0
         except SystemExit as end:
             code = end.code or 0
     print(json.dumps([code, said.getvalue()]), flush=True)
@@ -422,7 +423,7 @@ def test_a_run_that_may_only_be_read(sealed, cache):
     ours = [CONFIG, f"--workdir={sealed}", f"--config.data.cache_dir={cache}"]
     small = ["--config.data.source=drawn", "--config.data.drawn_train=200"]
     small += ["--config.data.drawn_test=50", "--config.data.train=96", "--config.data.test=40"]
-    modes = ("epochs", "pairs", "robustness", "explain", "export", "demo")
+    modes = ("best-test-epoch", "more-pairs", "robustness", "explain", "export", "demo")
     above, cached = sealed.parent, ours[-1]
     search = ["--config=configs/mnist100.py", "--mode=search", cached, *small]
     answers = commands(
@@ -450,7 +451,7 @@ def test_a_run_that_may_only_be_read(sealed, cache):
 def test_a_run_that_may_only_be_read_is_looked_at_elsewhere(sealed, cache, tmp_path):
     ours = [CONFIG, f"--workdir={sealed}", f"--config.data.cache_dir={cache}"]
     out = tmp_path / "out"
-    modes = ("epochs", "pairs", "robustness", "explain", "export")
+    modes = ("best-test-epoch", "more-pairs", "robustness", "explain", "export")
     for code, said in commands([[*ours, f"--mode={mode}", f"--out={out}"] for mode in modes]):
         assert code == 0, said
     code, said = launched(*ours, "--mode=eval", f"--out={out}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 from rich.text import Text
 
 from digits_jax import models, settings
@@ -64,6 +65,46 @@ def compare(
     report.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
     console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
+
+
+def command(
+    config: ConfigDict | None,
+    workdir: str | os.PathLike | None,
+    listen: Callable[[], NoInterrupts],
+    *,
+    variants: Sequence[str],
+    runs: Sequence[str],
+    flag: flags.Flag,
+) -> None:
+    """--mode=compare: `compare` of the config's `variants`, or `compare_runs` of two `runs`.
+
+    flag: --config, parsed to `config`. Its overrides hold for every variant; with `runs` they only
+    say where the digits are. Raises UserError for flags that do not go together.
+    """
+    given = config_flags.get_override_values(flag) if config else {}
+    if runs:
+        if len(runs) != 2:
+            raise UserError("--runs names two folders, for example --runs=runs/mnist,results/mnist")
+        if variants or given.keys() - {"data.raw_dir", "data.cache_dir"}:
+            raise UserError(
+                "--runs goes without --variants, and of --config with data.raw_dir and "
+                "data.cache_dir alone: its runs are finished"
+            )
+        places = config and {name: config.data[name] for name in ("raw_dir", "cache_dir")}
+        first, second = runs
+        compare_runs(first, second, workdir, places)
+        return
+    if not variants:
+        raise UserError("--mode=compare needs --variants, for example --variants=phase1,phase2")
+    path = config_flags.get_config_filename(flag).partition(":")[0]
+    configs = list[ConfigDict]()
+    for name in variants:
+        configs.append(flag.parser.parse(f"{path}:{name}") or ConfigDict())
+        try:
+            configs[-1].update_from_flattened_dict(given)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"--variants={name}: {' '.join(str(error).split())}") from None
+    compare(configs, workdir, Path(path).stem, listen)
 
 
 def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[Path]:

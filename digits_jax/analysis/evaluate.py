@@ -248,14 +248,14 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     data = trained.config.data
     if trained.recipe.digits == 1:
         raise UserError(
-            f"--mode=pairs is for pairs of digits; {data.dataset} tests every digit once"
+            f"--mode=more-pairs is for pairs of digits; {data.dataset} tests every digit once"
         )
     name = "test" if trained.config.report_test else "validation"
     if data.folds:
-        raise UserError("--mode=pairs goes without data.folds, whose members share digits")
+        raise UserError("--mode=more-pairs goes without data.folds, whose members share digits")
     if name == "validation" and not data.validation:
         raise UserError(
-            "--mode=pairs of a run with report_test=False needs validation digits: train with "
+            "--mode=more-pairs of a run with report_test=False needs validation digits: train with "
             "--config.data.validation=0.1"
         )
     addition = Addition(workdir, out, "more pairs are drawn", name)

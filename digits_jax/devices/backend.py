@@ -2,48 +2,73 @@
 
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import absl.logging
 import jax
-from ml_collections import ConfigDict
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
-_HEAP = 64 * 2**20  # bytes of a heap of glibc's threads
+_HEAP = 64 * 2**20  # bytes kept at the end of each thread's heap
+_LEVELS = {
+    "digits_jax": logging.WARNING,
+    "jax._src.xla_bridge": logging.ERROR,
+    "jax._src.compilation_cache": logging.ERROR,
+    "jax._src.distributed": logging.ERROR,
+    "matplotlib": logging.ERROR,  # warns of a temporary cache where there is no home directory
+}
 
 
-def start(cache: Path) -> None:
-    """Prepares the process of a command: quiet, and with compiled programs kept under `cache`.
+@contextmanager
+def command(cache: Path) -> Iterator[None]:
+    """The process of a command: quiet libraries, and a compilation cache under `cache`.
 
-    With them a first step comes within seconds, not minutes; an unwritable cache costs time,
-    nothing else. It changes log levels, JAX's settings and, on CPU, those of malloc, so nothing
-    that can be imported calls it: `launch.py` does.
+    With the cache a first step takes seconds, not minutes; a cache that cannot be written costs
+    time alone. Log levels and JAX's settings are restored at the end; on CPU, those of malloc stay.
     """
-    quiet()
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_raise_persistent_cache_errors", False)
-    if jax.default_backend() == "cpu":
-        _keep_freed_memory()
+    settings = {
+        "jax_compilation_cache_dir": str(cache / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_raise_persistent_cache_errors": False,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with quiet():
+        if jax.default_backend() == "cpu":
+            _keep_freed_memory()
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
 
 
-def quiet() -> None:
-    """The part of `start` that needs no devices yet: libraries keep their news to themselves."""
-    # Orbax tells of its every move, and of its errors before it raises them.
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, libraries log errors at most; the part of `command` that needs no devices."""
+    verbosity = absl.logging.get_verbosity()
+    levels = {name: logging.getLogger(name).level for name in ("", "absl", *_LEVELS)}
+    # Orbax logs errors before it raises them. Sets the level of the root logger, or of absl's.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("digits_jax").setLevel(logging.WARNING)  # ours are still heard
-    for chatty in ("xla_bridge", "compilation_cache", "distributed"):
-        logging.getLogger(f"jax._src.{chatty}").setLevel(logging.ERROR)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches lie without a home
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what a step frees for the next one; other C libraries go on as they do.
+    """Has glibc keep freed memory for the next step; other C libraries stay as they are.
 
-    It would map large buffers anew in every step and clear their pages: a fifth to a third of the
-    main job's time. Threads have heaps of their own, which go with their last buffer unless there
-    is to be that much room at the end: a step of phase5 took 35 to 60 ms, by luck, and takes 35.
+    By default it maps large buffers anew in every step and clears their pages, which takes a fifth
+    to a third of the main job's time. The heap of a thread is released with its last buffer unless
+    M_TOP_PAD keeps room at its end: without it a step of phase5 takes 35 to 60 ms, with it 35.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -55,25 +80,31 @@ def _keep_freed_memory() -> None:
 
 
 def memory() -> int | None:
-    """Bytes that a device can give to programs; None where it does not say (CPU)."""
+    """Bytes of the first local device; None where it does not report them (CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")
 
 
 def matmul_precision() -> str:
-    """What JAX_DEFAULT_MATMUL_PRECISION asks of products of float32, 'highest' say.
+    """JAX_DEFAULT_MATMUL_PRECISION, the precision of float32 matrix products, such as 'highest'.
 
     'default' is float32 on CPU, TensorFloat-32 on recent NVIDIA GPUs and bfloat16 on TPUs.
     """
-    config: ConfigDict = jax.config
-    return config.jax_default_matmul_precision or "default"
+    name = "jax_default_matmul_precision"
+    return getattr(jax.config, name) or "default"
 
 
-def once() -> dict[str, Any]:
-    """For `jax.jit` of a program that runs once and briefly, such as drawing the first weights.
+class Once(TypedDict):
+    """Arguments of `jax.jit`."""
 
-    On CPU it is compiled without optimisation: LLVM would take 21 s of one core over the weights of
-    eight convolutions, of which 1.6 s are left.
+    compiler_options: dict[str, int] | None
+
+
+def once() -> Once:
+    """Arguments of `jax.jit` for a program that runs once and briefly, such as initialisation.
+
+    On CPU it is compiled without optimisation: for the initial weights of eight convolutions LLVM
+    takes 1.6 s instead of 21 s of one core.
     """
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return {"compiler_options": unoptimised}

@@ -1,8 +1,8 @@
-"""Several processes, on one host or on many, as one run: JAX's own distributed runtime.
+"""Several processes, on one host or many, as one run, by JAX's distributed runtime.
 
 All do the same in the same order, each with its own devices' share of the members or of every
-batch. All write checkpoints, which is why the workdir is one that they share; the first one alone
-reports. https://docs.jax.dev/en/latest/multi_process.html
+batch. All write checkpoints, so they share the workdir; only the first process reports.
+https://docs.jax.dev/en/latest/multi_process.html
 """
 
 import hashlib
@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import absl.logging
 import filelock
@@ -27,14 +26,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from digits_jax.console import console
+from digits_jax.devices import backend
 from digits_jax.devices.signals import NAMES, NoInterrupts, stopping
 from digits_jax.errors import Stopped, UserError
 from digits_jax.types import Array
 
-_HEARTBEAT = 20  # s without one, and a process counts as gone
+_HEARTBEAT = 20  # s without one, after which a process counts as gone
 _LOG = "runtime-{host}-{number}.log"
-_SHUTDOWN = 60  # s that the others are waited for at the end
-_WITNESS = (  # a cluster may send its signals to each process
+_SHUTDOWN = 60  # s to wait for the other processes at the end
+_WITNESS = (  # ignores signals, which a cluster may send to each process
     "import signal, sys\n"
     f"for name in {NAMES}:\n"
     "    if hasattr(signal, name): signal.signal(getattr(signal, name), signal.SIG_IGN)\n"
@@ -47,62 +47,70 @@ _AGAIN = (
 
 @contextmanager
 def joined(
-    workdir: Path,
+    workdir: str | Path | None,
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
 ) -> Iterator["type[Interrupts]"]:
-    """This process as one of `processes`, until all are through or one ends early.
+    """This process as one of `processes`, until all have ended or one ends early.
 
-    Gives what listens to signals for all of them.
-    coordinator: HOST:PORT of process 0, where it listens. What is None is taken from the cluster's
-    environment (Slurm, Open MPI, Kubernetes, Cloud TPU). Raises UserError where that does not say,
-    or where the others are lost and JAX notices in time. Else its runtime aborts the process, and
-    `_witnessed` has the last word.
+    Yields `Interrupts`, which listens to signals for all of them. coordinator: HOST:PORT on which
+    process 0 listens. What is None is taken from the cluster's environment (Slurm, Open MPI,
+    Kubernetes, Cloud TPU). Raises UserError where that is incomplete, and where another process is
+    lost and JAX notices in time. Otherwise its runtime aborts this process, and `_witnessed` prints
+    the last line.
     """
-    log = workdir / _LOG.format(host=socket.gethostname(), number=os.getpid())
-    gone = "error: this process was killed, or another one of its run has gone; "
-    runtime = "what the runtime said"
+    if not workdir:
+        raise UserError("several processes need --workdir, a folder that all of them share")
     if coordinator and not coordinator.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator={coordinator}: it is HOST:PORT of process 0")
+    workdir = Path(workdir)
+    log = workdir / _LOG.format(host=socket.gethostname(), number=os.getpid())
+    lost = (
+        "error: this process was killed, or another one of its run has gone; "
+        f"{_AGAIN} (what the runtime said: {log})"
+    )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         log.touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    with _number(workdir, process), _witnessed(f"{gone}{_AGAIN} ({runtime}: {log})"), _apart(log):
+    stopped = None
+    with backend.quiet(), _number(workdir, process), _witnessed(lost), _apart(log):
         try:
             _initialize(coordinator, processes, process)
             console.quiet = not leads()
-            yield Interrupts
+            try:
+                yield Interrupts
+            except Stopped as error:  # in all processes, at the same step
+                stopped = error
             jax.distributed.shutdown()
-        except Stopped:  # all of them, at the same step
-            jax.distributed.shutdown()
-            _forget(workdir)
-            raise
         except UserError:
-            if leads():  # when it goes, JAX ends the others, which may have something to say
+            if leads():  # its end makes JAX end the others, which may have an error to print
                 time.sleep(2)
             raise
         except jax.errors.JaxRuntimeError as error:
             raise UserError(f"{_line(error)}; if another process has gone: {_AGAIN}") from None
         except OSError:
             raise
-        except Exception:  # a fault of ours; JAX would wait for the others, and they for this one
+        except Exception:  # a bug; JAX would wait for the other processes, and they for this one
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
         finally:
             if log.exists() and not log.stat().st_size:
                 log.unlink(missing_ok=True)
-    _forget(workdir)
+    for log in workdir.glob(_LOG.format(host="*", number="*")):  # also of earlier ends
+        log.unlink(missing_ok=True)
+    if stopped:
+        raise stopped
 
 
 @contextmanager
 def _number(workdir: Path, process: int | None) -> Iterator[None]:
-    """Keeps other processes from taking the number that this one was given.
+    """Raises UserError where another process runs under the same number.
 
-    JAX would end those that are at work when others come with their numbers.
+    JAX would end the processes of a run when others join under their numbers.
     """
     if process is None:
         yield
@@ -126,7 +134,7 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
             process,
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_SHUTDOWN,
-            # JAX's own choice is to listen to every network.
+            # By default JAX listens on every network interface.
             coordinator_bind_address=coordinator if local else None,
         )
     except Exception as error:  # each kind of cluster fails in its own way
@@ -146,7 +154,7 @@ def leads() -> bool:
 
 
 def agree(what: str, *parts: Array | bytes) -> None:
-    """Waits for all processes; UserError where they differ in `parts`."""
+    """Waits for all processes; UserError naming `what` where they differ in `parts`."""
     if not several():
         return
     digest = hashlib.sha256()
@@ -158,7 +166,7 @@ def agree(what: str, *parts: Array | bytes) -> None:
 
 
 def agree_on(workdir: Path) -> None:
-    """Waits until all have prepared it; UserError where they do not see the same one."""
+    """Waits until all have prepared `workdir`; UserError unless they share it."""
     if not several():
         return
     multihost_utils.sync_global_devices("prepared")
@@ -170,20 +178,16 @@ def agree_on(workdir: Path) -> None:
 
 
 def least(number: int) -> int:
-    """The least of all processes' numbers."""
+    """The smallest of all processes' numbers of bytes, to a MiB."""
     if not several():
         return number
-    return (
-        int(multihost_utils.process_allgather(np.asarray(number / 2**20, np.float32)).min()) << 20
-    )
+    mebibytes = multihost_utils.process_allgather(np.asarray(number / 2**20, np.float32))
+    return int(mebibytes.min()) << 20
 
 
 @contextmanager
 def reports(workdir: Path) -> Iterator[Path]:
-    """Where this process reports to: `workdir`, or, but for the first, a copy that is thrown away.
-
-    So all do the same, and one leaves a trace.
-    """
+    """The folder for reports: `workdir` on the first process, a temporary copy on the others."""
     if leads():
         yield workdir
         return
@@ -195,21 +199,21 @@ def reports(workdir: Path) -> Iterator[Path]:
 
 
 class Interrupts(NoInterrupts):
-    """`signals.Interrupts` for several processes: all hear of a signal to one at the same step.
+    """`signals.Interrupts` for several processes: a signal to one stops all at the same step.
 
-    It is JAX's preemption service that listens to SIGTERM and makes them agree, so other signals
-    are passed on as that one; a second says nothing new, since a cluster may send one to each. A
-    second SIGINT exits at once.
+    JAX's preemption service listens to SIGTERM and has the processes agree on the step, so other
+    signals are passed on as SIGTERM. A second signal changes nothing, since a cluster may send one
+    to each process; a second SIGINT exits at once. `at_risk` is not used: no process may leave
+    while the others are at work.
     """
-
-    # at_risk counts for nothing: the others are at work, so nobody leaves before the next step.
 
     def __init__(self) -> None:
         self._steps = 0
 
     def __enter__(self) -> "Interrupts":
-        others = [one for one in stopping() if one != signal.SIGTERM]
-        self._before: Any = {one: signal.signal(one, self._hear) for one in others}
+        self._before = {one: signal.getsignal(one) for one in stopping() if one != signal.SIGTERM}
+        for one in self._before:
+            signal.signal(one, self._hear)
         return self
 
     def _hear(self, number: int, _: object) -> None:
@@ -222,23 +226,19 @@ class Interrupts(NoInterrupts):
             signal.signal(one, handler)
 
     def asked(self) -> bool:
-        """Is it time to stop? Every process has to ask equally often."""
+        """Is the run to stop? Every process has to ask equally often."""
         self._steps += 1
         return multihost_utils.reached_preemption_sync_point(self._steps)
 
 
 @contextmanager
 def _apart(log: Path) -> Iterator[None]:
-    """What JAX's runtime writes to file descriptors goes to `log`; what Python prints stays."""
+    """Writes to file descriptors 1 and 2, by JAX's runtime, go to `log`; Python's output stays."""
     before = sys.stdout, sys.stderr
-    for stream in before:
+    copies = []
+    for number, stream in enumerate(before, 1):
         stream.flush()
-    copies = [
-        os.fdopen(
-            *(os.dup(number), "w"), buffering=1, encoding=stream.encoding, errors=stream.errors
-        )
-        for number, stream in zip((1, 2), before, strict=True)
-    ]
+        copies.append(os.fdopen(os.dup(number), "w", 1, stream.encoding, stream.errors))
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
@@ -248,27 +248,21 @@ def _apart(log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, copy in zip((1, 2), copies, strict=True):
+        for number, copy in enumerate(copies, 1):
             copy.flush()
             os.dup2(copy.fileno(), number)
         (sys.stdout, sys.stderr), handler.stream = before, stream
 
 
 @contextmanager
-def _witnessed(text: str) -> Iterator[None]:
-    """A process of its own says `text` should this one end without getting here again."""
-    command = [sys.executable, "-I", "-c", _WITNESS, text]
+def _witnessed(line: str) -> Iterator[None]:
+    """A process of its own prints `line` if this one ends within."""
+    command = [sys.executable, "-I", "-c", _WITNESS, line]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
         try:
             yield
         finally:
             witness.communicate(b"heard")
-
-
-def _forget(workdir: Path) -> None:
-    """Deletes the logs, also those of ends that are overcome."""
-    for log in workdir.glob(_LOG.format(host="*", number="*")):
-        log.unlink(missing_ok=True)
 
 
 def _line(error: Exception) -> str:

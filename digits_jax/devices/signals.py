@@ -1,13 +1,12 @@
-"""Signals as a wish to stop: the loop saves and leaves, a second one leaves at once.
+"""Signals as requests to stop: a run saves its state and ends, a second signal ends it at once.
 
-For commands alone, since it ends the process: `launch.py` gives `Interrupts` to what trains.
+`Interrupts` may end the process, so only a command gives it to what trains.
 """
 
 import os
 import signal
 import socket
 import threading
-from typing import Any
 
 from digits_jax.console import console
 from digits_jax.errors import SAVED
@@ -18,7 +17,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 def stopping() -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to stop, without those that the process was started to ignore.
+    """The signals that ask a run to stop, except those that the process was started to ignore.
 
     So a run under `nohup` outlives its terminal.
     """
@@ -27,7 +26,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 
 
 class NoInterrupts:
-    """Nobody asks a run to stop; what `Interrupts` is like."""
+    """The interface of `Interrupts` for a run that is never asked to stop."""
 
     at_risk = False
 
@@ -37,28 +36,30 @@ class NoInterrupts:
     def __exit__(self, *_: object) -> None: ...
 
     def asked(self) -> bool:
-        """Is it time to stop?"""
+        """Is the run to stop?"""
         return False
 
 
 class Interrupts(NoInterrupts):
-    """While this context manager is open, `asked()` says whether somebody wants the run to stop.
+    """A context manager in which `asked()` says whether a signal has asked the run to stop.
 
     A thread listens, since Python's own handlers wait for the main thread, which may be compiling.
-    As long as `at_risk` is False there is nothing to save, and it ends the process right away.
-    Outside the main thread of a program, where Python takes no handlers, nothing is changed.
+    While `at_risk` is False there is nothing to save, and a signal ends the process at once.
+    Outside the main thread, where Python installs no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
         self._asked = self.at_risk = False
 
     def __enter__(self) -> "Interrupts":
-        self._before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        self._before = {one: signal.getsignal(one) for one in (stopping() if main else ())}
+        if self._before:
             self._listen, self._wake = socket.socketpair()
             self._wake.setblocking(False)
             self._fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-            self._before = {one: signal.signal(one, lambda *_: None) for one in stopping()}
+            for one in self._before:
+                signal.signal(one, lambda *_: None)
             self._thread = threading.Thread(target=self._hear, daemon=True)
             self._thread.start()
         return self
@@ -86,14 +87,3 @@ class Interrupts(NoInterrupts):
             self._wake.close()  # which ends the thread
             self._thread.join()
             self._listen.close()
-
-
-def exit_at_once() -> None:
-    """From now on such a signal ends the process with the code of what can go on.
-
-    For the time before a run listens itself, and after it, when there is nothing to save. Ctrl-C
-    stays a KeyboardInterrupt.
-    """
-    for one in stopping():
-        if one != signal.SIGINT:
-            signal.signal(one, lambda *_: os._exit(SAVED))

@@ -39,7 +39,7 @@ levels of all of them; and the calibration error of the digits as they are, in 1
 temperature scaling. By `--mode=robustness`; a run's robustness.png shows all levels."""
 PAIRS = """**More pairs**: the test's pairs are one draw of very many. Beside them, 25 such draws
 together: what the networks are worth on pairs of the test digits, and ±, by how much one draw
-deviates from that by luck. By `--mode=pairs`."""
+deviates from that by luck. By `--mode=more-pairs`."""
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -163,7 +163,7 @@ def damaged(summaries: dict[str, Summary]) -> str:
 
 
 def more_pairs(summaries: dict[str, Summary]) -> str:
-    """A markdown table of the runs that --mode=pairs has looked at, "" where there are none.
+    """A markdown table of the runs that --mode=more-pairs has looked at, "" where there are none.
 
     Accuracy, that of the heads and of examples with every head right: of the test's pairs, then of
     the further ones.

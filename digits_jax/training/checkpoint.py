@@ -8,10 +8,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,17 @@ PART = "interrupted"  # the folder of an epoch that a signal stopped
 _DIGEST = "sha256"
 
 
+class _Manager(ocp.CheckpointManager):
+    """Keeps its steps, which are epochs here, from JAX's preemption service.
+
+    Orbax would report them there, on the first process alone and from another thread, as the step
+    that this process has reached; then not all processes would stop at the same step.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
 
@@ -39,7 +50,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
         self.workdir, self._folder = workdir, workdir.absolute() / folder
         self._loose = False
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 create=create,
@@ -101,7 +112,7 @@ class Checkpoints:
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
         )
         options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+        return _Manager(self._folder, options=options, item_names=("state", "meta"))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
@@ -160,30 +171,38 @@ class Checkpoints:
             self._quiet.__exit__(None, None, None)
 
 
+class _Hooks(NamedTuple):
+    """What `quiet` replaces."""
+
+    thread: Callable[[threading.ExceptHookArgs], object]
+    unraisable: Callable[["sys.UnraisableHookArgs"], object]
+    level: int  # of absl's logger
+
+
 _hooks_lock = threading.Lock()
-_quieted: list[tuple[Any, Any, int]] = []  # what was before, once for each `quiet` that is open
+_quieted: list[_Hooks] = []  # the original ones, once for each `quiet` that is open
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, nothing is printed of what orbax says of itself, and of errors that it raises anyhow.
+    """Within, orbax logs nothing, and errors in its threads print no traceback.
 
-    Its threads would print their tracebacks beside the line that the next call raises. What others
-    do is heard as ever. Several threads may be within; the last to leave restores what was.
+    The next call raises them anyway. Other exceptions are printed as ever. Several threads may be
+    within; the last to leave restores the hooks.
     """
     absl = logging.getLogger("absl")
     with _hooks_lock:
-        before = threading.excepthook, sys.unraisablehook, absl.level
-        before = _quieted[0] if _quieted else before
+        now = _Hooks(threading.excepthook, sys.unraisablehook, absl.level)
+        before = _quieted[0] if _quieted else now
         _quieted.append(before)
 
         def in_thread(failed: threading.ExceptHookArgs) -> None:
             if not _of_orbax(failed.exc_value):
-                before[0](failed)
+                before.thread(failed)
 
-        def unraisable(failed: Any) -> None:
+        def unraisable(failed: "sys.UnraisableHookArgs") -> None:
             if not _of_orbax(failed.exc_value):
-                before[1](failed)
+                before.unraisable(failed)
 
         threading.excepthook, sys.unraisablehook = in_thread, unraisable
         absl.setLevel(logging.CRITICAL)
@@ -193,18 +212,20 @@ def quiet() -> Iterator[None]:
         with _hooks_lock:
             _quieted.pop()
             if not _quieted:
-                threading.excepthook, sys.unraisablehook = before[:2]
-                absl.setLevel(before[2])
+                threading.excepthook, sys.unraisablehook = before.thread, before.unraisable
+                absl.setLevel(before.level)
 
 
 def _of_orbax(error: BaseException | None) -> bool:
     """Was it raised below orbax, or by nothing but the event loops of its threads?"""
-    trace, rooms = error.__traceback__ if error else None, set()
+    trace, packages = error.__traceback__ if error else None, set()
     while trace:
-        rooms.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
+        packages.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
         trace = trace.tb_next
     loops = {"asyncio", "nest_asyncio", "threading", "concurrent"}
-    return bool(rooms & {"orbax", "tensorstore"}) or ("asyncio" in rooms and rooms <= loops)
+    return bool(packages & {"orbax", "tensorstore"}) or (
+        "asyncio" in packages and packages <= loops
+    )
 
 
 def digest(state: PyTree, meta: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from digits_jax.data import dataset
 from digits_jax.devices import hosts
 from digits_jax.devices.mesh import fetch
 from digits_jax.devices.signals import NoInterrupts
-from digits_jax.errors import Stopped, UserError
+from digits_jax.errors import Stopped, UserError, again
 from digits_jax.report import summary
 from digits_jax.training import predictor
 from digits_jax.training.checkpoint import FOLDER, PART, Checkpoints
@@ -27,7 +27,7 @@ from digits_jax.training.epoch import Clock, epoch
 from digits_jax.training.finish import finish
 from digits_jax.training.resolve import resolve
 from digits_jax.training.run import Position, Run, build
-from digits_jax.training.workdir import RESULTS, again, clear, finished, owned
+from digits_jax.training.workdir import RESULTS, clear, finished, owned
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def train(
     """
     clock, auto = Clock(), config.data.source == "auto"
     config, workdir, reason = _resolved(config, workdir)
-    with hosts.reports(workdir) as folder, owned(folder, again(config)):
+    with hosts.reports(workdir) as folder, owned(folder, again(config.resume)):
         through = finished(config, workdir)
         hosts.agree("whether they are finished", bytes([through]))
         if through:
@@ -78,7 +78,7 @@ def train(
                             clock.lap()
                             checkpoints.wait()
                             _save_part(run, workdir, number, clock)
-                            text = f"stopped in epoch {number}; {again(config)}"
+                            text = f"stopped in epoch {number}; {again(config.resume)}"
                             raise Stopped(text) from None
                         _tell_diverged(run, workdir, number)
                         summary.append_rows(folder / "metrics.jsonl", rows)
@@ -88,7 +88,7 @@ def train(
                         if rows:
                             _epoch_line(run, number, rows)
             if interrupts.asked():
-                raise Stopped(f"stopped after the last epoch; {again(config)}")
+                raise Stopped(f"stopped after the last epoch; {again(config.resume)}")
         finish(run, folder, clock)
 
 

@@ -100,8 +100,3 @@ def clear(workdir: Path, names: Iterable[str] = OWN_FILES) -> None:
     for name in names:
         path = workdir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def again(config: ConfigDict) -> str:
-    command = "the same command" if config.resume else "the command without --config.resume=False"
-    return f"{command} goes on"

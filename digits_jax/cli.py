@@ -1,0 +1,150 @@
+"""The command line: the modes, their flags, and how a command ends.
+
+Only launch.py imports this file. The process is changed only here and in context managers.
+"""
+
+import os
+import pkgutil
+import re
+import signal
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from digits_jax import errors, settings
+from digits_jax.devices.signals import Interrupts, stopping
+from digits_jax.errors import UserError, nearest
+
+
+class Mode(NamedTuple):
+    """What --mode=NAME calls: 'module:function' of digits_jax, with the values of its flags."""
+
+    call: str
+    flags: tuple[str, ...]
+    help: str
+    trains: bool = False  # can be stopped and resumed
+
+
+CLUSTER = ("distributed", "coordinator", "num_processes", "process_id")
+LOOK = "analysis.evaluate"
+MODES = {  # those with --out read a finished run
+    "train": Mode("training.train:train", CLUSTER, "train, or resume training (default)", True),
+    "eval": Mode(f"{LOOK}:evaluate", ("data", "ink", "out"), "classify the test set or --data"),
+    "best-test-epoch": Mode(f"{LOOK}:best_test_epoch", ("out",), "accuracy at the best test epoch"),
+    "more-pairs": Mode(f"{LOOK}:more_pairs", ("out",), "accuracy on 25 more draws of test pairs"),
+    "robustness": Mode("analysis.robustness:robustness", ("out",), "accuracy on distorted digits"),
+    "describe": Mode("models.describe:describe", (), "print the network, layer by layer"),
+    "explain": Mode("analysis.explain:explain", ("example", "out"), "filters, saliency, Grad-CAM"),
+    "compare": Mode(
+        "analysis.compare:command", ("variants", "runs"), "train variants, or test two runs", True
+    ),
+    "search": Mode("search.search:search", (), "search hyperparameters", True),
+    "export": Mode("export.export:export", ("out",), "write ONNX, StableHLO and a model card"),
+    "demo": Mode("export.export:demo", ("port", "out"), "serve a page to draw digits on"),
+}
+HELP = [f"{name}{' --'.join(('', *mode.flags))}: {mode.help}" for name, mode in MODES.items()]
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant].", lock_config=True)
+flags.DEFINE_string("workdir", None, "The run's folder; default runs/NAME[-variant], or runs.")
+flags.DEFINE_string("mode", "train", "\n".join(("What to do, with its own flags:", *HELP)))
+flags.DEFINE_string("out", None, "The folder to write into, instead of the workdir.")
+flags.DEFINE_string("data", None, "Your images: a .npz, a .png or a folder of .png files.")
+flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
+flags.DEFINE_integer("example", 0, "Which of the test images, from 0.")
+flags.DEFINE_list("variants", [], "Which variants of the config to train, in this order.")
+flags.DEFINE_list("runs", [], "Two finished runs; --config only says where their digits are.")
+flags.DEFINE_integer("port", 8000, "A port of 127.0.0.1; 0 takes a free one.")
+flags.DEFINE_bool("distributed", False, "One of several processes of a cluster.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.")
+flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.")
+
+
+def dispatch(argv: list[str]) -> None:
+    """Calls the mode's function; heavy imports wait until the flags are known to be right."""
+    if len(argv) > 1:
+        raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
+    errors.check_choice("--mode", FLAGS.mode, MODES)
+    mode, config = MODES[FLAGS.mode], FLAGS.config
+    for flag in (flag for other in MODES.values() for flag in other.flags):
+        if FLAGS[flag].present and flag not in mode.flags:
+            modes = ", ".join(name for name, other in MODES.items() if flag in other.flags)
+            raise UserError(f"--{flag} is for --mode={modes}")
+    if config is None and not FLAGS.runs:
+        raise UserError("say what to run, for example --config=configs/mnist100.py")
+    if mode.trains and not FLAGS.runs:
+        exit_at_once()
+    function = pkgutil.resolve_name(f"digits_jax.{mode.call}")
+    from digits_jax.data.dataset import cache_dir
+    from digits_jax.devices import backend, hosts
+
+    values = {flag: FLAGS[flag].value for flag in mode.flags if flag not in CLUSTER}
+    if FLAGS.mode == "compare":
+        values["flag"] = FLAGS["config"]
+    by_hand = (FLAGS[flag].value for flag in CLUSTER[1:])
+    together = hosts.joined(FLAGS.workdir, *by_hand) if _several() else nullcontext(Interrupts)
+    cache = cache_dir(config.data if config else ConfigDict({"cache_dir": ""}))
+    with together as listen, backend.command(cache):
+        if mode.trains:
+            function(config, FLAGS.workdir, listen, **values)
+        elif "out" in mode.flags:
+            function(config, FLAGS.workdir or settings.finished(config.name), **values)
+        else:
+            function(config)
+
+
+def exit_at_once() -> None:
+    """From now on a signal to stop ends the process, until a run listens and when it has ended."""
+    for one in set(stopping()) - {signal.SIGINT}:
+        signal.signal(one, lambda *_: os._exit(errors.SAVED))
+
+
+def _several() -> bool:
+    return FLAGS.distributed or any(FLAGS[flag].value is not None for flag in CLUSTER[1:])
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; every mistake in them is a UserError."""
+    given, joined = None, "\0".join(argv)
+    for given in re.finditer(r"\0--?config[=\0]([^\0:]*)([^\0]*)", joined):
+        if not Path(given[1]).is_file():
+            known = [str(path) for path in Path("configs").glob("[!_]*.py") if path.stem != "base"]
+            raise UserError(f"--config: there is no file '{given[1]}'; {nearest(given[1], known)}")
+    try:
+        return FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        config = FLAGS["config"].parser.parse(given[1] + given[2]) if given else ConfigDict()
+        for field in re.findall(r"\0--?(?:no)?config\.([\w.]+)", joined):
+            errors.check_field("--config", config, field)
+        raise UserError(str(error)) from None
+    except (flags.Error, TypeError, ValueError, ImportError, SyntaxError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def main() -> None:
+    """Runs the command; its last line and its exit code say how it ended."""
+    try:
+        app.run(dispatch, flags_parser=parse)
+    except (UserError, errors.Stopped, OSError, KeyboardInterrupt) as error:
+        resume = elsewhere = ""
+        if FLAGS.is_parsed():
+            mode = MODES.get(FLAGS.mode, MODES["train"])
+            elsewhere = "choose another --workdir"
+            if "out" in mode.flags:
+                elsewhere = "--out=DIR writes elsewhere"
+            elif mode.trains and FLAGS.config and not FLAGS.runs:
+                resume = errors.again(FLAGS.config.resume, FLAGS.mode == "train")
+        _leave(*errors.ending(error, resume, elsewhere))
+
+
+def _leave(code: int, line: str) -> None:
+    """Ends the process without waiting for threads of libraries or for a run's other processes."""
+    with suppress(OSError):  # a lost terminal
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(code)
