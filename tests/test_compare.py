@@ -107,7 +107,7 @@ def finished(folder, members, **data):
     """The summary of a run whose {seed: (validation, test)} are `members`."""
     whole = config_of("mnist").data.to_dict() | {"source": "mnist"}
     summary = {
-        "config": {"data": whole | data, "prune": {"run": ""}},
+        "config": {"data": whole | data},
         "members": [{"seed": s, "validation": v, "test": t} for s, (v, t) in members.items()],
     }
     folder.mkdir()

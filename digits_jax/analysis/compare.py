@@ -220,7 +220,7 @@ def compare_runs(
     runs = [_finished(path) for path in paths]
     seeds = [{member["seed"]: member for member in run["members"]} for run in runs]
     shared = sorted(seeds[0].keys() & seeds[1].keys())
-    folds = any(run["config"]["data"]["folds"] for run in runs)
+    folds = any(run["config"]["data"].get("folds") for run in runs)
     lines, splits, left_out = list[str](), list[str](), dict[str, str]()
     for split in _SPLITS:
         read = [all(m.get(split) is not None for m in run["members"]) for run in runs]
@@ -273,7 +273,7 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     equal were read on the same examples.
     """
     recipe, test = RECIPES[data["dataset"]], split == "test"
-    source = (test and data["test_source"]) or data["source"]
+    source = (test and data.get("test_source")) or data["source"]
     made = {"dataset": data["dataset"], "test_source" if test else "source": source}
     pairs, drawn = recipe.digits > 1, source != "mnist"
     if drawn:
@@ -286,7 +286,7 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
         asked = data["test"] or there
         made["test"] = asked if pairs else min(asked, there)
         return made
-    made["folds"] = data["folds"]
+    made["folds"] = data.get("folds") or 0
     made["validation"] = data["validation"]
     if pairs:  # as many more as there are training examples
         made["train"] = data["train"] or recipe.train
@@ -296,7 +296,7 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
 def _finished(workdir: Path) -> dict[str, Any]:
     try:
         summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-        pruned = summary["config"]["prune"]["run"]
+        pruned = summary["config"].get("prune", {}).get("run")
         [member["seed"] for member in summary["members"]]
         [made_of(split, summary["config"]["data"]) for split in _SPLITS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -362,7 +362,7 @@ def _reading(data: Mapping[str, Any], splits: Sequence[str]) -> ConfigDict:
     if "test" not in splits:
         less |= {"test_source": "", "drawn_test": 1}
     if "validation" not in splits:
-        source = data["test_source"] or data["source"]
+        source = data.get("test_source") or data["source"]
         less |= {"source": source, "test_source": "", "drawn_train": 1}
         less |= {"validation": 0.0, "folds": 0}
     return ConfigDict(dict(data) | less)
