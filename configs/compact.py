@@ -13,7 +13,7 @@ phase3             9,660 parameters   99.34 ± 0.12 %, wider; the average before
 phase4             9,980 parameters   99.44 ± 0.05 %, wider; its last 1x1 layer narrower
 phase5             9,980 parameters   99.37 ± 0.12 %, phase4 on rotated digits
 phase5-tuned       9,980 parameters   99.45 ± 0.06 %, phase5 trained longer on stronger distortion
-p16966-distilled  16,966 parameters   99.57 ± 0.07 % (three seeds), taught by the ensemble of p16966
+p16966-distilled  16,966 parameters   99.57 ± 0.07 % (three seeds), distilled from p16966
 """
 
 from ml_collections import ConfigDict
