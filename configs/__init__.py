@@ -1,1 +1,1 @@
-"""Plain data: what a run trains, on what, and how."""
+"""The configs: dataset, network, optimiser and schedule of each run."""

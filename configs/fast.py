@@ -1,13 +1,10 @@
-"""To 99 % of the test images in seconds, on two CPU cores and with nothing compiled beforehand.
+"""99 % of the test images after seconds of compiling and training on two CPU cores.
 
 python launch.py --config=configs/fast.py
 
-One epoch on all 60,000 images, without validation; what the last step leaves is tested: 99.06 ±
-0.02 %, 103,650 parameters, seeds 0 to 4 (99.04 to 99.09; 98.94 to 99.17 and the same mean with an
-earlier gradient of convolutions), 6.2 to 7.3 s from before the first jitted call to the last update
-(2026-11-21).
-The recipe was chosen on validation images; before dropout's bits and BatchNorm were rewritten it
-had 99.03 % in 7.7 to 9.9 s.
+Test accuracy after one epoch on all 60,000 images, mean and standard deviation of five seeds:
+
+vgg   103,650 parameters   99.06 ± 0.02 %
 """
 
 from ml_collections import ConfigDict

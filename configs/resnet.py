@@ -1,14 +1,10 @@
-"""A small residual network, 28x28: the accurate one.
+"""A small residual network, 28x28; channel attention with --config.model.squeeze=4.
 
 python launch.py --config=configs/resnet.py
 
-Test accuracy, chosen on validation, mean and standard deviation of five seeds (2026-11-22, one
-busy CPU core, 8 minutes of training a seed):
+Test accuracy, chosen on validation, mean and standard deviation of five seeds:
 
 plain   73,082 parameters   99.64 ± 0.01 %
-
-Before Muon, the recipe with Adam had 99.56 ± 0.04 % in 18 epochs, one seed of it 99.57 % in 12.
-Channel attention: --config.model.squeeze=4.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +17,7 @@ VARIANTS = ("plain",)
 def get_config(variant: str = "") -> ConfigDict:
     config = get_base("resnet", variant, VARIANTS)
     config.data.dataset = "mnist"
-    config.quoted = (95.0,)  # "over 95 %", of a ResNet-50
+    config.quoted = (95.0,)  # of a ResNet-50: "over 95 %"
     config.model.update(name="resnet", stem=16, features=(32, 64), blocks=1, squeeze=0)
     config.model.dropout = 0.1
     config.epochs = 12

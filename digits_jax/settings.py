@@ -1,4 +1,4 @@
-"""What is checked about a config before anything is computed, and how two of them differ."""
+"""Checks of a config before anything is computed, reading config.json, comparing two configs."""
 
 import json
 from pathlib import Path
@@ -8,36 +8,34 @@ from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError, check_choice
 
-# What runs of earlier versions did, whose config.json does not know these fields.
-_SINCE = {
-    "bfloat16": False,
-    "keep_epochs": False,
-    "quoted": [],
-    "data.folds": 0,
-    "distill.teacher": "",
-    "distill.weight": 0.9,
-    "distill.temperature": 4.0,
-    "distill.views": 0,
-    "data.drawn_extra": 0,
-    "prune.run": "",
-    "prune.fractions": [],
-    "augment.pen": 0.0,
-}
+Fields = dict[str, Any]  # nested, as in config.json, or flat: {"data.source": value}
 
 ENGINES = ("jax", "numpy")
-FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # that config.prune takes for ()
-MOST_PEN = 2.0  # px; a dilation by a cross is no more
-_PLACES = ("data.raw_dir", "data.cache_dir")  # on one machine
+FRACTIONS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # config.prune.fractions where that is ()
+MOST_PEN = 2.0  # px: the most that one dilation by a cross can add to a stroke
+_PLACES = ("data.raw_dir", "data.cache_dir")  # paths on one machine
 
-# Fields that say where things are or what happens around a run, not what is trained.
+# Fields (and prefixes of fields) that do not change what is trained.
 _OUTSIDE = (
-    *("resume", "report_test", "keep_epochs", "quoted", "eval_batch_size", "search.", "mesh."),
+    "resume",
+    "report_test",
+    "keep_epochs",
+    "quoted",
+    "eval_batch_size",
+    "search.",
+    "mesh.",
     *_PLACES,
 )
-
 _AT_LEAST_ONE = (
-    *("epochs", "batch_size", "eval_batch_size", "population.size", "mesh.data"),
-    *("data.drawn_train", "data.drawn_test", "search.trials", "search.round"),
+    "epochs",
+    "batch_size",
+    "eval_batch_size",
+    "population.size",
+    "mesh.data",
+    "data.drawn_train",
+    "data.drawn_test",
+    "search.trials",
+    "search.round",
 )
 _AT_LEAST_ZERO = (
     "seed",
@@ -60,7 +58,11 @@ _AT_LEAST_ZERO = (
     "distill.views",
 )
 _BELOW_ONE = (
-    *("data.validation", "model.dropout", "label_smoothing", "optimizer.ema", "augment.scale"),
+    "data.validation",
+    "model.dropout",
+    "label_smoothing",
+    "optimizer.ema",
+    "augment.scale",
 )
 _SEEDS = 2**32
 
@@ -123,7 +125,7 @@ def size_of(config: ConfigDict) -> int:
 
 
 def apart(own: Path) -> Path:
-    """The folder beside `own` for what `data.source=auto` trains on drawn digits."""
+    """The folder beside `own` for a run whose `data.source=auto` found no MNIST."""
     return own.with_name(f"{own.name}-drawn")
 
 
@@ -134,20 +136,18 @@ def finished(name: str) -> Path:
     return (there or [own])[0]
 
 
-def read(workdir: Path) -> dict[str, Any] | None:
-    """The config.json of a workdir, None without one; UserError if it cannot be read."""
+def read(workdir: Path) -> Fields | None:
+    """The config.json of a workdir, None without one; UserError if it is damaged or incomplete."""
     path = workdir / "config.json"
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(recorded["data"]["source"], str):
+        fields = flatten(recorded)
+        numbers = (*_AT_LEAST_ONE, *_AT_LEAST_ZERO, *_BELOW_ONE)
+        if not (
+            all(isinstance(fields[name], int | float) for name in numbers)
+            and all(isinstance(fields[name], str) for name in ("data.source", "prune.run"))
+        ):
             raise TypeError
-        int(recorded["population"]["slice"])
-        for field, value in _SINCE.items():
-            *folders, name = field.split(".")
-            node = recorded
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node.setdefault(name, value)
         return recorded
     except FileNotFoundError:
         return None
@@ -159,30 +159,30 @@ def read(workdir: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """A nested config as {'data.source': value, ...}; tuples become lists, as in JSON."""
-    flat: dict[str, Any] = {}
+def flatten(config: ConfigDict | Fields, prefix: str = "") -> Fields:
+    """A nested config as {"data.source": value, ...}; tuples become lists, as in JSON."""
+    flat: Fields = {}
     for name, value in config.items():
         if hasattr(value, "items"):
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def as_dict(config: ConfigDict) -> dict[str, Any]:
+def as_dict(config: ConfigDict) -> Fields:
     """A ConfigDict as plain JSON types."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def fingerprint(config: ConfigDict) -> bytes:
-    """What processes that train together have in common: all but where a machine keeps data."""
+    """The fields, as JSON, in which all processes of one run must agree: all but `_PLACES`."""
     fields = {name: value for name, value in flatten(config).items() if name not in _PLACES}
     return json.dumps(fields, sort_keys=True).encode()
 
 
-def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(field, value in `old`, value in `new`) of what makes two configs different runs."""
+def changes(old: ConfigDict | Fields, new: ConfigDict | Fields) -> list[tuple[str, Any, Any]]:
+    """The differences that make two configs different runs: (field, value in old, value in new)."""
     before, now = flatten(old), flatten(new)
     return [
         (name, before.get(name, "absent"), now.get(name, "absent"))
@@ -191,6 +191,6 @@ def changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def differences(recorded: Any, config: ConfigDict) -> list[str]:
-    """The same for people, about a run that is there and a config that is given."""
+def differences(recorded: Fields, config: ConfigDict | Fields) -> list[str]:
+    """`changes` as text for an error message, from a recorded config to a given one."""
     return [f"{field}: {old} there, {new} now" for field, old, new in changes(recorded, config)]

@@ -1,1 +1,1 @@
-"""What happens to runs when things go wrong: scripts, and no part of the package."""
+"""Scripts that measure how runs behave when something fails; no part of the package."""

@@ -1,4 +1,4 @@
-"""One training on many devices and hosts, all of them made of this machine's cores."""
+"""One training on several virtual devices and processes of this machine."""
 
 import socket
 import subprocess
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from configs import compact, lenet5, mnist
-from reliability.faults import RUN, Row, finish, result, start
+from reliability.faults import RUN, Row, finish, result, start, succeed
 
 _RUN = ("--config.epochs=1", "--config.data.train=320", "--config.population.size=8")  # 20 steps
-# Two members and one epoch in float32 of MNIST: {what: (config, flags)}
+# Runs of one epoch on MNIST in float32, two members: {name: (config, flags)}
 _EPOCHS = {
     "mnist.py:mlp128": (mnist.get_config("mlp128"), ()),
     "lenet5.py, tanh and average pooling": (
@@ -33,7 +33,7 @@ def launch(
     bits: int = 32,
     run: Iterable[str] = RUN,
 ) -> list[subprocess.Popen]:
-    """The training `run` by so many processes with so many devices each."""
+    """Starts the training `run` in `processes` processes with `devices` devices each."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(bits == 64)),
@@ -53,13 +53,11 @@ def launch(
 
 def _all_end(processes: list[subprocess.Popen]) -> None:
     for process in processes:
-        code, said = finish(process)
-        if code:
-            raise RuntimeError(said)
+        succeed(process)
 
 
 def layouts(folder: Path) -> list[Row]:
-    """How far metrics and weights are from one device's in float64, the same training each time."""
+    """How far metrics and weights differ from those of one device, in float64."""
     table = []
     _all_end(launch(folder / "one", _RUN, 1, bits=64))
     for members, data in _LAYOUTS:
@@ -81,10 +79,10 @@ def layouts(folder: Path) -> list[Row]:
 
 
 def epochs(folder: Path) -> list[Row]:
-    """How far an epoch's metrics are from one device's in float32, on MNIST.
+    """How far the metrics of an epoch on MNIST differ from those of one device, in float32.
 
-    Beside the meshes one device again, with a learning rate that is one rounding higher: what no
-    arithmetic in float32 can be expected to keep.
+    For comparison: one device with the next larger float32 as its learning rate, a difference that
+    float32 arithmetic cannot be expected to be insensitive to.
     """
     table = []
     for name, (config, more) in _EPOCHS.items():
@@ -125,7 +123,7 @@ def epochs(folder: Path) -> list[Row]:
 
 
 def _apart(one: Path, other: Path) -> tuple[float, float]:
-    """-> (largest difference between metrics, between weights)."""
+    """The largest difference of two runs' metrics, and of their weights."""
     (rows, weights), (others, other_weights) = result(one), result(other)
     metrics = [abs(a[k] - b[k]) for a, b in zip(rows, others, strict=True) for k in a]
     return max(metrics), max(
@@ -136,7 +134,7 @@ def _apart(one: Path, other: Path) -> tuple[float, float]:
 
 
 def lost(folder: Path) -> list[Row]:
-    """Either of two processes killed in the second epoch; how the other ends, and the restart."""
+    """One of two processes killed in the second epoch: how the other one ends, and the restart."""
     flags = ("--config.epochs=12", "--config.mesh.data=2")
     _all_end(launch(folder / "whole", flags, 2, 2))
     table = []
@@ -150,10 +148,10 @@ def lost(folder: Path) -> list[Row]:
         processes[victim].kill()
         begun = time.perf_counter()
         finish(processes[victim])
-        code, said = finish(processes[1 - victim])
+        code, text = finish(processes[1 - victim])
         took = time.perf_counter() - begun
-        if "Traceback" in said or not code or took > 60:
-            raise RuntimeError(said)
+        if "Traceback" in text or not code or took > 60:
+            raise RuntimeError(text)
         _all_end(launch(workdir, flags, 2, 2))
         (rows, weights), (others, other_weights) = result(folder / "whole"), result(workdir)
         table.append(
@@ -161,7 +159,7 @@ def lost(folder: Path) -> list[Row]:
                 "killed": f"process {victim}",
                 "the other ends after, s": round(took, 1),
                 "with code": code,
-                "and the words": said.strip().partition(" (what")[0],
+                "and the message": text.strip().partition(" (what")[0],
                 "restarted as undisturbed": rows == others
                 and all(np.array_equal(weights[name], other_weights[name]) for name in weights),
             }

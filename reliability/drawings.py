@@ -4,8 +4,8 @@ python -m reliability.drawings --page=results/demo/export/demo --strokes=pendigi
 
 The strokes are those of UCI's Pen-Based Recognition of Handwritten Digits (E. Alpaydin and F.
 Alimoglu), 30 writers with a stylus: `points` [N, 2] with y up, `stroke_len`, `n_strokes`, `labels`.
-All of them go through the page's own code at random pen, size, place and slant; some are drawn with
-the mouse. Writes results/drawings.md. Needs `pip install playwright` and Chromium.
+All are read by the page's own code with random pen width, size, position and slant; some are drawn
+with the mouse. Writes results/drawings.md. Needs `pip install playwright` and Chromium.
 """
 
 import shutil
@@ -27,15 +27,16 @@ Result = dict[str, dict[str, Any]]
 
 PAPER = 280  # pixels for each digit, as in page.js
 PENS, SIZES, SLANT = (6, 40), (80, 230), 10.0  # px, px, degrees
-EACH = 20  # of every digit by mouse
+EACH = 20  # drawings of every digit with the mouse
 PATH = Path(__file__).parent.parent / "results" / "drawings.md"
 
 INTRO = """# Real strokes on the page
 
-What `python -m reliability.drawings` measured in a headless Chromium on two CPU cores: digits of
-UCI's Pen-Based Recognition of Handwritten Digits (30 writers, a stylus), each at a random size,
-place, slant and pen. None was trained on; but which kinds of drawn digits train the network beside
-MNIST was decided by looking at those that it misread, so new writers will be read a little worse.
+Measured by `python -m reliability.drawings` in a headless Chromium on two CPU cores: digits of
+UCI's Pen-Based Recognition of Handwritten Digits (30 writers, a stylus), each with a random size,
+position, slant and pen width. None was trained on. But the kinds of drawn digits that the network
+was trained on beside MNIST were chosen by looking at digits of this set that it misread, so its
+accuracy for new writers will be a little lower.
 """
 
 _PAGE = flags.DEFINE_string("page", "results/demo/export/demo", "An exported page.")
@@ -58,7 +59,7 @@ READ = """async (drawings) => {
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium of this machine's. Raises FileNotFoundError without one."""
+    """A headless Chromium; FileNotFoundError where none is installed."""
     from playwright.sync_api import sync_playwright
 
     paths = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
@@ -73,7 +74,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of `folder` on this machine."""
+    """Serves `folder`; yields its address."""
     with site.server(folder, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -87,7 +88,7 @@ def ready(page: Any, address: str) -> None:
 
 
 def draw(page: Any, strokes: Strokes) -> None:
-    """With the mouse; points in pixels of the paper."""
+    """Draws with the mouse; points in pixels of the paper."""
     box = page.locator("#paper").bounding_box()
     scale = box["height"] / PAPER
     for stroke in strokes:
@@ -100,13 +101,13 @@ def draw(page: Any, strokes: Strokes) -> None:
 
 
 def answer(page: Any) -> str:
-    """What the page says once it has read all ink."""
+    """The page's answer, once it has read all strokes."""
     page.wait_for_function("document.body.dataset.busy === '0'")
     return page.inner_text("#answer").strip()
 
 
 def placed(rng: np.random.Generator, strokes: Strokes, pen: float, left: float = 0) -> Strokes:
-    """At a random size, slant and place of the square that begins at `left`, all ink on it."""
+    """The strokes with random size, slant and position inside the square that begins at `left`."""
     slant = np.tan(np.deg2rad(rng.uniform(-SLANT, SLANT)))
     bent = [np.stack([x - slant * y, y], axis=1) for x, y in (stroke.T for stroke in strokes)]
     points = np.concatenate(bent)
@@ -119,7 +120,7 @@ def placed(rng: np.random.Generator, strokes: Strokes, pen: float, left: float =
 
 
 def real(path: Path) -> tuple[list[Strokes], np.ndarray]:
-    """-> (digits as strokes, y down, their labels [N])."""
+    """Reads the .npz: digits as strokes, y down, and their labels [N]."""
     with np.load(path, allow_pickle=False) as data:
         lengths, counts = data["stroke_len"].astype(int), data["n_strokes"].astype(int)
         points, labels = data["points"] * [1, -1], data["labels"].astype(int)
@@ -129,7 +130,7 @@ def real(path: Path) -> tuple[list[Strokes], np.ndarray]:
 
 
 def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
-    """Every digit alone, and a third as many pairs, by the page's own code without the mouse."""
+    """Every digit, and a third as many pairs, by the page's own code without the mouse."""
     rng = np.random.default_rng(0)
 
     def drawing(ids: list[int]) -> tuple[list[dict[str, Any]], int]:
@@ -140,11 +141,11 @@ def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
         return [{"width": pen, "points": line.round(1).tolist()} for line in lines], len(ids)
 
     def right(pairs: list[list[int]]) -> np.ndarray:
-        said: list[str] = []
+        answers: list[str] = []
         for start in range(0, len(pairs), 250):
-            said += page.evaluate(READ, [drawing(ids) for ids in pairs[start : start + 250]])
+            answers += page.evaluate(READ, [drawing(ids) for ids in pairs[start : start + 250]])
         truth = ["".join(str(labels[i]) for i in ids) for ids in pairs]
-        return np.array([a == b for a, b in zip(said, truth, strict=True)])
+        return np.array([a == b for a, b in zip(answers, truth, strict=True)])
 
     one = right([[i] for i in range(len(digits))])
     two = right(rng.integers(len(digits), size=(len(digits) // 3, 2)).tolist())
@@ -156,7 +157,7 @@ def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
 
 
 def by_mouse(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
-    """EACH digits of every class, alone and as the first of two, drawn on the page itself."""
+    """EACH digits of every class, alone and as the first of two, drawn on the page."""
     rng = np.random.default_rng(1)
     result: Result = {}
     for count in (1, 2):

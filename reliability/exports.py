@@ -1,9 +1,9 @@
-"""What exporting costs: every run's ONNX file, whole and in 8 bits.
+"""The accuracy of every run's ONNX files, in float32 and in 8 bits.
 
 python -m reliability.exports RUN ...
 
 Exports each finished run (its folder) and writes results/export.md. Needs `pip install playwright`
-and Chromium, which reads the test images, too.
+and Chromium, in which the test images are read, too.
 """
 
 import base64
@@ -25,21 +25,21 @@ from digits_jax.report import summary
 from reliability import drawings
 
 PATH = Path(__file__).parent.parent / "results" / "export.md"
-INTRO = """# ONNX, whole and in 8 bits
+INTRO = """# ONNX in float32 and in 8 bits
 
-Of each run that `python -m reliability.exports` exported: the probabilities of onnxruntime differ
-from JAX's by at most 1e-5 on 1,000 test images (else the export fails), and the test accuracies
-of both files in percent, that in 8 bits by onnxruntime-web in Chromium, too. Weights in 8 bits are
--64 to 64: x86 without VNNI adds two products in 16 bits, which longer weights can leave; with them
-demo's file read 98.64 there. `demo`, `compact` and `records-cnn` are the runs of these folders, the
-others were trained again for this table (`fast` as one network); what trains for longer than a few
-minutes is not in it.
+Test accuracies, in percent, of the files that `python -m reliability.exports` exported, by
+onnxruntime and, for the file in 8 bits, also by onnxruntime-web in Chromium. On 1,000 test images
+the probabilities of the float32 file differ from JAX's by at most 1e-5 (else the export fails).
+Weights in 8 bits are -64 to 64: x86 without VNNI adds two products in 16 bits, which overflow with
+larger weights; with those, demo's file had 98.64 there. `demo`, `compact` and `records-cnn` are the
+runs of these folders; the others were trained again for this table (`fast` as one network). Runs
+that train for longer than a few minutes are not in it.
 
 | run | network | bytes | in 8 bits | accuracy | in 8 bits | difference | in Chromium |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
-# On a page that is ready: (a model, images) -> each output's values.
+# On a page that is ready: (model, images) -> the values of each output.
 READ = """async ([model, pixels, shape]) => {
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const ort = await import("./runtime/ort.wasm.bundle.min.mjs");
@@ -52,17 +52,17 @@ READ = """async ([model, pixels, shape]) => {
 
 
 def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
-    """As `onnx_graph.run`, by the onnxruntime-web of an exported page that is ready."""
+    """As `onnx_graph.run`, by onnxruntime-web on an exported page that is ready."""
 
     def text(content: bytes) -> str:
         return base64.b64encode(content).decode()
 
     parts = []
     for part in np.array_split(images, -(-len(images) // 500)):
-        said = page.evaluate(
+        answers = page.evaluate(
             READ, [text(model.read_bytes()), text(part.tobytes()), list(part.shape)]
         )
-        parts.append([np.reshape(values, (len(part), -1)) for values in said])
+        parts.append([np.reshape(values, (len(part), -1)) for values in answers])
     return [np.concatenate(answer) for answer in zip(*parts, strict=True)]
 
 

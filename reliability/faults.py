@@ -1,4 +1,4 @@
-"""One training, killed, stopped and starved of disk space, against the same one undisturbed."""
+"""One training, killed, stopped or on a full disk, compared with the same one undisturbed."""
 
 import json
 import os
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-# BatchNorm, dropout, averaged weights, augmentation and two members: all that a state can hold.
+# BatchNorm, dropout, averaged weights, augmentation and two members: everything a state can hold.
 RUN = (
-    *("--config=configs/compact.py:phase5", "--config.population.size=2"),
-    *(
-        "--config.data.source=drawn",
-        "--config.data.drawn_train=600",
-        "--config.data.drawn_test=100",
-    ),
-    *("--config.data.train=256", "--config.optimizer.ema=0.9", "--config.batch_size=16"),
+    "--config=configs/compact.py:phase5",
+    "--config.population.size=2",
+    "--config.data.source=drawn",
+    "--config.data.drawn_train=600",
+    "--config.data.drawn_test=100",
+    "--config.data.train=256",
+    "--config.optimizer.ema=0.9",
+    "--config.batch_size=16",
 )
 Row = dict[str, Any]
 _PAGE = 4096
@@ -33,7 +34,7 @@ _PAGE = 4096
 def start(
     workdir: Path, *flags: str, run: Iterable[str] = RUN, **environment: str
 ) -> subprocess.Popen:
-    """The training `run` in a process of its own, its words in a pipe."""
+    """Starts the training `run` in a new process, its stderr in a pipe."""
     return subprocess.Popen(
         [sys.executable, "launch.py", *run, f"--workdir={workdir}", *flags],
         cwd=ROOT,
@@ -45,13 +46,20 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """-> (exit code, what it said on stderr), when it has ended."""
-    _, said = process.communicate()
-    return process.returncode, said
+    """Waits for the end; returns (exit code, stderr)."""
+    _, text = process.communicate()
+    return process.returncode, text
+
+
+def succeed(process: subprocess.Popen) -> None:
+    """Waits for the end; raises RuntimeError unless the exit code is 0."""
+    code, text = finish(process)
+    if code:
+        raise RuntimeError(text)
 
 
 def result(workdir: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """What a run must not differ in: its rows but for the seconds, and its weights."""
+    """What must be equal in equal runs: metrics.jsonl without seconds, and model.npz."""
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
     with np.load(workdir / "model.npz", allow_pickle=False) as archive:
@@ -71,8 +79,8 @@ def identical(one: Path, other: Path) -> bool:
 def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: int = 0) -> Row:
     """`count` signals at random moments of one training, which is started again each time.
 
-    A third of the lives end before the first epoch would; the others within or after one to three
-    epochs more.
+    A third of the processes get theirs before the first epoch ends, the others within or after one
+    to three further epochs.
     """
     rng, flags = random.Random(seed), (f"--config.epochs={epochs}",)
     startup, training = _undisturbed(folder / "whole", flags)
@@ -90,15 +98,13 @@ def signals(folder: Path, kind: signal.Signals, count: int, epochs: int, seed: i
         except subprocess.TimeoutExpired:
             process.send_signal(kind)
             sent, at = sent + 1, time.perf_counter()
-            code, said = finish(process)
+            code, text = finish(process)
             waits.append(time.perf_counter() - at)
             codes.add(code)
-            if "Traceback" in said:
-                raise RuntimeError(said) from None
+            if "Traceback" in text:
+                raise RuntimeError(text) from None
             continue
-        code, said = finish(process)
-        if code:
-            raise RuntimeError(said)
+        succeed(process)
         break
     if sent < count:
         raise RuntimeError(f"the training was over after {sent} of {count} signals")
@@ -119,22 +125,20 @@ def _saved(workdir: Path) -> int:
 
 
 def _undisturbed(workdir: Path, flags: Iterable[str]) -> tuple[float, float]:
-    """Runs it; -> (seconds to the first checkpoint, seconds from there)."""
+    """Runs the training; returns (seconds to the first checkpoint, seconds from there)."""
     begun, first = time.perf_counter(), 0.0
     process = start(workdir, *flags)
     while process.poll() is None:
         if not first and (workdir / "checkpoints" / "1").exists():
             first = time.perf_counter()
         time.sleep(0.02)
-    code, said = finish(process)
-    if code:
-        raise RuntimeError(said)
+    succeed(process)
     return first - begun, time.perf_counter() - first
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Any]:
-    """A file system in memory; yields a function that sets its size in bytes. Needs root."""
+    """Mounts a file system in memory; yields a function that sets its size in bytes. Needs root."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], check=True)
 
@@ -149,15 +153,14 @@ def small_disk(folder: Path) -> Iterator[Any]:
 
 
 def full_disk(folder: Path, most: int) -> Row:
-    """The training on ever larger disks, each a page too small for one of its writes.
+    """The training on disks of different sizes, each a page too small for one of its writes.
 
-    Each time it must end with one line, and go on as if nothing had happened when there is room.
-    At most `most` disks, evenly among all writes that took more room than there ever was before.
+    Each time it must end with one line, and resume once there is room, with the result of the
+    undisturbed run. At most `most` disks, evenly spaced among all writes that need more room than
+    any earlier one.
     """
     flags = ("--config.epochs=3", "--config.keep_epochs=True")
-    code, said = finish(start(folder / "whole", *flags))
-    if code:
-        raise RuntimeError(said)
+    succeed(start(folder / "whole", *flags))
     disk = folder / "disk"
     with small_disk(disk) as resize:
         resize(2**30)
@@ -167,17 +170,15 @@ def full_disk(folder: Path, most: int) -> Row:
         for i in chosen:
             subprocess.run(["rm", "-rf", str(disk / "run")], check=True)
             resize(max(levels[i] - _PAGE, _PAGE))
-            code, said = finish(start(disk / "run", *flags))
+            code, text = finish(start(disk / "run", *flags))
             failed += code != 0
-            if code not in (0, 1) or "Traceback" in said or (code and "error: " not in said):
-                raise RuntimeError(f"{levels[i]}: {code} {said}")
+            if code not in (0, 1) or "Traceback" in text or (code and "error: " not in text):
+                raise RuntimeError(f"{levels[i]}: {code} {text}")
             if code:
-                where.add(re.findall(r"run/?([\w.-]*)", said)[0] or "the folder itself")
+                where.add(re.findall(r"run/?([\w.-]*)", text)[0] or "the folder itself")
             resize(2**30)
             epochs.add(_saved(disk / "run"))
-            code, said = finish(start(disk / "run", *flags))
-            if code:
-                raise RuntimeError(f"{levels[i]}: {said}")
+            succeed(start(disk / "run", *flags))
             same += identical(folder / "whole", disk / "run")
     return {
         "writes that need more room": len(levels),
@@ -190,7 +191,7 @@ def full_disk(folder: Path, most: int) -> Row:
 
 
 def _levels(disk: Path, process: subprocess.Popen) -> list[int]:
-    """The bytes in use after each write that took more than there ever were, until it ends."""
+    """The bytes in use after each write that set a new maximum, until the process ends."""
     levels = [0]
     while process.poll() is None:
         room = os.statvfs(disk)
@@ -198,7 +199,5 @@ def _levels(disk: Path, process: subprocess.Popen) -> list[int]:
         if used > levels[-1]:
             levels.append(used)
         time.sleep(0.0005)
-    code, said = finish(process)
-    if code:
-        raise RuntimeError(said)
+    succeed(process)
     return levels[1:]

@@ -1,4 +1,4 @@
-"""Files and flags as nobody should write them: a right answer, or one clear line."""
+"""Damaged files and command lines: each is read correctly or refused with one clear line."""
 
 import gzip
 import hashlib
@@ -31,16 +31,16 @@ from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 
-_SECONDS = 20  # after which a reader hangs
+_SECONDS = 20  # after which a reader counts as hanging
 
 
 class Hang(BaseException):
-    """No Exception, so that no reader takes it for a damaged file."""
+    """Not an Exception, so that no reader takes it for a damaged file."""
 
 
 class Reader(NamedTuple):
-    """read: path -> what it made of the file there; seed: a good file; exact: is it a checksum's
-    business that a file is either refused or read as what it was?
+    """read: path -> content; seed: an undamaged file; exact: a checksum protects the file, so that
+    it must be refused or read as it was.
     """
 
     read: Callable[[Path], Any]
@@ -49,7 +49,7 @@ class Reader(NamedTuple):
 
 
 def mutated(seed: bytes, rng: random.Random) -> bytes:
-    """Some bytes flipped, lost, doubled, swapped for others, or the end cut off."""
+    """`seed` with some bytes flipped, deleted, repeated or replaced, or with its end cut off."""
     data = bytearray(seed)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 16, 64))
@@ -86,7 +86,7 @@ def _watched() -> Iterator[None]:
 
 
 def _outcome(attempt: Callable[[], str]) -> str:
-    """What `attempt` says of itself, or how it failed."""
+    """The result of `attempt`, or how it failed."""
     try:
         with _watched():
             return attempt()
@@ -104,9 +104,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def fuzz(reader: Reader, count: int, rng: random.Random, folder: Path) -> Counter:
-    """-> how many were read, refused, and what must not be: hung, raised, wrong."""
+    """How many files were read or refused; none may hang, raise another error or be wrong."""
     right, seed = reader.read(reader.seed), reader.seed.read_bytes()
-    said: Counter = Counter()
+    counts: Counter = Counter()
     path = folder / f"fuzzed{reader.seed.suffix}"
     for _ in range(count):
         data = mutated(seed, rng)
@@ -117,15 +117,15 @@ def fuzz(reader: Reader, count: int, rng: random.Random, folder: Path) -> Counte
             return "wrong" if reader.exact and not _same(value, right) else "read"
 
         outcome = _outcome(attempt)
-        said[outcome] += 1
+        counts[outcome] += 1
         if outcome not in ("read", "refused"):
-            said[f"{outcome}, for example"] = 1
-            (folder / f"bad-{len(said)}-{reader.seed.name}").write_bytes(data)
-    return said
+            counts[f"{outcome}, for example"] = 1
+            (folder / f"bad-{len(counts)}-{reader.seed.name}").write_bytes(data)
+    return counts
 
 
 def readers(folder: Path, cache: Path) -> dict[str, Reader]:
-    """A good file of every kind below `folder`, and who reads it."""
+    """Writes an undamaged file of every kind into `folder`; returns their readers."""
     rng, recipe = np.random.default_rng(0), RECIPES["mnist"]
     images = rng.integers(0, 256, (3, 28, 28), np.uint8)
     np.savez_compressed(folder / "images.npz", images=images, labels=np.arange(3))
@@ -182,11 +182,11 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
 
 
 def checkpoints(folder: Path, count: int, rng: random.Random) -> Counter:
-    """A file of the newest checkpoint damaged: the one before is taken, or it reads as it was."""
+    """A damaged file in the newest checkpoint: it reads as it was, or the one before is taken."""
     state = {"a": np.arange(1000, dtype=np.float32), "n": np.asarray(7, np.int32)}
     older = jax.tree.map(lambda x: x - 1, state)
     kept, damaged = folder / "kept", folder / "damaged"
-    said: Counter = Counter()
+    counts: Counter = Counter()
     with Checkpoints(kept) as saved:
         for epoch, tree in enumerate((older, state), 1):
             saved.save(epoch, tree, {"seconds": epoch})
@@ -203,8 +203,8 @@ def checkpoints(folder: Path, count: int, rng: random.Random) -> Counter:
             outcome = {1: "the one before", 2: "read"}[epoch]
             return outcome if _same(tree, (older, state)[epoch - 1]) else "wrong"
 
-        said[_outcome(attempt)] += 1
-    return said
+        counts[_outcome(attempt)] += 1
+    return counts
 
 
 ARGUMENTS = (
@@ -221,8 +221,8 @@ ARGUMENTS = (
 
 
 def arguments(count: int, rng: random.Random) -> Counter:
-    """Command lines, one flag of which is damaged."""
-    said: Counter = Counter()
+    """Command lines with one damaged flag."""
+    counts: Counter = Counter()
     for _ in range(count):
         chosen = list(ARGUMENTS[:1]) + rng.sample(ARGUMENTS[1:], 3)
         at = rng.randrange(len(chosen))
@@ -243,11 +243,11 @@ def arguments(count: int, rng: random.Random) -> Counter:
             return "read"
 
         outcome = _outcome(attempt)
-        said[f"{outcome} for {chosen[at]!r}" if "raised" in outcome else outcome] += 1
-    return said
+        counts[f"{outcome} for {chosen[at]!r}" if "raised" in outcome else outcome] += 1
+    return counts
 
 
-def table(said: dict[str, Counter]) -> list[dict[str, Any]]:
+def table(counted: dict[str, Counter]) -> list[dict[str, Any]]:
     """A row for each reader."""
     return [
         {
@@ -264,5 +264,5 @@ def table(said: dict[str, Counter]) -> list[dict[str, Any]]:
                 }
             ),
         }
-        for name, counts in said.items()
+        for name, counts in counted.items()
     ]

@@ -1,9 +1,9 @@
-"""What a run survives, measured.
+"""Measures how runs survive signals, full disks, lost processes and damaged files.
 
 python -m reliability.run [--sections=kills,stops,disk,devices,epochs,hosts,inputs] [--count=1.0]
 
-Writes results/reliability.md; sections that are not asked for stay as they are. `--count` scales
-how often each thing is tried.
+Writes results/reliability.md; other sections stay as they are. `--count` scales the number of
+trials.
 """
 
 import json
@@ -26,34 +26,33 @@ from reliability import devices, faults, inputs
 TITLES = {
     "kills": "kill -9 at random moments of one training, started again each time",
     "stops": "SIGTERM at random moments of one training, started again each time",
-    "disk": "The training on disks each a page too small for one of its writes, then with room",
-    "devices": "20 steps of eight members in float64 on virtual devices: how far from one device's",
+    "disk": "The training on disks a page too small for one of its writes, then with room",
+    "devices": "20 steps of eight members in float64 on virtual devices: differences from one",
     "epochs": (
-        "An epoch of two members in float32 on virtual devices: how far from one device's. Smooth "
-        "networks and the MLP keep nearly every digit. Where a rectifier or a maximum turns on the "
-        "last one, it grows: on the one device, a learning rate that is one rounding higher does "
-        "the same"
+        "An epoch of two members in float32 on virtual devices: difference from one device. Smooth "
+        "networks and the MLP agree in nearly all digits. Rectifiers and maxima amplify rounding: "
+        "on one device, a learning rate that is one rounding higher makes as large a difference"
     ),
     "hosts": "Two processes with two virtual devices each, of which one is killed",
     "inputs": "Damaged files and command lines",
 }
 INTRO = """# Reliability
 
-What `python -m reliability.run` measured, on two CPU cores, with a training that has all a state
-can hold: BatchNorm, dropout, averaged weights, augmentation, two members. "As undisturbed" means
-that metrics.jsonl, its seconds apart, and the weights of every member are those of the same command
-left alone, bit for bit.
+Measured by `python -m reliability.run` on two CPU cores, with a training that uses everything a
+state can hold: BatchNorm, dropout, averaged weights, augmentation, two members. "As undisturbed"
+means that metrics.jsonl without its seconds and the weights of every member are, bit for bit, those
+of the same command without a disturbance.
 """
 PATH = Path(__file__).parent.parent / "results" / "reliability.md"
 
 _SECTIONS = flags.DEFINE_list("sections", list(TITLES), "What to measure.")
-_COUNT = flags.DEFINE_float("count", 1.0, "How often, as a share of the reported numbers.")
+_COUNT = flags.DEFINE_float("count", 1.0, "Number of trials, as a share of the reported ones.")
 
 
 def main(_: list[str]) -> None:
     known = PATH.with_suffix(".json")
     result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    sections, count = _SECTIONS.value, _COUNT.value  # fuzzed flags are no longer parsed
+    sections, count = _SECTIONS.value, _COUNT.value  # "inputs" unparses the flags
     for section in sections:
         with tempfile.TemporaryDirectory() as folder:
             result[section] = _measured(section, Path(folder), count)
@@ -72,7 +71,7 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
         case "stops":
             return [faults.signals(folder, signal.SIGTERM, times(20), epochs=times(60))]
         case "disk":
-            return [faults.full_disk(folder, times(1000))]  # more than there are
+            return [faults.full_disk(folder, times(1000))]  # all of them
         case "devices":
             return devices.layouts(folder)
         case "epochs":
@@ -82,15 +81,15 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
     config = inputs.two_head.get_config()
     cache = dataset.cache_dir(config.data)
     with backend.command(cache):
-        rng, said = random.Random(0), {}
+        rng, counts = random.Random(0), {}
         files = inputs.readers(folder, cache)
         logging.disable(logging.WARNING)  # of checkpoints that cannot be read
         for name, reader in files.items():
-            said[name] = inputs.fuzz(reader, times(900), rng, folder)
-        said["command lines"] = inputs.arguments(times(900), rng)
-        said["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
-        said["all"] = sum(said.values(), Counter())
-        return inputs.table(said)
+            counts[name] = inputs.fuzz(reader, times(900), rng, folder)
+        counts["command lines"] = inputs.arguments(times(900), rng)
+        counts["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
+        counts["all"] = sum(counts.values(), Counter())
+        return inputs.table(counts)
 
 
 def _text(result: dict[str, Any]) -> str:

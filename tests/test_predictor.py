@@ -5,6 +5,7 @@ import json
 import shutil
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import chex
 import jax
@@ -17,13 +18,15 @@ from jax.test_util import check_grads
 from digits_jax.analysis.evaluate import DRAWS, best_test_epoch, more_pairs
 from digits_jax.core import population
 from digits_jax.core.step import distillation
-from digits_jax.data import dataset
+from digits_jax.data import dataset, drawn
 from digits_jax.data.recipes import STREAMS
 from digits_jax.errors import UserError
 from digits_jax.training import distill, predictor
 from digits_jax.training.predictor import FILE, Trained, epoch_file
 from digits_jax.training.train import train
 from digits_jax.types import Teacher
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def tiny(cache, **fields):
@@ -65,6 +68,16 @@ def test_the_artefact_is_the_checkpoint(pair, tmp_path):
     for head, log_p in one.predict(images).items():
         assert log_p.shape == (2, 3, 10)
         np.testing.assert_array_equal(log_p, other.predict(images)[head])
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(RESULTS.glob("*/model.npz"))])
+def test_committed_weights_read_drawn_digits(name):
+    run = Trained(RESULTS / name)
+    digits = drawn.digits(0, 200)
+    log_p = run.predict(digits.images)["digit"]
+    assert log_p.shape == (run.config.population.size, 200, 10)
+    np.testing.assert_allclose(np.exp(log_p).sum(axis=-1), 1, rtol=1e-5)
+    assert np.mean(log_p.argmax(axis=-1) == digits.labels) > 0.8
 
 
 def test_a_digest_does_not_depend_on_the_slices(pair, monkeypatch):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 
-from configs.base import get_base
 from digits_jax import settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.evaluate import evaluate
@@ -124,14 +123,6 @@ def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
     two.prune.run, two.population.size = str(folder / "whole"), 2
     with pytest.raises(UserError, match="a member for each of its 7 fractions"):
         train(two, tmp_path)
-
-
-def test_runs_of_before_are_still_the_same_run():
-    """What settings fills into an old config.json is what a config has today."""
-    config = settings.flatten(get_base("any", "", ["any"]))
-    for field, value in settings._SINCE.items():
-        now = config[field]
-        assert (list(now) if isinstance(now, tuple | list) else now) == value, field
 
 
 def test_a_damaged_section_is_one_clear_line(runs, tmp_path):

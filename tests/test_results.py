@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import config_of
 
+from digits_jax import settings
 from digits_jax.errors import UserError
 from digits_jax.report import results
 from digits_jax.report import summary as report
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = {
-    "device": "cpu", "epochs": 2, "data": {"dataset": "two_digit", "source": "mnist"},
+    "device": "cpu", "epochs": 2, "date": "",
+    "data": {"dataset": "two_digit", "source": "mnist", "test_source": "mnist", "drawn_extra": 0},
     "model": {"name": "cnn", "parameters": 390164}, "seconds": {"total": 90},
     "train": {"accuracy": 0.99}, "validation": {"accuracy": 0.9765},
-    "config": {"data": {}}, "members": [{"seed": 0, "best_epoch": 2, "validation": 0.97}],
+    "config": {"data": {"folds": 0}, "prune": {"run": ""}, "quoted": []},
+    "members": [{"seed": 0, "best_epoch": 2, "validation": 0.97}],
 }  # fmt: skip
 TWO = SUMMARY | {
-    "config": {"data": {}, "quoted": [98.08, 97.58]},
+    "config": SUMMARY["config"] | {"quoted": [98.08, 97.58]},
     "members": [{"seed": 0, "test": 0.7}, {"seed": 1, "test": 0.8, "diverged": {"step": 9}}],
     "test": {"heads": {"upper": 0.8, "lower": 0.7}},
     "mean": 0.75, "std": 0.070711, "ensemble": 0.7625, "date": "2026-11-21",
@@ -46,7 +50,8 @@ def rows_of(text):
 def test_tables_by_hand(tmp_path):
     """The interval of two seeds that differ by 10 points: t(0.975, 1) * 7.07 / sqrt(2) = 63.53."""
     folder = tmp_path / "results"
-    drawn = SUMMARY | {"data": {"dataset": "mnist", "source": "drawn"}, "validation": None}
+    data = {"dataset": "mnist", "source": "drawn", "test_source": "drawn", "drawn_extra": 0}
+    drawn = SUMMARY | {"data": data, "validation": None}
     lay(folder, {"b": TWO, "a": drawn, "search/c": SUMMARY})
     (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\nkept\n")
     results.write(folder)
@@ -152,3 +157,20 @@ def test_docstrings_agree_with_the_summary(run):
             assert f"{head} {report.percent(np.mean(values), np.std(values, ddof=1))} %" in text
     else:
         assert f"{report.percent(summary['mean'], summary['std'])} %" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(ROOT.glob("results/**/config.json")),
+    ids=lambda path: path.parent.relative_to(ROOT / "results").as_posix(),
+)
+def test_a_recorded_config_is_that_of_its_name_today(path):
+    """Every field is there and no other; what was trained differs only as the command says."""
+    recorded = settings.read(path.parent)
+    summary = json.loads((path.parent / "summary.json").read_text())
+    assert summary["config"] == recorded
+    config = config_of(recorded["name"].replace("-", ":", 1))
+    assert settings.flatten(recorded).keys() == settings.flatten(config).keys()
+    if path.parent.parent == ROOT / "results":
+        changed = {field for field, *_ in settings.changes(recorded, config)}
+        assert changed <= {"data.source", "population.size", "population.slice"}

@@ -165,7 +165,7 @@ def _network(config: ConfigDict, summary: dict[str, Any]) -> str:
 def _source(facts: dict[str, Any]) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
-    extra = facts.get("drawn_extra")
+    extra = facts["drawn_extra"]
     more = f"; beside them {extra:,} digits that a program draws" if extra else ""
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
 

@@ -45,8 +45,8 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 def _data(summary: Summary) -> str:
     data = summary["data"]
-    source, test = data["source"], data.get("test_source", data["source"])
-    if extra := data.get("drawn_extra"):
+    source, test = data["source"], data["test_source"]
+    if extra := data["drawn_extra"]:
         return f"{data['dataset']} (and {extra:,} drawn)"
     if source == test:
         return data["dataset"] + ("" if source == "mnist" else f" ({source})")
@@ -58,7 +58,7 @@ def _tests(summary: Summary) -> list[float]:
 
 
 def _quoted(summary: Summary) -> str:
-    return " / ".join(f"{x:.2f}" for x in summary["config"].get("quoted", ()))
+    return " / ".join(f"{x:.2f}" for x in summary["config"]["quoted"])
 
 
 def _accuracy(summary: Summary) -> str:
@@ -66,7 +66,7 @@ def _accuracy(summary: Summary) -> str:
 
 
 def _interval(summary: Summary) -> str:
-    if summary["config"]["data"].get("folds"):
+    if summary["config"]["data"]["folds"]:
         return ""  # folds share digits: Student's t would be too narrow
     half = stats.half_width(_tests(summary))
     return "" if half is None else f"± {report.percent(half)}"
@@ -116,7 +116,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Summary], str], bool], ...] = (
     ("epochs", "---:", lambda s: str(s["epochs"]), False),
     ("minutes", "---:", lambda s: f"{s['seconds']['total'] / 60:.1f}", False),
     ("device", "---", lambda s: str(s["device"]), False),
-    ("date", "---", lambda s: s.get("date", ""), False),
+    ("date", "---", lambda s: s["date"], False),
 )
 
 
@@ -198,7 +198,7 @@ def read(results: Path) -> dict[str, Summary]:
     for run, path in sorted(paths.items()):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            if summary["config"].get("prune", {}).get("run"):
+            if summary["config"]["prune"]["run"]:
                 continue  # its members are no seeds of one network
             summaries[run] = summary
             table({run: summary})
@@ -248,7 +248,7 @@ def write(results: str | os.PathLike) -> None:
                 "parameters": summary["model"]["parameters"],
                 "mean": summary["mean"],
                 "half": stats.half_width(_tests(summary)),
-                "quoted": [x / 100 for x in summary["config"].get("quoted", ())],
+                "quoted": [x / 100 for x in summary["config"]["quoted"]],
             }
             for run, summary in shown.items()
         ]

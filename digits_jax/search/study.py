@@ -196,8 +196,6 @@ def opened(
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
             study = _made(storage, name, asked, points, afresh, alone=sqlite)
         known = study.user_attrs.get("config", {})
-        if "inputs" not in known:  # of an earlier version
-            asked = {name: value for name, value in asked.items() if name != "inputs"}
         differences = settings.differences(known, asked)
         if differences:
             raise UserError(
