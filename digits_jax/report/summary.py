@@ -6,7 +6,6 @@ log-probabilities {head: [P, N, C] float32} of P members.
 
 import csv
 import json
-import math
 import os
 import shutil
 import time
@@ -17,40 +16,11 @@ from typing import Any
 import numpy as np
 
 from digits_jax.errors import UserError
+from digits_jax.files import append_rows, json_lines, plain, write_json, write_text  # noqa: F401
 from digits_jax.report import figures, stats
 
 Row = dict[str, Any]
 Heads = dict[str, np.ndarray]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: arrays as numbers and lists, NaN and infinities as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
-    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _lines(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -77,16 +47,10 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def append_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Appends `rows` to metrics.jsonl; after a crash call `rewind` first."""
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(_lines(rows))
-
-
 def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
     """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
     rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
-    write_text(path, _lines(rows))
+    write_text(path, json_lines(rows))
     return rows
 
 

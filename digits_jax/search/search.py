@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import models, settings
+from digits_jax import files, models, settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.core.population import Population, hyper_of, members_of
@@ -330,15 +330,13 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> An
         | _values(t, config, space)
         for t in done
     ]
-    part = workdir / f"trials.{os.getpid()}.part"
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with files.replacing(workdir / "trials.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("trial", "state", "epochs", "validation", *space))
         for trial in done:
             values = _values(trial, config, space).values()
             row = (trial.number, trial.state.name.lower(), trial.last_step or 0, trial.value)
             writer.writerow((*row, *values))
-    part.replace(workdir / "trials.csv")
     logs = {field for field, d in space.items() if getattr(d, "log", False)}
     note = summary.drawn(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)

@@ -6,11 +6,8 @@ learn from its answers. Each copy keeps its own answer, as Beyer et al. 2022 (ar
 for. Pairs are composed of such copies; so their teacher, too, is one of single digits.
 """
 
-import contextlib
 import hashlib
 import math
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from digits_jax import files
 from digits_jax.console import EpochBar, console, warn
 from digits_jax.core.population import Lessons, Teacher
 from digits_jax.data import augment
@@ -95,12 +93,12 @@ def _name(program: str, config: ConfigDict, digits: Array, pool: Array, asked: T
 
 def _read(folder: Path, view: int, images: np.ndarray, answers: np.ndarray) -> bool:
     """Fills in what is kept of a view; False where it is not there, or damaged."""
-    try:
-        kept = np.load(_path(folder, view), allow_pickle=False)
-    except Exception:  # a damaged .npy header can raise nearly anything
-        return False
-    pixels = images.shape[2]
-    if kept.dtype != np.uint8 or kept.shape != (images.shape[1], pixels + 2 * answers.shape[2]):
+    kept, pixels = files.read_array(_path(folder, view)), images.shape[2]
+    if (
+        kept is None
+        or kept.dtype != np.uint8
+        or kept.shape != (images.shape[1], pixels + 2 * answers.shape[2])
+    ):
         return False
     said = np.ascontiguousarray(kept[:, pixels:]).view(np.float16)
     if not np.allclose(said.sum(axis=1, dtype=np.float32), 1, atol=0.01):
@@ -111,18 +109,11 @@ def _read(folder: Path, view: int, images: np.ndarray, answers: np.ndarray) -> b
 
 def _write(folder: Path, view: int, images: np.ndarray, answers: np.ndarray) -> bool:
     """[N, pixels] and [N, C] as the bytes of one array; False, with a warning, where it fails."""
-    path = _path(folder, view)
-    part = path.with_suffix(f".{platform.node()}.{os.getpid()}.part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            both = np.concatenate([images, answers.view(np.uint8)], axis=1)
-            np.save(file, both, allow_pickle=False)
-        part.replace(path)
+        both = np.concatenate([images, answers.view(np.uint8)], axis=1)
+        files.write_array(_path(folder, view), both)
         return True
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         warn(f"the lessons could not be kept in {folder}: {error}")
         return False
 
