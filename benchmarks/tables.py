@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from digits_jax.report.figures import draw
+from digits_jax.report.tables import markdown
 
 TITLES = {
     "start": "From the command to the main job's first step, compiled programs cold and warm",
@@ -55,9 +56,7 @@ def write(result: dict[str, Any], readme: Path, picture: Path) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     header = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [header, ["---"] * len(header)]
-    lines += [[shown(row.get(name)) for name in header] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(header, [[shown(row.get(name)) for name in header] for row in rows])
 
 
 def _epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from digits_jax.data import batches
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
-from digits_jax.report import summary
+from digits_jax.report import summary, tables
 from reliability import drawings
 
 PATH = Path(__file__).parent.parent / "results" / "export.md"
@@ -34,10 +34,17 @@ of both files in percent, that in 8 bits by onnxruntime-web in Chromium, too. We
 demo's file read 98.64 there. `demo`, `compact` and `records-cnn` are the runs of these folders, the
 others were trained again for this table (`fast` as one network); what trains for longer than a few
 minutes is not in it.
-
-| run | network | bytes | in 8 bits | accuracy | in 8 bits | difference | in Chromium |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 """
+HEADER = (
+    "run",
+    "network",
+    "bytes",
+    "in 8 bits",
+    "accuracy",
+    "in 8 bits",
+    "difference",
+    "in Chromium",
+)
 
 # On a page that is ready: (a model, images) -> each output's values.
 READ = """async ([model, pixels, shape]) => {
@@ -67,7 +74,7 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 
 def main(argv: list[str]) -> None:
-    lines = []
+    rows = []
     backend.start(batches.cache_dir(ConfigDict({"cache_dir": ""})))
     for folder in map(Path, argv[1:]):
         recorded = settings.read(folder)
@@ -85,16 +92,17 @@ def main(argv: list[str]) -> None:
         right = [p.argmax(axis=1) == y for p, y in zip(said, labels.values(), strict=True)]
         sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
         members = config.population.size
-        cells = [
+        row = [
             config.name,
             config.model.name + (f", {members} averaged" if members > 1 else ""),
             *(f"{size:,}" for size in sizes),
-            *(summary.percent(accuracy[name]) for name in (WHOLE, SMALL)),
+            *(tables.percent(accuracy[name]) for name in (WHOLE, SMALL)),
             f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-            summary.percent(np.mean(right)),
+            tables.percent(np.mean(right)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    summary.write_text(PATH, INTRO + "\n".join(lines) + "\n")
+        rows.append(row)
+    table = tables.markdown(HEADER, rows, [tables.LEFT] * 2 + [tables.RIGHT] * 6)
+    summary.write_text(PATH, f"{INTRO}\n{table}\n")
     console.print(PATH.read_text(encoding="utf-8"))
 
 

@@ -21,6 +21,7 @@ from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.devices.backend import start
 from digits_jax.report import summary
+from digits_jax.report.tables import markdown
 from reliability import devices, faults, inputs
 
 TITLES = {
@@ -97,12 +98,7 @@ def _text(result: dict[str, Any]) -> str:
     parts = [INTRO.strip()]
     for section, title in TITLES.items():
         if rows := result.get(section):
-            lines = [
-                list(rows[0]),
-                ["---"] * len(rows[0]),
-                *([str(v) for v in r.values()] for r in rows),
-            ]
-            table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            table = markdown(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
             parts.append(f"**{title}**\n\n{table}")
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice
 from digits_jax.models.describe import layers
-from digits_jax.report import figures, stats
+from digits_jax.report import figures, stats, tables
 from digits_jax.report import summary as report
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
@@ -186,17 +186,20 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `ablation` as a table."""
-    lines = ["| run | parameters | train | validation | test | what changed | reading |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | --- | --- |")
-    for row in rows:
-        train, validation, test = (
-            report.percent(row[split]) for split in ("train", "validation", "test")
+    splits, texts = ("train", "validation", "test"), ("changed", "reading")
+    return (
+        tables.markdown(
+            ["run", "parameters", *splits, "what changed", "reading"],
+            [
+                [row["run"], f"{row['parameters']:,}"]
+                + [tables.percent(row[split]) for split in splits]
+                + [row[text] for text in texts]
+                for row in rows
+            ],
+            [tables.LEFT, *[tables.RIGHT] * 4, tables.LEFT, tables.LEFT],
         )
-        lines.append(
-            f"| {row['run']} | {row['parameters']:,} | {train} | {validation} | {test} "
-            f"| {row['changed']} | {row['reading']} |"
-        )
-    return "\n".join(lines) + "\n"
+        + "\n"
+    )
 
 
 def compare_runs(
@@ -311,7 +314,7 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
     before, after = np.mean(pairs, axis=0)
     differences = [two - one for one, two in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
-    text = f"{report.percent(before)} → {report.percent(after)} %, {100 * change:+.2f}"
+    text = f"{tables.percent(before)} → {tables.percent(after)} %, {100 * change:+.2f}"
     if half is None:
         return f"{text} of the one seed that both have, so no interval"
     verdict = "within the noise"

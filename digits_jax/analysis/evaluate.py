@@ -21,7 +21,7 @@ from digits_jax.console import console
 from digits_jax.data import batches, pictures
 from digits_jax.data.recipes import draw_pairs, generator
 from digits_jax.errors import UserError
-from digits_jax.report import figures, stats
+from digits_jax.report import figures, stats, tables
 from digits_jax.report import summary as report
 from digits_jax.training.predictor import Trained, epoch_file
 
@@ -227,8 +227,8 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     flattered = stats.spread([b["test"] for b in members])
     addition.write("best_test_epoch", flattered | {"members": members})
     console.print(
-        f"best test epoch {report.percent(flattered['mean'], flattered['std'])} %, honestly "
-        f"{report.percent(honest)} %: flattered by {report.percent(flattered['mean'] - honest)}"
+        f"best test epoch {tables.percent(flattered['mean'], flattered['std'])} %, honestly "
+        f"{tables.percent(honest)} %: flattered by {tables.percent(flattered['mean'] - honest)}"
     )
 
 
@@ -269,22 +269,22 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         images, labels = batches.examples(split._replace(rows=rows), trained.recipe)
         draws.append(report.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
-    tests = [draw["test"] for draw in draws]
+    mean = stats.means([draw["test"] for draw in draws])
     found = {
         "split": name,
         "draws": DRAWS,
         "examples": DRAWS * split.size,
         **stats.spread(accuracy),
-        "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
-        "all_heads": np.mean([t["all_heads"] for t in tests]),
-        "draw_std": np.std([t["accuracy"] for t in tests], ddof=1),
+        "heads": mean["heads"],
+        "all_heads": mean["all_heads"],
+        "draw_std": np.std([draw["test"]["accuracy"] for draw in draws], ddof=1),
     }
     if len(accuracy) > 1:
         found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])
     addition.write("pairs", found)
     console.print(
         f"{found['examples']:,} pairs of {name} digits: "
-        f"{report.percent(found['mean'], found['std'])} %, where the split's {split.size:,} said "
-        f"{report.percent(addition.summary[name]['accuracy'])} % (a draw has ± "
-        f"{report.percent(found['draw_std'])} by luck)"
+        f"{tables.percent(found['mean'], found['std'])} %, where the split's {split.size:,} said "
+        f"{tables.percent(addition.summary[name]['accuracy'])} % (a draw has ± "
+        f"{tables.percent(found['draw_std'])} by luck)"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from digits_jax.console import percent
 from digits_jax.errors import UserError
 from digits_jax.files import append_rows, json_lines, plain, write_json, write_text  # noqa: F401
 from digits_jax.report import figures, stats
@@ -242,14 +243,14 @@ def calibration(
 def headline(tested: dict[str, Any]) -> str:
     """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'."""
     members, heads = len(tested["members"]), tested["test"]["heads"]
-    text = f"{percent(tested['mean'], tested['std'])} %"
+    text = percent(tested["mean"], tested["std"])
     if members > 1:
         text += f" over {members} members"
         if tested["interval"] is not None:
-            text += f" (95 % interval ± {percent(tested['interval'])})"
-        text += f", ensemble {percent(tested['ensemble'])} %"
+            text += f" (95 % interval ± {percent(tested['interval'], unit='')})"
+        text += f", ensemble {percent(tested['ensemble'])}"
     if len(heads) > 1:
-        text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
+        text += f" ({', '.join(f'{head} {percent(x)}' for head, x in heads.items())})"
     if lost := sum("diverged" in member for member in tested["members"]):
         text += f"; {lost} of the members diverged and count as they were before"
     return text
@@ -358,9 +359,3 @@ def write(
 def drawn(source: str | None) -> str:
     """What a picture's title says of digits from that source: '' of MNIST's."""
     return "drawn digits" if source == "drawn" else ""
-
-
-def percent(fraction: float | None, spread: float | None = None) -> str:
-    if fraction is None:
-        return "–"
-    return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError
-from digits_jax.report import figures, summary
+from digits_jax.report import figures, summary, tables
 from digits_jax.settings import flatten
 from digits_jax.training.predictor import Trained
 from digits_jax.types import PyTree
@@ -70,14 +70,13 @@ def write(workdir: Path, config: ConfigDict, table: list[summary.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
     figures.pruning(table, workdir / "pruning.png", summary.drawn(config.data.source))
     splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
-    head = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
-    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
-    for row in table:
-        cells = [f"{100 * row['pruned']:g}", f"{row['weights']:,}", f"{row['bytes']:,}"]
-        lines.append(
-            f"| {' | '.join([*cells, *(summary.percent(row[name]) for name in splits)])} |"
-        )
-    text = "\n".join(lines) + "\n"
+    header = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
+    cells = [
+        [f"{100 * row['pruned']:g}", f"{row['weights']:,}", f"{row['bytes']:,}"]
+        + [tables.percent(row[name]) for name in splits]
+        for row in table
+    ]
+    text = tables.markdown(header, cells, [tables.RIGHT] * len(header)) + "\n"
     summary.write_text(workdir / "pruning.md", _TEXT.format(run=config.prune.run) + text)
     return text
 
