@@ -14,14 +14,14 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.analysis.evaluate import open_run
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
-from digits_jax.report import summary, tables
+from digits_jax.report import tables
 from reliability import drawings
 
 PATH = Path(__file__).parent.parent / "results" / "export.md"
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         ]
         rows.append(row)
     table = tables.markdown(HEADER, rows, [tables.LEFT] * 2 + [tables.RIGHT] * 6)
-    summary.write_text(PATH, f"{INTRO}\n{table}\n")
+    files.write_text(PATH, f"{INTRO}\n{table}\n")
     console.print(PATH.read_text(encoding="utf-8"))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from absl import app, flags
 
+from digits_jax import files
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.devices.backend import start
-from digits_jax.report import summary
 from digits_jax.report.tables import markdown
 from reliability import devices, faults, inputs
 
@@ -58,8 +58,8 @@ def main(_: list[str]) -> None:
     for section in sections:
         with tempfile.TemporaryDirectory() as folder:
             result[section] = _measured(section, Path(folder), count)
-        summary.write_json(known, result)
-        summary.write_text(PATH, _text(result))
+        files.write_json(known, result)
+        files.write_text(PATH, _text(result))
         console.print(f"{section}: {result[section]}")
 
 

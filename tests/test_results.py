@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.report import results
-from digits_jax.report import summary as report
+from digits_jax.report import results, tables
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = {
@@ -34,9 +34,9 @@ ROW = {
 def lay(folder, summaries):
     for run, summary in summaries.items():
         (folder / run).mkdir(parents=True)
-        report.write_json(folder / run / "summary.json", summary)
+        files.write_json(folder / run / "summary.json", summary)
         rows = [ROW | {"epoch": epoch} for epoch in (1, 2)]
-        report.append_rows(folder / run / "metrics.jsonl", rows)
+        files.append_rows(folder / run / "metrics.jsonl", rows)
 
 
 def rows_of(text):
@@ -149,6 +149,6 @@ def test_docstrings_agree_with_the_summary(run):
     if len(heads) > 1:
         for head in heads:
             values = [member["heads"][head] for member in summary["members"]]
-            assert f"{head} {report.percent(np.mean(values), np.std(values, ddof=1))} %" in text
+            assert f"{head} {tables.percent(np.mean(values), np.std(values, ddof=1))} %" in text
     else:
-        assert f"{report.percent(summary['mean'], summary['std'])} %" in text
+        assert f"{tables.percent(summary['mean'], summary['std'])} %" in text

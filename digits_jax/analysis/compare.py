@@ -11,15 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import models, settings
+from digits_jax import files, models, settings
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import batches
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice
 from digits_jax.models.describe import layers
-from digits_jax.report import figures, stats, tables
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats, tables
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 
@@ -57,11 +56,11 @@ def compare(
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        note = report.drawn(summary["data"].get("source"))
+        note = artifacts.drawn(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)
-    report.write_text(workdir / f"{name}-ablation.md", table)
+    files.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
     console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
 
@@ -255,7 +254,7 @@ def compare_runs(
     console.print(Text(text))
     if workdir is not None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        report.write_text(Path(workdir) / "comparison.md", text)
+        files.write_text(Path(workdir) / "comparison.md", text)
     return text
 
 
@@ -348,7 +347,7 @@ def _over_examples(
     lines = []
     for name in splits:
         images, labels = batches.examples(getattr(data, name), data.recipe)
-        said = [report.mean_probabilities(model.predict(images)) for model in models_of]
+        said = [artifacts.mean_probabilities(model.predict(images)) for model in models_of]
         for head, truth in labels.items():
             one, two = (p[head].argmax(-1) == truth for p in said)
             test = stats.mcnemar(one, two)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.report import figures, stats
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats
 from digits_jax.report.tables import LEFT, RIGHT, markdown, percent
 
 Summary = dict[str, Any]
@@ -244,7 +244,7 @@ def write(results: str | os.PathLike) -> None:
                 continue
             text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
         before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-        report.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
+        files.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
     shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
     if shown:
         points = [
@@ -259,7 +259,7 @@ def write(results: str | os.PathLike) -> None:
             for run, summary in shown.items()
         ]
         figures.frontier(points, results / "accuracy.png")
-    curves = {run: report.read_rows(results / run / "metrics.jsonl") for run in shown}
+    curves = {run: artifacts.read_rows(results / run / "metrics.jsonl") for run in shown}
     curves = {
         run: rows
         for run, rows in curves.items()

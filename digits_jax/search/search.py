@@ -30,7 +30,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.models.describe import layers
-from digits_jax.report import figures, summary
+from digits_jax.report import artifacts, figures
 from digits_jax.search.study import FINISHED, Space, State, Study, database, inside, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
@@ -338,7 +338,7 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> An
             row = (trial.number, trial.state.name.lower(), trial.last_step or 0, trial.value)
             writer.writerow((*row, *values))
     logs = {field for field, d in space.items() if getattr(d, "log", False)}
-    note = summary.drawn(config.data.source)
+    note = artifacts.drawn(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
     return max(complete, key=lambda trial: (trial.value, -trial.number))
 

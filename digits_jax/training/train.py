@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.console import EpochBar, console, percent, warn, warn_drawn
 from digits_jax.core import optim
 from digits_jax.core.metrics import means
@@ -32,8 +32,7 @@ from digits_jax.devices import backend, hosts
 from digits_jax.devices.mesh import fetch
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import Stopped, UserError
-from digits_jax.report import figures
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures
 from digits_jax.training import predictor, prune
 from digits_jax.training.checkpoint import FOLDER, PART, Checkpoints
 from digits_jax.training.run import Position, Run, build
@@ -116,7 +115,7 @@ def train(
             if not config.resume:
                 _clear(folder)
             if not (folder / "config.json").exists():  # else once it is known that it can go on
-                report.write_json(folder / "config.json", settings.as_dict(run.config))
+                files.write_json(folder / "config.json", settings.as_dict(run.config))
             _introduce(run, workdir, asked, reason or run.data.reason)
             hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
@@ -178,9 +177,9 @@ def _train(
     config, part = run.config, checkpoints.workdir / PART
     done, superseded = _resume(run, checkpoints, clock), part.exists()
     _clear(workdir, _RESULTS)  # of when it was finished, perhaps after fewer epochs
-    report.write_json(workdir / "config.json", settings.as_dict(config))
-    kept = report.rewind(workdir / "metrics.jsonl", done)
-    with report.EventWriter(workdir, kept) as events:
+    files.write_json(workdir / "config.json", settings.as_dict(config))
+    kept = artifacts.rewind(workdir / "metrics.jsonl", done)
+    with artifacts.EventWriter(workdir, kept) as events:
         for number in range(done + 1, config.epochs + 1):
             if all(np.all(fetch(state.best.stopped)) for state in run.states):
                 break
@@ -192,7 +191,7 @@ def _train(
                 _save_part(run, checkpoints.workdir, number, clock)
                 raise Stopped(f"stopped in epoch {number}; {_again(config)}") from None
             _tell_diverged(run, workdir, number)
-            report.append_rows(workdir / "metrics.jsonl", rows)
+            files.append_rows(workdir / "metrics.jsonl", rows)
             events.append(rows)
             clock.lap()
             if config.keep_epochs:
@@ -258,7 +257,7 @@ def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
     """Saves an unfinished epoch, and waits until it is written; an earlier part stays till then."""
     with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
-        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), report.plain(meta))
+        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), files.plain(meta))
 
 
 def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
@@ -514,7 +513,7 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
 def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     """Evaluates the chosen weights on every split, the test split once, and writes the report."""
     config, data = run.config, run.data
-    rows = report.read_rows(workdir / "metrics.jsonl")
+    rows = artifacts.read_rows(workdir / "metrics.jsonl")
     scores, temperatures = {}, None
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
@@ -525,7 +524,7 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
             if name == "validation":
                 folds = np.concatenate([members.fold for members in run.members])
                 shared = split.of(folds) if config.data.folds else split
-                temperatures = report.fit_temperatures(
+                temperatures = artifacts.fit_temperatures(
                     batches.labels(shared, data.recipe), _joined(outputs)
                 )
     tested: tuple[Any, ...] = ()
@@ -589,14 +588,14 @@ def _finish(run: Run, workdir: Path, clock: Clock) -> None:
     if config.prune.run:
         facts["pruning"] = table = _pruned(run)
         console.print(prune.write(workdir, config, table))
-    summary = report.write(workdir, facts, rows, *tested)
+    summary = artifacts.write(workdir, facts, rows, *tested)
     if tested and not config.prune.run:
-        text = figures.noted(report.headline(summary), report.drawn(data.test_source))
+        text = figures.noted(artifacts.headline(summary), artifacts.drawn(data.test_source))
         console.print(f"test {text}", style="bold")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 
-def _pruned(run: Run) -> list[report.Row]:
+def _pruned(run: Run) -> list[artifacts.Row]:
     """What pruning took from each member, and what training on gave back."""
     first = [run.layout.over_members(prune.begin(run.config, ids)) for ids in run.ids]
     chosen = [run.programs.chosen(state) for state in run.states]

@@ -17,7 +17,7 @@ import numpy as np
 
 from digits_jax.console import percent
 from digits_jax.errors import UserError
-from digits_jax.files import append_rows, json_lines, plain, write_json, write_text  # noqa: F401
+from digits_jax.files import json_lines, plain, write_json, write_text
 from digits_jax.report import figures, stats
 
 Row = dict[str, Any]
