@@ -23,34 +23,7 @@ HEAT = ("#fbe3d0", "#ee9a5c", "#c2410c", "#7a2308")
 SIGNED = ("#153e75", BLUE, "#ffffff", ORANGE, "#7a2308")
 LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # what is smaller (a perfect epoch, say) is drawn here
 TICKS = [m * 10.0**k for k in range(-7, 31) for m in (1, 2, 5)]
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "text.color": INK,
-    "axes.edgecolor": "#c3cad2",
-    "axes.labelcolor": FAINT,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": "#c3cad2",
-    "ytick.color": "#c3cad2",
-    "xtick.labelcolor": FAINT,
-    "ytick.labelcolor": FAINT,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 0,
-    "legend.columnspacing": 1.4,
-    "legend.frameon": False,
-    "legend.handlelength": 1.2,
-    "legend.labelcolor": "linecolor",
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": 160,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
 @contextmanager
@@ -59,7 +32,7 @@ def page(path: Path, width: float, height: float) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with rc_context(fname=STYLE):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
         yield figure
         figure.savefig(path, format="png", metadata={"Software": None})
