@@ -220,24 +220,24 @@ def calibration(
     [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
     them.
     """
-    members, diagrams = len(temperatures) - 1, {}
-    figures_of: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
+    members = len(temperatures) - 1
+    found: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
     pooled = []
     for name, scales in (("ece", np.ones(members)), ("ece_tempered", temperatures[:-1])):
         sure = [
             _sure(labels, {head: log_probabilities[head][m] for head in labels}, scale)
             for m, scale in enumerate(scales)
         ]
-        figures_of[name] = np.mean([stats.reliability(*one).error for one in sure])
+        found[name] = np.mean([stats.reliability(*one).error for one in sure])
         pooled.append(stats.reliability(*map(np.concatenate, zip(*sure, strict=True))))
-    diagrams["members" if members > 1 else "the network"] = (pooled[0], pooled[1])
+    diagrams = {"members" if members > 1 else "the network": (pooled[0], pooled[1])}
     if members > 1:
         together, scale = averaged(log_probabilities), temperatures[-1]
         one, other = (stats.reliability(*_sure(labels, together, t)) for t in (1.0, scale))
         diagrams["ensemble"] = (one, other)
         errors = {"ece": one.error, "ece_tempered": other.error}
-        figures_of["ensemble"] = {"temperature": scale} | errors
-    return plain(figures_of), diagrams
+        found["ensemble"] = {"temperature": scale} | errors
+    return plain(found), diagrams
 
 
 def headline(tested: dict[str, Any]) -> str:
@@ -284,7 +284,7 @@ def write_predictions(
     labels: Heads | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes predictions.csv: a row per example, and per head what it says.
+    """Writes predictions.csv: a row per example, and per head the class and its probability.
 
     log_probabilities: {head: [N, C]} of one model. Columns: index, image (where `names` are given),
     then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
@@ -295,13 +295,12 @@ def write_predictions(
     if names is not None:
         columns["image"] = names
     for head, values in log_probabilities.items():
-        written = figures.class_names(values.shape[-1])
-        said = values.argmax(-1)
-        columns[head] = [written[c] for c in said]
+        written, predicted = figures.class_names(values.shape[-1]), values.argmax(-1)
+        columns[head] = [written[c] for c in predicted]
         columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
         if labels is not None:
             columns[f"{head}_label"] = [written[c] for c in labels[head]]
-            columns[f"{head}_correct"] = (said == labels[head]).astype(int).tolist()
+            columns[f"{head}_correct"] = (predicted == labels[head]).astype(int).tolist()
     _write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
@@ -320,8 +319,8 @@ def write(
     rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
     {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
     pools all members, errors.png shows the mistakes of their averaged probabilities,
-    calibration.png what confidence is worth before and after `temperatures` [P + 1]. Returns the
-    summary as written.
+    calibration.png the calibration before and after `temperatures` [P + 1]. Returns the summary as
+    written.
     """
     workdir = Path(workdir)
     note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
@@ -332,20 +331,15 @@ def write(
         members = zip(summary["members"], tested["members"], strict=True)
         summary = summary | tested | {"members": [known | test for known, test in members]}
         per_class(workdir / "per_class.csv", labels, log_probabilities)
-        said = {head: values.argmax(-1) for head, values in log_probabilities.items()}
-        figures.confusion(
-            {head: (np.broadcast_to(labels[head], said[head].shape), said[head]) for head in said},
-            {head: values.shape[-1] for head, values in log_probabilities.items()},
-            workdir / "confusion.png",
-            test_note,
-        )
-        means = mean_probabilities(log_probabilities)
-        figures.errors(
-            images,
-            {head: (labels[head], means[head]) for head in means},
-            workdir / "errors.png",
-            note=test_note,
-        )
+        predicted = {head: p.argmax(-1) for head, p in log_probabilities.items()}
+        pooled = {
+            head: (np.broadcast_to(labels[head], p.shape), p) for head, p in predicted.items()
+        }
+        classes = {head: p.shape[-1] for head, p in log_probabilities.items()}
+        figures.confusion(pooled, classes, workdir / "confusion.png", test_note)
+        averages = mean_probabilities(log_probabilities)
+        judged = {head: (labels[head], p) for head, p in averages.items()}
+        figures.errors(images, judged, workdir / "errors.png", note=test_note)
         if summary.get("config", {}).get("data", {}).get("folds"):
             summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
@@ -357,5 +351,5 @@ def write(
 
 
 def drawn(source: str | None) -> str:
-    """What a picture's title says of digits from that source: '' of MNIST's."""
+    """The note in a picture's title about the digits' source: '' of MNIST's."""
     return "drawn digits" if source == "drawn" else ""

@@ -152,9 +152,8 @@ def damaged(summaries: dict[str, Summary]) -> str:
     looked = {run: summary for run, summary in summaries.items() if "robustness" in summary}
     if not looked:
         return ""
-    columns: dict[tuple[str, str], None] = {}
-    for summary in looked.values():
-        columns |= {(name, list(x)[-1]): None for name, x in summary["robustness"].items()}
+    corruptions = (item for s in looked.values() for item in s["robustness"].items())
+    columns = list(dict.fromkeys((name, list(levels)[-1]) for name, levels in corruptions))
     rows = []
     for run, summary in looked.items():
         found = summary["robustness"]
@@ -259,12 +258,8 @@ def write(results: str | os.PathLike) -> None:
             for run, summary in shown.items()
         ]
         figures.frontier(points, results / "accuracy.png")
-    curves = {run: artifacts.read_rows(results / run / "metrics.jsonl") for run in shown}
-    curves = {
-        run: rows
-        for run, rows in curves.items()
-        if max((row["epoch"] for row in rows), default=0) > 1
-    }
+    logs = ((run, artifacts.read_rows(results / run / "metrics.jsonl")) for run in shown)
+    curves = {run: rows for run, rows in logs if any(row["epoch"] > 1 for row in rows)}
     if curves:
         figures.learning(curves, results / "curves.png")
 
