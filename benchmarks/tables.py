@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from digits_jax.report import figures
+from digits_jax.report.figures import draw
+from digits_jax.report.tables import markdown
 
 TITLES = {
     "start": "From the command to the main job's first step, compiled programs cold and warm",
@@ -55,9 +56,7 @@ def write(result: dict[str, Any], readme: Path, picture: Path) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     header = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [header, ["---"] * len(header)]
-    lines += [[shown(row.get(name)) for name in header] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(header, [[shown(row.get(name)) for name in header] for row in rows])
 
 
 def _epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,9 +87,9 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A bar for each network and task: ours / PyTorch eager, with the spread over rounds."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     tasks = list(dict.fromkeys((r["task"], r["batch"] * (r["task"] == "infer")) for r in rows))
-    with figures.page(path, 8, 0.9 + 0.42 * len(networks)) as figure:
+    with draw.page(path, 8, 0.9 + 0.42 * len(networks)) as figure:
         ax = figure.add_subplot()
-        colours = (figures.BLUE, figures.ORANGE, figures.TEAL)
+        colours = (draw.BLUE, draw.ORANGE, draw.TEAL)
         for t, ((task, batch), colour) in enumerate(zip(tasks, colours, strict=False)):
             some = {
                 r["network"]: r[_RATIOS[0]]
@@ -103,7 +102,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ax.plot(ratio["median"], y, "o", color=colour)
             label = task if task == "train" else f"{task}, {batch} at once"
             ax.plot([], [], "o", color=colour, label=label)
-        ax.axvline(1, color=figures.INK, lw=0.8)
+        ax.axvline(1, color=draw.INK, lw=0.8)
         ax.set_xscale("log")
         ticks = [0.5, 1, 2, 4, 8]
         ax.set_xticks(ticks, [f"{x:g}x" for x in ticks])

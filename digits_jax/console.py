@@ -134,6 +134,9 @@ class EpochBar:
         return int(rate * _REFRESH)
 
 
-def percent(fraction: float) -> str:
-    """0.98123 -> '98.12 %'."""
-    return f"{100 * fraction:.2f} %"
+def percent(fraction: float | None, spread: float | None = None, unit: str = " %") -> str:
+    """0.98123 -> '98.12 %', with a standard deviation '98.12 ± 0.05 %'; None -> '–'."""
+    if fraction is None:
+        return "–"
+    text = f"{100 * fraction:.2f}"
+    return text + ("" if spread is None else f" ± {100 * spread:.2f}") + unit

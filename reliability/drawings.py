@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from digits_jax import files
 from digits_jax.console import console, percent
 from digits_jax.export.demo import site
-from digits_jax.report import summary
 
 Strokes = list[np.ndarray]  # [points, 2] each, y down
 Result = dict[str, dict[str, Any]]
@@ -221,7 +221,7 @@ def main(_: list[str]) -> None:
         }
         mouse = by_mouse(page, digits, labels)
         every = all_of_them(page, digits, labels)
-    summary.write_text(PATH, table(marks, mouse, every))
+    files.write_text(PATH, table(marks, mouse, every))
     console.print(PATH.read_text(encoding="utf-8"))
 
 

@@ -14,30 +14,37 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.analysis.evaluate import open_run
 from digits_jax.console import console
 from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
-from digits_jax.report import summary
+from digits_jax.report import tables
 from reliability import drawings
 
 PATH = Path(__file__).parent.parent / "results" / "export.md"
 INTRO = """# ONNX in float32 and in 8 bits
 
-Test accuracies, in percent, of the files that `python -m reliability.exports` exported, by
-onnxruntime and, for the file in 8 bits, also by onnxruntime-web in Chromium. On 1,000 test images
-the probabilities of the float32 file differ from JAX's by at most 1e-5 (else the export fails).
-Weights in 8 bits are -64 to 64: x86 without VNNI adds two products in 16 bits, which overflow with
-larger weights; with those, demo's file had 98.64 there. `demo`, `compact` and `records-cnn` are the
-runs of these folders; the others were trained again for this table (`fast` as one network). Runs
-that train for longer than a few minutes are not in it.
-
-| run | network | bytes | in 8 bits | accuracy | in 8 bits | difference | in Chromium |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+Of each run that `python -m reliability.exports` exported: the probabilities of onnxruntime differ
+from JAX's by at most 1e-5 on 1,000 test images (else the export fails), and the test accuracies
+of both files in percent, that in 8 bits by onnxruntime-web in Chromium, too. Weights in 8 bits are
+-64 to 64: x86 without VNNI adds two products in 16 bits, which longer weights can leave; with them
+demo's file read 98.64 there. `demo`, `compact` and `records-cnn` are the runs of these folders, the
+others were trained again for this table (`fast` as one network); what trains for longer than a few
+minutes is not in it.
 """
+HEADER = (
+    "run",
+    "network",
+    "bytes",
+    "in 8 bits",
+    "accuracy",
+    "in 8 bits",
+    "difference",
+    "in Chromium",
+)
 
 # On a page that is ready: (model, images) -> the values of each output.
 READ = """async ([model, pixels, shape]) => {
@@ -67,35 +74,37 @@ def in_chromium(page: Any, model: Path, images: np.ndarray) -> list[np.ndarray]:
 
 
 def main(argv: list[str]) -> None:
-    lines = []
     with backend.command(dataset.cache_dir(ConfigDict({"cache_dir": ""}))):
-        for folder in map(Path, argv[1:]):
-            recorded = settings.read(folder)
-            if recorded is None:
-                raise UserError(f"{folder} holds no run")
-            config = ConfigDict(recorded)
-            accuracy = export(config, folder)
-            small = folder / FOLDER / SMALL
-            run = open_run(config, folder)
-            images, labels = dataset.examples(dataset.load(run.config.data).test, run.recipe)
-            with drawings.browser() as chromium, drawings.served(folder / FOLDER / PAGE) as address:
-                page = chromium.new_page()
-                drawings.ready(page, address)
-                said = in_chromium(page, small, images)
-            right = [p.argmax(axis=1) == y for p, y in zip(said, labels.values(), strict=True)]
-            sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
-            members = config.population.size
-            cells = [
-                config.name,
-                config.model.name + (f", {members} averaged" if members > 1 else ""),
-                *(f"{size:,}" for size in sizes),
-                *(summary.percent(accuracy[name]) for name in (WHOLE, SMALL)),
-                f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-                summary.percent(np.mean(right)),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    summary.write_text(PATH, INTRO + "\n".join(lines) + "\n")
+        rows = [_row(folder) for folder in map(Path, argv[1:])]
+    table = tables.markdown(HEADER, rows, [tables.LEFT] * 2 + [tables.RIGHT] * 6)
+    files.write_text(PATH, f"{INTRO}\n{table}\n")
     console.print(PATH.read_text(encoding="utf-8"))
+
+
+def _row(folder: Path) -> list[str]:
+    recorded = settings.read(folder)
+    if recorded is None:
+        raise UserError(f"{folder} holds no run")
+    config = ConfigDict(recorded)
+    accuracy = export(config, folder)
+    small = folder / FOLDER / SMALL
+    run = open_run(config, folder)
+    images, labels = dataset.examples(dataset.load(run.config.data).test, run.recipe)
+    with drawings.browser() as chromium, drawings.served(folder / FOLDER / PAGE) as address:
+        page = chromium.new_page()
+        drawings.ready(page, address)
+        answers = in_chromium(page, small, images)
+    right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
+    sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
+    members = config.population.size
+    return [
+        config.name,
+        config.model.name + (f", {members} averaged" if members > 1 else ""),
+        *(f"{size:,}" for size in sizes),
+        *(tables.percent(accuracy[name]) for name in (WHOLE, SMALL)),
+        f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
+        tables.percent(np.mean(right)),
+    ]
 
 
 if __name__ == "__main__":

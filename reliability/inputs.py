@@ -26,7 +26,7 @@ from digits_jax.core import optim
 from digits_jax.data import pictures, sources
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.report import results, summary
+from digits_jax.report import artifacts, results
 from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
@@ -176,7 +176,9 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
         "idx.gz": Reader(idx, folder / "digits.gz"),
         "model.npz": Reader(weights, run / FILE),
         "config.json": Reader(in_place("config.json", settings.read), run / "config.json", False),
-        "metrics.jsonl": Reader(lambda path: summary.rewind(path, 1), run / "metrics.jsonl", False),
+        "metrics.jsonl": Reader(
+            lambda path: artifacts.rewind(path, 1), run / "metrics.jsonl", False
+        ),
         "summary.json": Reader(in_place("summary.json", results.read), run / "summary.json", False),
     }
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from absl import app, flags
 
+from digits_jax import files
 from digits_jax.console import console
 from digits_jax.data import dataset
 from digits_jax.devices import backend
-from digits_jax.report import summary
+from digits_jax.report.tables import markdown
 from reliability import devices, faults, inputs
 
 TITLES = {
@@ -56,8 +57,8 @@ def main(_: list[str]) -> None:
     for section in sections:
         with tempfile.TemporaryDirectory() as folder:
             result[section] = _measured(section, Path(folder), count)
-        summary.write_json(known, result)
-        summary.write_text(PATH, _text(result))
+        files.write_json(known, result)
+        files.write_text(PATH, _text(result))
         console.print(f"{section}: {result[section]}")
 
 
@@ -82,9 +83,9 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
     cache = dataset.cache_dir(config.data)
     with backend.command(cache):
         rng, counts = random.Random(0), {}
-        files = inputs.readers(folder, cache)
+        readers = inputs.readers(folder, cache)
         logging.disable(logging.WARNING)  # of checkpoints that cannot be read
-        for name, reader in files.items():
+        for name, reader in readers.items():
             counts[name] = inputs.fuzz(reader, times(900), rng, folder)
         counts["command lines"] = inputs.arguments(times(900), rng)
         counts["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
@@ -96,12 +97,7 @@ def _text(result: dict[str, Any]) -> str:
     parts = [INTRO.strip()]
     for section, title in TITLES.items():
         if rows := result.get(section):
-            lines = [
-                list(rows[0]),
-                ["---"] * len(rows[0]),
-                *([str(v) for v in r.values()] for r in rows),
-            ]
-            table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            table = markdown(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
             parts.append(f"**{title}**\n\n{table}")
     return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from digits_jax.report import figures
+from digits_jax.report.figures import comparisons, draw, runs
+from digits_jax.report.figures.images import _mosaic
 
 ONE = {"epoch": 1, "member": 0, "loss": 0.5, "accuracy": 0.9, "train_loss": 0.3,
        "train_accuracy": 0.95, "validation_loss": 0.4, "validation_accuracy": 0.93}  # fmt: skip
@@ -53,26 +55,26 @@ def test_curves_without_validation_have_no_gap(tmp_path):
     figures.curves([ONE, ONE | {"epoch": 2}], tmp_path / "with.png")
     figures.curves([without, without | {"epoch": 2}], tmp_path / "without.png")
     both = pixels(tmp_path / "with.png"), pixels(tmp_path / "without.png")
-    assert [has(picture, figures.BLUE) for picture in both] == [True, True]
-    assert [has(picture, figures.ORANGE) for picture in both] == [True, False]
-    assert [has(picture, figures.TEAL) for picture in both] == [True, False]
+    assert [has(picture, draw.BLUE) for picture in both] == [True, True]
+    assert [has(picture, draw.ORANGE) for picture in both] == [True, False]
+    assert [has(picture, draw.TEAL) for picture in both] == [True, False]
 
 
 def test_the_chosen_epoch_is_the_first_best():
     scores = [0.5, 0.9, 0.9, 0.7]
     rows = [ONE | {"epoch": e, "validation_accuracy": s} for e, s in enumerate(scores, 1)]
     rows += [ONE | {"member": 1, "validation_accuracy": None}]
-    assert figures._chosen(rows) == {0: (0.9, 2)}
+    assert runs._chosen(rows) == {0: (0.9, 2)}
 
 
 def test_series_takes_mean_and_range_over_the_members_still_there():
     rows = [{"epoch": 1, "x": 1.0}, {"epoch": 1, "x": 4.0}, {"epoch": 2, "x": 2.0}, {"epoch": 3}]
-    series = figures._series(rows, lambda row: row["x"])
+    series = draw.series(rows, "x", float)
     np.testing.assert_allclose(series, [[1, 2.5, 1, 4], [2, 2, 2, 2]])
 
 
 def test_counts_put_truth_in_rows():
-    counts = figures._counts(np.array([[0, 1, 1]]), np.array([[0, 2, 2]]), 3)
+    counts = runs._counts(np.array([[0, 1, 1]]), np.array([[0, 2, 2]]), 3)
     np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 2], [0, 0, 0]])
 
 
@@ -101,7 +103,7 @@ def test_confusion_of_a_hundred_classes(tmp_path):
 
 def test_mosaic_places_images_row_by_row():
     images = np.arange(1, 4, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 3), np.uint8)
-    mosaic = figures._mosaic(images, columns=2, gap=2, foot=1)
+    mosaic = _mosaic(images, columns=2, gap=2, foot=1)
     assert mosaic.shape == (2 * (2 + 4 + 1), 2 * (3 + 2))
     np.testing.assert_array_equal(mosaic[2:4, 1:4], 1)
     np.testing.assert_array_equal(mosaic[2:4, 6:9], 2)
@@ -155,12 +157,12 @@ def test_signed_maps_are_white_at_zero(tmp_path):
     height, width, _ = picture.shape
     assert width == 1280
     for half in (picture[: height // 2], picture[height // 2 :]):
-        assert has(half, figures.SIGNED[0])
-        assert has(half, figures.SIGNED[-1])
+        assert has(half, draw.SIGNED[0])
+        assert has(half, draw.SIGNED[-1])
         blue, orange = ((half == rgb).all(-1) for rgb in ((21, 62, 117), (122, 35, 8)))
         assert np.argwhere(orange)[:, 1].max() < np.argwhere(blue)[:, 1].min()
     figures.signed_maps({"nothing": 0 * maps}, path, "maps")
-    assert not any(has(pixels(path), colour) for colour in (figures.SIGNED[0], figures.SIGNED[-1]))
+    assert not any(has(pixels(path), colour) for colour in (draw.SIGNED[0], draw.SIGNED[-1]))
 
 
 @pytest.mark.parametrize(("n", "shape"), [(64, (28, 28)), (24, (14, 28)), (16, (42, 28))])
@@ -169,7 +171,7 @@ def test_signed_maps_fill_the_page(n, shape, tmp_path):
     maps = np.zeros((n, *shape))
     maps[-1, -1, -1] = 1
     figures.signed_maps({"Dense_0": maps}, tmp_path / "maps.png", "filters")
-    assert has(pixels(tmp_path / "maps.png"), figures.SIGNED[-1])
+    assert has(pixels(tmp_path / "maps.png"), draw.SIGNED[-1])
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (28, 56), (42, 28)])
@@ -205,8 +207,8 @@ def test_ablation_has_a_point_for_each_accuracy_that_is_known(tmp_path):
     without, both = pixels(tmp_path / "without.png"), pixels(tmp_path / "with.png")
     assert both.shape[0] > without.shape[0] + 150  # room for the long text
     for picture in (without, both):
-        assert has(picture, figures.BLUE)
-        assert has(picture, figures.ORANGE)
+        assert has(picture, draw.BLUE)
+        assert has(picture, draw.ORANGE)
 
 
 def test_steps_of_the_frontier():
@@ -215,5 +217,5 @@ def test_steps_of_the_frontier():
         {"parameters": n, "mean": mean}
         for n, mean in [(30, 0.97), (10, 0.95), (40, 0.98), (20, 0.94), (30, 0.98), (50, 0.99)]
     ]
-    assert figures.record_steps(points) == [(10, 0.95), (30, 0.98), (50, 0.99)]
-    assert figures.record_steps([]) == []
+    assert comparisons.record_steps(points) == [(10, 0.95), (30, 0.98), (50, 0.99)]
+    assert comparisons.record_steps([]) == []

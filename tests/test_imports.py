@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (  # each imports from those before it, and from itself
-    *("types", "errors", "console", "settings"),
+    *("types", "errors", "files", "console", "settings"),
     *("devices", "data", "models", "core", "scratch", "report", "training"),
     *("analysis", "export", "search", "cli"),
 )

@@ -12,7 +12,7 @@ from digits_jax import settings as configs
 from digits_jax.data.pictures import read
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
-from digits_jax.report import results, summary
+from digits_jax.report import artifacts, results
 from reliability import inputs
 
 ONE_FOLDER = [HealthCheck.function_scoped_fixture]  # each example writes its file anew
@@ -58,7 +58,7 @@ def test_any_json_lines_as_metrics(tmp_path, rows):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     try:
-        kept = summary.rewind(path, 3)
+        kept = artifacts.rewind(path, 3)
     except UserError as error:
         refused(error, "metrics.jsonl")
     else:

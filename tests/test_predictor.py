@@ -279,7 +279,7 @@ def softened(log_p):
     return soft.mean(axis=0)
 
 
-def test_lessons_are_digits_and_what_the_teacher_says_of_them(taught, teachers):
+def test_precomputed_targets_are_what_the_teacher_predicts_for_distorted_digits(taught, teachers):
     run = built(taught)
     images = np.asarray(run.shared.teacher.images)
     plain = np.asarray(run.data.train.images)[np.asarray(run.data.train.pool)]
@@ -328,10 +328,10 @@ def test_a_batch_is_composed_of_copies_of_its_digits(taught, fresh):
     assert digits == {0, 1, 2}
 
 
-def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
+def test_precomputed_targets_are_cached_and_mended(taught, tmp_path, teachers):
     taught.data.train = 0  # else they are of the digits that its pairs are made of
     first = built(taught).shared.teacher
-    (folder,) = (tmp_path / "cache" / "lessons").iterdir()
+    (folder,) = (tmp_path / "cache" / "distill").iterdir()
     paths = sorted(folder.iterdir())
     assert [path.name for path in paths] == ["000.npy", "001.npy", "002.npy"]
     whole = paths[1].read_bytes()
@@ -361,7 +361,7 @@ def test_lessons_are_kept_and_mended(taught, tmp_path, teachers):
     assert len(list(folder.parent.iterdir())) == 4
 
 
-def test_lessons_are_in_memory_once():
+def test_precomputed_targets_are_in_memory_once():
     if jax.default_backend() != "cpu":
         pytest.skip("a GPU has memory of its own")
     array = distill._aligned((3, 5, 7), np.float16)
@@ -369,11 +369,11 @@ def test_lessons_are_in_memory_once():
     assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
 
 
-def test_lessons_that_cannot_be_kept(taught, tmp_path, capsys):
+def test_precomputed_targets_that_cannot_be_cached(taught, tmp_path, capsys):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "lessons").write_text("a file where the folder should be")
+    (tmp_path / "cache" / "distill").write_text("a file where the folder should be")
     assert built(taught).shared.teacher.images.shape[1:] == (28, 28)
-    assert capsys.readouterr().out.count("could not be kept") == 1
+    assert capsys.readouterr().out.count("could not be cached") == 1
 
 
 def test_a_network_that_cannot_be_is_found_before_the_teacher_is_asked(taught, tmp_path):
@@ -381,10 +381,10 @@ def test_a_network_that_cannot_be_is_found_before_the_teacher_is_asked(taught, t
     del taught.model.hidden, taught.model.activation
     with pytest.raises(UserError, match="two square digits"):
         built(taught)
-    assert not (tmp_path / "cache" / "lessons").exists()
+    assert not (tmp_path / "cache" / "distill").exists()
 
 
-def test_learning_from_lessons_end_to_end(taught, tmp_path, pair):
+def test_training_on_precomputed_targets_end_to_end(taught, tmp_path, pair):
     train(taught, tmp_path / "run")
     assert "test" in json.loads((tmp_path / "run" / "summary.json").read_text())
     taught.augment.per_digit = False

@@ -131,13 +131,13 @@ def test_what_other_modes_add_meanwhile_stays(config, run, monkeypatch):
 
 def test_additions_wait_for_each_other(run, monkeypatch):
     """Eight at once, each slow to write what it has read."""
-    write, before = evaluate.report.write_json, summary_of(run)
+    write, before = evaluate.files.write_json, summary_of(run)
 
     def slowly(*arguments):
         time.sleep(0.02)
         write(*arguments)
 
-    monkeypatch.setattr(evaluate.report, "write_json", slowly)
+    monkeypatch.setattr(evaluate.files, "write_json", slowly)
     additions = [evaluate.Addition(run, None, "") for _ in range(8)]
     threads = [
         threading.Thread(target=addition.write, args=(f"found {i}", {"mean": i}))

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts
 
 
 def log_of(*members):
@@ -39,7 +40,7 @@ LOG_P = {
 
 
 def test_metrics_of_two_heads_and_two_members_by_hand():
-    result = report.test_metrics(LABELS, LOG_P)
+    result = artifacts.test_metrics(LABELS, LOG_P)
     test = result["test"]
     assert test["examples"] == 3
     assert test["heads"] == pytest.approx({"upper": 4 / 6, "lower": 5 / 6})
@@ -60,23 +61,23 @@ def test_metrics_of_two_heads_and_two_members_by_hand():
 
 
 def test_headline():
-    assert report.headline(report.test_metrics(LABELS, LOG_P)) == (
+    assert artifacts.headline(artifacts.test_metrics(LABELS, LOG_P)) == (
         "75.00 ± 11.79 % over 2 members (95 % interval ± 105.89), ensemble 66.67 % "
         "(upper 66.67 %, lower 83.33 %)"
     )
-    one = report.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
-    assert report.headline(one) == "100.00 %"
+    one = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    assert artifacts.headline(one) == "100.00 %"
 
 
 def test_hardest_classes_are_pooled_over_members_and_named_by_head():
-    hardest = report.test_metrics(LABELS, LOG_P)["hardest"]
+    hardest = artifacts.test_metrics(LABELS, LOG_P)["hardest"]
     assert [entry["class"] for entry in hardest] == ["upper 1", "lower 0", "upper 0", "lower 1"]
     assert hardest[0] == {"class": "upper 1", "correct": 2, "total": 4, "accuracy": 0.5}
     assert hardest[1] == {"class": "lower 0", "correct": 3, "total": 4, "accuracy": 0.75}
 
 
 def test_one_member_has_no_spread_and_no_ensemble():
-    result = report.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    result = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
     assert result["std"] is None
     assert "ensemble" not in result
     assert result["test"]["accuracy"] == result["test"]["all_heads"] == result["mean"] == 1
@@ -90,7 +91,7 @@ def test_only_the_ten_hardest_of_a_hundred_classes_in_order():
     for wrong in (14, 15, 60):  # class 07 loses both examples, class 30 one
         probabilities[wrong, labels[wrong]] = 0
         probabilities[wrong, 99] = 0.999
-    result = report.test_metrics({"number": labels}, {"number": log_of(probabilities + 1e-9)})
+    result = artifacts.test_metrics({"number": labels}, {"number": log_of(probabilities + 1e-9)})
     assert len(result["hardest"]) == 10
     assert [entry["class"] for entry in result["hardest"][:3]] == ["07", "30", "00"]
     assert result["test"]["accuracy"] == pytest.approx(197 / 200)
@@ -101,7 +102,7 @@ def test_per_class_csv(tmp_path):
     probabilities = np.full((2, 3, 100), 1e-6)
     probabilities[0, [0, 1, 2], [7, 8, 30]] = 0.9
     probabilities[1, [0, 1, 2], [7, 7, 30]] = 0.9
-    report.per_class(tmp_path / "per_class.csv", labels, {"number": log_of(*probabilities)})
+    artifacts.per_class(tmp_path / "per_class.csv", labels, {"number": log_of(*probabilities)})
     lines = (tmp_path / "per_class.csv").read_text().splitlines()
     assert lines[0] == "head,class,correct,total,accuracy"
     assert len(lines) == 101
@@ -112,7 +113,9 @@ def test_per_class_csv(tmp_path):
 
 def test_predictions_csv(tmp_path):
     log_p = {head: values[0] for head, values in LOG_P.items()}
-    report.write_predictions(tmp_path / "p.csv", log_p, LABELS, names=["a.png", "b.png", "c,d.png"])
+    artifacts.write_predictions(
+        tmp_path / "p.csv", log_p, LABELS, names=["a.png", "b.png", "c,d.png"]
+    )
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[2] == {
@@ -120,7 +123,7 @@ def test_predictions_csv(tmp_path):
         "upper": "0", "upper_probability": "0.600000", "upper_label": "1", "upper_correct": "0",
         "lower": "1", "lower_probability": "0.800000", "lower_label": "1", "lower_correct": "1",
     }  # fmt: skip
-    report.write_predictions(tmp_path / "p.csv", log_p)
+    artifacts.write_predictions(tmp_path / "p.csv", log_p)
     header = (tmp_path / "p.csv").read_text().splitlines()[0]
     assert header == "index,upper,upper_probability,lower,lower_probability"
 
@@ -128,32 +131,32 @@ def test_predictions_csv(tmp_path):
 def test_json_is_whole_and_knows_no_nan(tmp_path):
     path = tmp_path / "summary.json"
     values = {"x": np.float32(0.5), "n": np.int64(3), "nan": np.array([np.nan, 1]), "t": (1, None)}
-    report.write_json(path, values | {"inf": -math.inf, "0": Ellipsis is None})
+    files.write_json(path, values | {"inf": -math.inf, "0": Ellipsis is None})
     assert path.read_text().endswith("}\n")
     expected = {"x": 0.5, "n": 3, "nan": [None, 1.0], "t": [1, None], "inf": None, "0": False}
     assert json.loads(path.read_text()) == expected
     with pytest.raises(TypeError):
-        report.write_json(path, {"what": object()})
+        files.write_json(path, {"what": object()})
     assert json.loads(path.read_text()) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_rows_survive_a_torn_line_and_a_rewind(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert report.read_rows(path) == []
-    report.append_rows(path, [row(1), row(1, 1)])
-    report.append_rows(path, [row(2), row(2, 1, loss=math.nan)])
-    assert report.read_rows(path)[3]["loss"] is None
+    assert artifacts.read_rows(path) == []
+    files.append_rows(path, [row(1), row(1, 1)])
+    files.append_rows(path, [row(2), row(2, 1, loss=math.nan)])
+    assert artifacts.read_rows(path)[3]["loss"] is None
     with open(path, "a") as file:
         file.write('{"epoch": 3, "mem')
-    assert len(report.read_rows(path)) == 4
-    assert report.rewind(path, 1) == [row(1), row(1, 1)]
-    report.append_rows(path, [row(2), row(2, 1)])
-    assert report.read_rows(path) == [row(1), row(1, 1), row(2), row(2, 1)]
+    assert len(artifacts.read_rows(path)) == 4
+    assert artifacts.rewind(path, 1) == [row(1), row(1, 1)]
+    files.append_rows(path, [row(2), row(2, 1)])
+    assert artifacts.read_rows(path) == [row(1), row(1, 1), row(2), row(2, 1)]
     assert path.read_text().count("\n") == 4
     path.write_text("torn\n" + path.read_text())
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is not a row of JSON"):
-        report.read_rows(path)
+        artifacts.read_rows(path)
 
 
 def scalars(folder):
@@ -169,10 +172,10 @@ def scalars(folder):
 
 @pytest.mark.filterwarnings("ignore")  # tensorboard's own
 def test_event_files_begin_anew_and_continue(tmp_path):
-    with report.EventWriter(tmp_path) as first:
+    with artifacts.EventWriter(tmp_path) as first:
         first.append([row(1)])
         first.append([row(2)])
-    with report.EventWriter(tmp_path, [row(1)]) as second:
+    with artifacts.EventWriter(tmp_path, [row(1)]) as second:
         second.append([row(2, loss=0.25, validation_loss=None)])
     read = scalars(tmp_path / "tensorboard")
     assert read["loss/as_trained"] == [(10, 1.0), (20, 0.25)]
@@ -184,7 +187,7 @@ def test_event_files_begin_anew_and_continue(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_event_files_have_a_sub_run_per_member(tmp_path):
-    with report.EventWriter(tmp_path, [row(1, member) for member in range(11)]) as events:
+    with artifacts.EventWriter(tmp_path, [row(1, member) for member in range(11)]) as events:
         events.append([row(2, 10, accuracy=1.0)])
     folders = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
     assert folders == [f"member_{member:02d}" for member in range(11)]
@@ -210,7 +213,7 @@ def summary_of(**more):
 def test_write_leaves_the_whole_folder(tmp_path):
     images = np.zeros((3, 42, 28), np.uint8)
     rows = [row(1), row(1, 1), row(2), row(2, 1)]
-    summary = report.write(tmp_path, summary_of(), rows, LABELS, LOG_P, images)
+    summary = artifacts.write(tmp_path, summary_of(), rows, LABELS, LOG_P, images)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["members"][1]["seed"] == 1
     assert summary["members"][1]["test"] == pytest.approx(5 / 6)
@@ -220,7 +223,7 @@ def test_write_leaves_the_whole_folder(tmp_path):
 
 
 def test_write_without_the_test_split(tmp_path):
-    summary = report.write(tmp_path, summary_of(), [row(1)])
+    summary = artifacts.write(tmp_path, summary_of(), [row(1)])
     assert summary == summary_of()
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "curves.png"}
 
@@ -229,7 +232,7 @@ def test_calibration_by_hand():
     """Members 0.9 and 0.6 sure, both right on one of two: ECE 0.4 and 0.1; sharper by T = 0.5."""
     labels = {"digit": np.array([0, 1])}
     log_p = {"digit": log_of([[0.9, 0.1]] * 2, [[0.6, 0.4]] * 2)}
-    figures, diagrams = report.calibration(labels, log_p, np.array([1.0, 0.5, 1.0]))
+    figures, diagrams = artifacts.calibration(labels, log_p, np.array([1.0, 0.5, 1.0]))
     assert figures["ece"] == pytest.approx((0.4 + 0.1) / 2)
     sharper = 0.36 / (0.36 + 0.16)
     assert figures["ece_tempered"] == pytest.approx((0.4 + sharper - 0.5) / 2)
@@ -244,7 +247,7 @@ def test_temperatures_of_members_and_ensemble():
     rng = np.random.default_rng(0)
     log_p = {"digit": np.log(rng.dirichlet(np.ones(3), (2, 50)))}
     shared = {"digit": rng.integers(0, 3, 50)}
-    one, two, together = report.fit_temperatures(shared, log_p)
-    own = report.fit_temperatures({"digit": np.stack([shared["digit"]] * 2)}, log_p)
+    one, two, together = artifacts.fit_temperatures(shared, log_p)
+    own = artifacts.fit_temperatures({"digit": np.stack([shared["digit"]] * 2)}, log_p)
     np.testing.assert_allclose(own, [one, two, (one + two) / 2])
     assert together != pytest.approx((one + two) / 2)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from conftest import config_of
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.errors import UserError
-from digits_jax.report import results
-from digits_jax.report import summary as report
+from digits_jax.report import results, tables
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = {
@@ -38,9 +37,9 @@ ROW = {
 def lay(folder, summaries):
     for run, summary in summaries.items():
         (folder / run).mkdir(parents=True)
-        report.write_json(folder / run / "summary.json", summary)
+        files.write_json(folder / run / "summary.json", summary)
         rows = [ROW | {"epoch": epoch} for epoch in (1, 2)]
-        report.append_rows(folder / run / "metrics.jsonl", rows)
+        files.append_rows(folder / run / "metrics.jsonl", rows)
 
 
 def rows_of(text):
@@ -154,9 +153,9 @@ def test_docstrings_agree_with_the_summary(run):
     if len(heads) > 1:
         for head in heads:
             values = [member["heads"][head] for member in summary["members"]]
-            assert f"{head} {report.percent(np.mean(values), np.std(values, ddof=1))} %" in text
+            assert f"{head} {tables.percent(np.mean(values), np.std(values, ddof=1))} %" in text
     else:
-        assert f"{report.percent(summary['mean'], summary['std'])} %" in text
+        assert f"{tables.percent(summary['mean'], summary['std'])} %" in text
 
 
 @pytest.mark.parametrize(

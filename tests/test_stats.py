@@ -45,3 +45,8 @@ def test_reliability_by_hand():
     assert bins.error == pytest.approx((2 * 0.4 + 0.5) / 3)
     edges = stats.reliability(np.array([1 / 15, 1.0]), np.array([True, True]))
     assert edges.examples[0] == edges.examples[14] == 1
+
+
+def test_means_over_records_and_what_they_hold():
+    records = [{"loss": 1.0, "heads": {"upper": 0.5}}, {"loss": 2.0, "heads": {"upper": 1.0}}]
+    assert stats.means(records) == {"loss": 1.5, "heads": {"upper": 0.75}}

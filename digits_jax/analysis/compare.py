@@ -12,15 +12,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.text import Text
 
-from digits_jax import models, settings
+from digits_jax import files, models, settings
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice
 from digits_jax.models.describe import layers
-from digits_jax.report import figures, stats
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats, tables
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 
@@ -58,11 +57,11 @@ def compare(
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        note = report.drawn(summary["data"].get("source"))
+        note = artifacts.drawn(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)
-    report.write_text(workdir / f"{name}-ablation.md", table)
+    files.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
     console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
 
@@ -230,17 +229,20 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `ablation` as a table."""
-    lines = ["| run | parameters | train | validation | test | what changed | reading |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | --- | --- |")
-    for row in rows:
-        train, validation, test = (
-            report.percent(row[split]) for split in ("train", "validation", "test")
+    splits, texts = ("train", "validation", "test"), ("changed", "reading")
+    return (
+        tables.markdown(
+            ["run", "parameters", *splits, "what changed", "reading"],
+            [
+                [row["run"], f"{row['parameters']:,}"]
+                + [tables.percent(row[split]) for split in splits]
+                + [row[text] for text in texts]
+                for row in rows
+            ],
+            [tables.LEFT, *[tables.RIGHT] * 4, tables.LEFT, tables.LEFT],
         )
-        lines.append(
-            f"| {row['run']} | {row['parameters']:,} | {train} | {validation} | {test} "
-            f"| {row['changed']} | {row['reading']} |"
-        )
-    return "\n".join(lines) + "\n"
+        + "\n"
+    )
 
 
 def compare_runs(
@@ -296,7 +298,7 @@ def compare_runs(
     console.print(Text(text))
     if workdir is not None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        report.write_text(Path(workdir) / "comparison.md", text)
+        files.write_text(Path(workdir) / "comparison.md", text)
     return text
 
 
@@ -355,7 +357,7 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
     before, after = np.mean(pairs, axis=0)
     differences = [two - one for one, two in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
-    text = f"{report.percent(before)} → {report.percent(after)} %, {100 * change:+.2f}"
+    text = f"{tables.percent(before)} → {tables.percent(after)} %, {100 * change:+.2f}"
     if half is None:
         return f"{text} of the one seed that both have, so no interval"
     verdict = "within the noise"
@@ -389,7 +391,7 @@ def _over_examples(
     lines = []
     for name in splits:
         images, labels = dataset.examples(getattr(data, name), data.recipe)
-        said = [report.mean_probabilities(model.predict(images)) for model in models_of]
+        said = [artifacts.mean_probabilities(model.predict(images)) for model in models_of]
         for head, truth in labels.items():
             one, two = (p[head].argmax(-1) == truth for p in said)
             test = stats.mcnemar(one, two)

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from rich.progress import track
 from rich.text import Text
 
+from digits_jax import files
 from digits_jax.console import console
 from digits_jax.data import dataset, pictures
 from digits_jax.data.recipes import draw_pairs, generator
 from digits_jax.errors import UserError
-from digits_jax.report import figures, stats
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats, tables
 from digits_jax.training.predictor import Trained, epoch_file
 
 DRAWS = 25  # of pairs, each as many as the test split has
@@ -98,15 +98,17 @@ def evaluate(
     else:
         loaded = dataset.load(trained.config.data)
         images, labels = dataset.examples(loaded.test, trained.recipe)
-        note = report.drawn(loaded.test_source)
+        note = artifacts.drawn(loaded.test_source)
     log_p = trained.predict(images)
     said = {
         head: np.log(stats.tempered(values, trained.temperature[-1]))
-        for head, values in report.averaged(log_p).items()
+        for head, values in artifacts.averaged(log_p).items()
     }
-    report.write_predictions(path, said, labels, names)
+    artifacts.write_predictions(path, said, labels, names)
     if labels is not None:
-        console.print(figures.noted(report.headline(report.test_metrics(labels, log_p)), note))
+        console.print(
+            figures.noted(artifacts.headline(artifacts.test_metrics(labels, log_p)), note)
+        )
     some = f"{len(images):,} image{'s' if len(images) > 1 else ''}"
     of = sorted(set(trained.epochs))
     epochs = f"epoch{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}"
@@ -152,7 +154,7 @@ class Addition:
                     "run before and is not added: the same command looks at the new one"
                 )
             summary = now | self._there() | {name: found}
-            report.write_json(self.folder / SUMMARY, summary)
+            files.write_json(self.folder / SUMMARY, summary)
 
     def _same(self, other: dict[str, Any]) -> bool:
         return bool(other) and all(other.get(field) == self.summary.get(field) for field in _RUN)
@@ -209,7 +211,7 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     addition = Addition(workdir, out, "its epochs are compared")
     summary = addition.summary
     honest = summary["mean"]
-    rows = report.read_rows(workdir / "metrics.jsonl")
+    rows = artifacts.read_rows(workdir / "metrics.jsonl")
     test = dataset.load(trained.config.data).test
     images, labels = dataset.examples(test, trained.recipe)
     best: dict[int, dict[str, Any]] = {}  # a member that diverged at once has no epoch
@@ -218,7 +220,7 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
         if not kept.exists():
             raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
         trained.read(kept)
-        figures = report.test_metrics(labels, trained.predict(images))["members"]
+        figures = artifacts.test_metrics(labels, trained.predict(images))["members"]
         for member in (row["member"] for row in rows if row["epoch"] == epoch):
             if member not in best or figures[member]["test"] > best[member]["test"]:
                 seed = summary["members"][member]["seed"]
@@ -227,8 +229,8 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     flattered = stats.spread([b["test"] for b in members])
     addition.write("best_test_epoch", flattered | {"members": members})
     console.print(
-        f"best test epoch {report.percent(flattered['mean'], flattered['std'])} %, honestly "
-        f"{report.percent(honest)} %: flattered by {report.percent(flattered['mean'] - honest)}"
+        f"best test epoch {tables.percent(flattered['mean'], flattered['std'])} %, honestly "
+        f"{tables.percent(honest)} %: flattered by {tables.percent(flattered['mean'] - honest)}"
     )
 
 
@@ -267,24 +269,24 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     ):
         rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
         images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
-        draws.append(report.test_metrics(labels, trained.predict(images)))
+        draws.append(artifacts.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
-    tests = [draw["test"] for draw in draws]
+    mean = stats.means([draw["test"] for draw in draws])
     found = {
         "split": name,
         "draws": DRAWS,
         "examples": DRAWS * split.size,
         **stats.spread(accuracy),
-        "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
-        "all_heads": np.mean([t["all_heads"] for t in tests]),
-        "draw_std": np.std([t["accuracy"] for t in tests], ddof=1),
+        "heads": mean["heads"],
+        "all_heads": mean["all_heads"],
+        "draw_std": np.std([draw["test"]["accuracy"] for draw in draws], ddof=1),
     }
     if len(accuracy) > 1:
         found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])
     addition.write("pairs", found)
     console.print(
         f"{found['examples']:,} pairs of {name} digits: "
-        f"{report.percent(found['mean'], found['std'])} %, where the split's {split.size:,} said "
-        f"{report.percent(addition.summary[name]['accuracy'])} % (a draw has ± "
-        f"{report.percent(found['draw_std'])} by luck)"
+        f"{tables.percent(found['mean'], found['std'])} %, where the split's {split.size:,} said "
+        f"{tables.percent(addition.summary[name]['accuracy'])} % (a draw has ± "
+        f"{tables.percent(found['draw_std'])} by luck)"
     )

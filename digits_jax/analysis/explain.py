@@ -17,7 +17,7 @@ from digits_jax.console import console
 from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
 from digits_jax.models import describe
-from digits_jax.report import figures, summary
+from digits_jax.report import artifacts, figures
 from digits_jax.types import Array, PyTree
 
 _PICTURES = ("filters.png", "feature_maps.png", "attribution.png")
@@ -62,7 +62,7 @@ def explain(
         said.append(f"{head} {names[label]}, predicted {names[predicted]}")
 
     source = trained.config.data.test_source or trained.config.data.source
-    title = figures.noted(f"Test example {example}", summary.drawn(source))
+    title = figures.noted(f"Test example {example}", artifacts.drawn(source))
     figures.attribution(images[0], heads, attribution_png, title)
     name, kernel = _first_kernel(params, maps, images.shape[1:])
     filters = dict([_block(name, kernel[None], _FILTERS)])

@@ -19,8 +19,7 @@ from scipy import ndimage
 from digits_jax.analysis.evaluate import Addition, open_run
 from digits_jax.console import console
 from digits_jax.data import dataset
-from digits_jax.report import figures
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, tables
 
 _FINE = 4  # pixels of the image in which strokes grow, to one
 
@@ -127,15 +126,15 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     ):
         split = test._replace(images=corrupt(digits, name, level))
         images, labels = dataset.examples(split, trained.recipe)
-        tested = report.test_metrics(labels, trained.predict(images))
+        tested = artifacts.test_metrics(labels, trained.predict(images))
         kept = ("mean", "std", "ensemble")
         found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
     addition.write("robustness", found)
-    note = report.drawn(addition.summary["data"]["test_source"])
+    note = artifacts.drawn(addition.summary["data"]["test_source"])
     figures.robustness(found, clean, shown, picture, note)
     console.print(_table(found))
-    console.print(Text(f"{report.percent(clean['mean'])} % of the digits as they are; {picture}"))
+    console.print(Text(f"{tables.percent(clean['mean'])} % of the digits as they are; {picture}"))
 
 
 def _table(found: dict[str, dict[str, Any]]) -> Table:
@@ -144,5 +143,5 @@ def _table(found: dict[str, dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column else "right", no_wrap=True)
     for name, levels in found.items():
         span = f"{', '.join(levels)} {CORRUPTIONS[name].unit}"
-        table.add_row(name, span, *(report.percent(x["mean"]) for x in levels.values()))
+        table.add_row(name, span, *(tables.percent(x["mean"]) for x in levels.values()))
     return table

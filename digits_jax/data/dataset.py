@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from digits_jax import files
 from digits_jax.data import drawn, sources
 from digits_jax.data.recipes import (
     RECIPES,
@@ -209,23 +210,14 @@ def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
     code += f"{jax.__version__} {jax.default_backend()}".encode()
     name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{'-even' if even else ''}.npy"
     path = cache / "drawn" / name
-    try:
-        table = np.load(path, allow_pickle=False)
-        if table.shape == (n, 785) and table.dtype == np.uint8:
-            return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
-    except Exception:  # a damaged .npy header can raise nearly anything
-        pass  # not there, or damaged: draw it anew
+    table = files.read_array(path)
+    if table is not None and table.shape == (n, 785) and table.dtype == np.uint8:
+        return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
     digits = drawn.digits(seed, n, even)
     table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.save(file, table, allow_pickle=False)
-        part.replace(path)
+        files.write_array(path, table)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         log.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
     return digits
 

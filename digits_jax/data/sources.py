@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from digits_jax import files
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
@@ -301,14 +302,10 @@ def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
     arrays = []
     for name, (_, expected) in FILES.items():
         path = cache / f"{name}.npy"
-        try:
-            array = np.load(path, allow_pickle=False)
-            if array.dtype != np.uint8 or _sha256(array) != expected:
-                raise ValueError("its content was altered")
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # a damaged .npy header can raise nearly anything
-            log.warning("%s can't be used and will be prepared anew: %s", path, error)
+        array = files.read_array(path)
+        if array is None or array.dtype != np.uint8 or _sha256(array) != expected:
+            if path.exists():
+                log.warning("%s can't be used (damaged, or altered): it is prepared anew", path)
             return None
         array.flags.writeable = False
         arrays.append(array)
@@ -318,14 +315,7 @@ def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
 def _write_cache(cache: pathlib.Path, arrays: list[np.ndarray]) -> None:
     """Prepares the cache; where it can't be written, that is a warning and no more."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         for name, array in zip(FILES, arrays, strict=True):
-            part = cache / f"{name}.{uuid.uuid4().hex}.part"
-            try:
-                with part.open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                os.replace(part, cache / f"{name}.npy")
-            finally:
-                part.unlink(missing_ok=True)
+            files.write_array(cache / f"{name}.npy", array)
     except OSError as error:
         log.warning("MNIST can't be cached in %s: %s", cache, error)

@@ -14,6 +14,7 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 from rich.text import Text
 
+from digits_jax import files
 from digits_jax.analysis.evaluate import open_run, writable
 from digits_jax.console import console, percent
 from digits_jax.core.step import apply
@@ -22,7 +23,7 @@ from digits_jax.data.batches import normalize
 from digits_jax.errors import UserError
 from digits_jax.export.demo import site
 from digits_jax.models import layers
-from digits_jax.report import summary as report
+from digits_jax.report.tables import LEFT, RIGHT, markdown
 from digits_jax.training import predictor
 from digits_jax.training.predictor import Trained
 from digits_jax.types import Array
@@ -95,7 +96,7 @@ def export(
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
-    report.write_text(folder / CARD, _card(run, summary, folder, accuracy))
+    files.write_text(folder / CARD, _card(run, summary, folder, accuracy))
     reads = (
         f"{folder}: {WHOLE} reads {percent(accuracy[WHOLE])} of {len(images):,} test images, "
         f"{SMALL} {percent(accuracy[SMALL])}; {HLO} for {', '.join(PLATFORMS)}; {CARD}"
@@ -193,11 +194,12 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
         (HLO, f"StableHLO of `jax.export`, for {', '.join(PLATFORMS)}", "as the first"),
         (predictor.FILE, "the weights, NumPy arrays", ""),
     ]
-    table = "\n".join(
-        f"| `{name}` | {what} | {(folder / name).stat().st_size:,} | {right} | "
-        f"`{hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}` |"
+    cells = [
+        [f"`{name}`", what, f"{(folder / name).stat().st_size:,}", right, _checksum(folder / name)]
         for name, what, right in rows
-    )
+    ]
+    header = ("file", "what it is", "bytes", "test accuracy", "SHA-256 begins")
+    table = markdown(header, cells, (LEFT, LEFT, RIGHT, RIGHT, LEFT))
     ece = summary.get("calibration", {})
     ece = ece.get("ensemble", ece).get("ece_tempered")
     sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
@@ -220,12 +222,14 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
     )
 
 
+def _checksum(path: Path) -> str:
+    return f"`{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}`"
+
+
 _CARD = """# {name}
 
 {network}, trained by digits_jax: `{command}`.
 
-| file | what it is | bytes | test accuracy | SHA-256 begins |
-| --- | --- | ---: | ---: | --- |
 {table}
 
 **Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. A digit fills a box of

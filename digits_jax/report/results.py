@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.report import figures, stats
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats
+from digits_jax.report.tables import LEFT, RIGHT, markdown, percent
 
 Summary = dict[str, Any]
 
@@ -62,14 +63,14 @@ def _quoted(summary: Summary) -> str:
 
 
 def _accuracy(summary: Summary) -> str:
-    return report.percent(summary.get("mean"), summary.get("std"))
+    return percent(summary.get("mean"), summary.get("std"))
 
 
 def _interval(summary: Summary) -> str:
     if summary["config"]["data"]["folds"]:
         return ""  # folds share digits: Student's t would be too narrow
     half = stats.half_width(_tests(summary))
-    return "" if half is None else f"± {report.percent(half)}"
+    return "" if half is None else f"± {percent(half)}"
 
 
 def _seeds(summary: Summary) -> str:
@@ -81,56 +82,65 @@ def _over_mean(summary: Summary, value: float | None) -> str:
     """'99.70 (+0.21)': and by how much that is more than the mean."""
     if value is None:
         return ""
-    return f"{report.percent(value)} ({100 * (value - summary['mean']):+.2f})"
+    return f"{percent(value)} ({100 * (value - summary['mean']):+.2f})"
+
+
+def _best_test_epoch(summary: Summary) -> str:
+    return _over_mean(summary, summary.get("best_test_epoch", {}).get("mean"))
 
 
 def _heads(summary: Summary) -> str:
     heads = (summary.get("test") or {}).get("heads", {})
     if len(heads) < 2:
         return ""
-    return ", ".join(f"{head} {report.percent(x)}" for head, x in heads.items())
+    return ", ".join(f"{head} {percent(x)}" for head, x in heads.items())
 
 
 def _gap(summary: Summary) -> str:
     train, validation = summary.get("train"), summary.get("validation")
     if not train or not validation:
-        return report.percent(None)
-    return report.percent(train["accuracy"] - validation["accuracy"])
+        return percent(None)
+    return percent(train["accuracy"] - validation["accuracy"])
 
 
-# Name, alignment, content; the README beside the results shows the marked ones.
-_COLUMNS: tuple[tuple[str, str, Callable[[Summary], str], bool], ...] = (
-    ("data", "---", _data, False),
-    ("parameters", "---:", lambda s: f"{s['model']['parameters']:,}", True),
-    ("quoted", "---:", _quoted, True),
-    ("test accuracy", "---:", _accuracy, True),
-    ("95 %", "---:", _interval, True),
-    ("seeds", "---:", _seeds, True),
-    (
-        *("best test epoch", "---:"),
-        *(lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean")), True),
-    ),
-    ("heads", "---", _heads, True),
-    ("ensemble", "---:", lambda s: _over_mean(s, s.get("ensemble")), True),
-    ("gap", "---:", _gap, False),
-    ("epochs", "---:", lambda s: str(s["epochs"]), False),
-    ("minutes", "---:", lambda s: f"{s['seconds']['total'] / 60:.1f}", False),
-    ("device", "---", lambda s: str(s["device"]), False),
-    ("date", "---", lambda s: s["date"], False),
+class _Column(NamedTuple):
+    """content: a run's cell; short: the README beside the results shows it, too."""
+
+    name: str
+    align: str
+    content: Callable[[Summary], str]
+    short: bool = False
+
+
+_COLUMNS = (
+    _Column("data", LEFT, _data),
+    _Column("parameters", RIGHT, lambda s: f"{s['model']['parameters']:,}", short=True),
+    _Column("quoted", RIGHT, _quoted, short=True),
+    _Column("test accuracy", RIGHT, _accuracy, short=True),
+    _Column("95 %", RIGHT, _interval, short=True),
+    _Column("seeds", RIGHT, _seeds, short=True),
+    _Column("best test epoch", RIGHT, _best_test_epoch, short=True),
+    _Column("heads", LEFT, _heads, short=True),
+    _Column("ensemble", RIGHT, lambda s: _over_mean(s, s.get("ensemble")), short=True),
+    _Column("gap", RIGHT, _gap),
+    _Column("epochs", RIGHT, lambda s: str(s["epochs"])),
+    _Column("minutes", RIGHT, lambda s: f"{s['seconds']['total'] / 60:.1f}"),
+    _Column("device", LEFT, lambda s: str(s["device"])),
+    _Column("date", LEFT, lambda s: s["date"]),
 )
 
 
 def table(summaries: dict[str, Summary], folder: str = "", *, whole: bool = True) -> str:
     """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
-    columns = [column for column in _COLUMNS if whole or column[3]]
-    lines = [
-        ["run", *(name for name, *_ in columns)],
-        ["---", *(align for _, align, *_ in columns)],
-    ]
-    for run, summary in summaries.items():
-        cells = [content(summary) for _, _, content, _ in columns]
-        lines.append([f"[{run}]({folder}{run}/)", *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    columns = [column for column in _COLUMNS if whole or column.short]
+    return markdown(
+        ["run", *(column.name for column in columns)],
+        [
+            [f"[{run}]({folder}{run}/)", *(column.content(summary) for column in columns)]
+            for run, summary in summaries.items()
+        ],
+        [LEFT, *(column.align for column in columns)],
+    )
 
 
 def damaged(summaries: dict[str, Summary]) -> str:
@@ -142,13 +152,9 @@ def damaged(summaries: dict[str, Summary]) -> str:
     looked = {run: summary for run, summary in summaries.items() if "robustness" in summary}
     if not looked:
         return ""
-    columns: dict[tuple[str, str], None] = {}
-    for summary in looked.values():
-        columns |= {(name, list(x)[-1]): None for name, x in summary["robustness"].items()}
-    lines = [
-        ["run", "as they are", *(f"{name} {level}" for name, level in columns), "all", "ECE"],
-        ["---", *["---:"] * (len(columns) + 3)],
-    ]
+    corruptions = (item for s in looked.values() for item in s["robustness"].items())
+    columns = list(dict.fromkeys((name, list(levels)[-1]) for name, levels in corruptions))
+    rows = []
     for run, summary in looked.items():
         found = summary["robustness"]
         every = [x["mean"] for levels in found.values() for x in levels.values()]
@@ -158,8 +164,9 @@ def damaged(summaries: dict[str, Summary]) -> str:
             sum(every) / len(every),
             summary.get("calibration", {}).get("ece_tempered"),
         ]
-        lines.append([f"[{run}]({run}/)", *map(report.percent, figures_of)])
-    return f"\n\n{DAMAGED}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([f"[{run}]({run}/)", *map(percent, figures_of)])
+    header = ["run", "as they are", *(f"{name} {level}" for name, level in columns), "all", "ECE"]
+    return f"\n\n{DAMAGED}\n\n{markdown(header, rows, [LEFT] + [RIGHT] * (len(header) - 1))}"
 
 
 def more_pairs(summaries: dict[str, Summary]) -> str:
@@ -171,22 +178,20 @@ def more_pairs(summaries: dict[str, Summary]) -> str:
     looked = {run: s for run, s in summaries.items() if s.get("pairs", {}).get("split") == "test"}
     if not looked:
         return ""
-    figures_of = ["accuracy", "heads", "both"]
-    lines = [
-        ["run", *figures_of, "pairs", *figures_of, "ensemble", "luck"],
-        ["---", "---:", "---", "---:", "---:", "---:", "---", "---:", "---:", "---:"],
-    ]
+    rows = []
     for run, summary in looked.items():
-        found, cells = summary["pairs"], []
+        found, cells = summary["pairs"], list[str]()
         for part in (summary, found):
-            said: Summary = part.get("test") or part
-            both = report.percent(said["all_heads"]) if len(said["heads"]) > 1 else ""
-            cells += [_accuracy(part), _heads({"test": said}), both]
-        ensemble = report.percent(found["ensemble"]) if "ensemble" in found else ""
-        luck = f"± {report.percent(found['draw_std'])}"
-        more = f"{found['examples']:,}"
-        lines.append([f"[{run}]({run}/)", *cells[:3], more, *cells[3:], ensemble, luck])
-    return f"\n\n{PAIRS}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            test: Summary = part.get("test") or part
+            both = percent(test["all_heads"]) if len(test["heads"]) > 1 else ""
+            cells += [_accuracy(part), _heads({"test": test}), both]
+        cells.insert(3, f"{found['examples']:,}")
+        ensemble = percent(found["ensemble"]) if "ensemble" in found else ""
+        rows.append([f"[{run}]({run}/)", *cells, ensemble, f"± {percent(found['draw_std'])}"])
+    accuracies = ("accuracy", "heads", "both")
+    header = ["run", *accuracies, "pairs", *accuracies, "ensemble", "luck"]
+    align = [LEFT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT]
+    return f"\n\n{PAIRS}\n\n{markdown(header, rows, align)}"
 
 
 def read(results: Path) -> dict[str, Summary]:
@@ -238,7 +243,7 @@ def write(results: str | os.PathLike) -> None:
                 continue
             text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
         before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-        report.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
+        files.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
     shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
     if shown:
         points = [
@@ -253,12 +258,8 @@ def write(results: str | os.PathLike) -> None:
             for run, summary in shown.items()
         ]
         figures.frontier(points, results / "accuracy.png")
-    curves = {run: report.read_rows(results / run / "metrics.jsonl") for run in shown}
-    curves = {
-        run: rows
-        for run, rows in curves.items()
-        if max((row["epoch"] for row in rows), default=0) > 1
-    }
+    logs = ((run, artifacts.read_rows(results / run / "metrics.jsonl")) for run in shown)
+    curves = {run: rows for run, rows in logs if any(row["epoch"] > 1 for row in rows)}
     if curves:
         figures.learning(curves, results / "curves.png")
 

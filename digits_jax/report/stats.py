@@ -29,6 +29,16 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     }
 
 
+def means(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{key: its mean over the records}, of members or of draws; also in dicts that they hold."""
+    return {
+        key: means([record[key] for record in records])
+        if isinstance(value, Mapping)
+        else float(np.mean([record[key] for record in records]))
+        for key, value in records[0].items()
+    }
+
+
 class McNemar(NamedTuple):
     """first, second: examples that only the one or only the other got right; p: two-sided."""
 

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import models, settings
+from digits_jax import files, models, settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.core import population
@@ -31,7 +31,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.models.describe import layers
-from digits_jax.report import figures, summary
+from digits_jax.report import artifacts, figures
 from digits_jax.search.study import FINISHED, Space, State, Study, database, inside, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
@@ -333,17 +333,15 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> An
         | _values(t, config, space)
         for t in done
     ]
-    part = workdir / f"trials.{os.getpid()}.part"
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with files.replacing(workdir / "trials.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("trial", "state", "epochs", "validation", *space))
         for trial in done:
             values = _values(trial, config, space).values()
             row = (trial.number, trial.state.name.lower(), trial.last_step or 0, trial.value)
             writer.writerow((*row, *values))
-    part.replace(workdir / "trials.csv")
     logs = {field for field, d in space.items() if getattr(d, "log", False)}
-    note = summary.drawn(config.data.source)
+    note = artifacts.drawn(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
     return max(complete, key=lambda trial: (trial.value, -trial.number))
 

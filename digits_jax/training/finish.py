@@ -18,8 +18,7 @@ from digits_jax.core.step import chosen
 from digits_jax.data import batches, dataset
 from digits_jax.devices import backend
 from digits_jax.devices.mesh import fetch
-from digits_jax.report import figures
-from digits_jax.report import summary as report
+from digits_jax.report import artifacts, figures, stats
 from digits_jax.training import predictor, prune
 from digits_jax.training.epoch import Clock
 from digits_jax.training.run import Run
@@ -33,7 +32,7 @@ _PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
 def finish(run: Run, workdir: Path, clock: Clock) -> None:
     """Evaluates the chosen weights on every split, the test split once, and writes the report."""
     config, data = run.config, run.data
-    rows = report.read_rows(workdir / "metrics.jsonl")
+    rows = artifacts.read_rows(workdir / "metrics.jsonl")
     scores, temperatures = {}, None
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
@@ -42,7 +41,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
             if name == "validation":
                 folds = np.concatenate([members.fold for members in run.members])
                 shared = split.of(folds) if config.data.folds else split
-                temperatures = report.fit_temperatures(
+                temperatures = artifacts.fit_temperatures(
                     dataset.labels(shared, data.recipe), _joined(outputs)
                 )
     tested: tuple[Any, ...] = ()
@@ -80,10 +79,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
         "steps": epochs * run.steps_per_epoch,
         "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
         "images_per_second": round(seen / max(clock.seconds["train"], 1e-9), 1),
-        **{
-            name: {key: float(np.mean([m[key] for m in members])) for key in members[0]}
-            for name, members in scores.items()
-        },
+        **{name: stats.means(members) for name, members in scores.items()},
         "members": [
             {
                 "seed": config.seed + member,
@@ -106,14 +102,14 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     if config.prune.run:
         facts["pruning"] = table = _pruned(run)
         console.print(prune.write(workdir, config, table))
-    summary = report.write(workdir, facts, rows, *tested)
+    summary = artifacts.write(workdir, facts, rows, *tested)
     if tested and not config.prune.run:
-        text = figures.noted(report.headline(summary), report.drawn(data.test_source))
+        text = figures.noted(artifacts.headline(summary), artifacts.drawn(data.test_source))
         console.print(f"test {text}", style="bold")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
 
 
-def _pruned(run: Run) -> list[report.Row]:
+def _pruned(run: Run) -> list[artifacts.Row]:
     """What pruning took from each member, and what training on gave back."""
     first = [run.layout.over_members(prune.begin(run.config, ids)) for ids in run.ids]
     kept = [chosen(state) for state in run.states]

@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.core import population
 from digits_jax.core.population import members_of, slice_size, slices
 from digits_jax.core.step import chosen
@@ -72,7 +72,7 @@ class Trained:
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
         except PermissionError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        except Exception as error:  # a damaged .npy header can raise nearly anything
+        except Exception as error:  # as `files.read_array` says
             raise UserError(
                 f"{path} is not the model of this run ({error}); "
                 "--config.resume=False trains it again"
@@ -166,8 +166,7 @@ def write(
     tree = {"weights": weights._asdict()}
     flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with files.replacing(path) as file:
         np.savez_compressed(
             file,
             allow_pickle=False,
@@ -177,4 +176,3 @@ def write(
             **{f"normalizer/{name}": np.asarray(x) for name, x in normalizer._asdict().items()},
             **flat,
         )
-    part.replace(path)

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.report import figures, summary
+from digits_jax.report import artifacts, figures, tables
 from digits_jax.settings import flatten
 from digits_jax.training.predictor import Trained
 from digits_jax.types import PyTree, Weights
@@ -52,7 +53,9 @@ def begin(config: ConfigDict, ids: range) -> Weights:
     return jax.tree.map(lambda *x: np.stack(x), *members)
 
 
-def rows(config: ConfigDict, params: PyTree, figures: dict[str, list[float]]) -> list[summary.Row]:
+def rows(
+    config: ConfigDict, params: PyTree, figures: dict[str, list[float]]
+) -> list[artifacts.Row]:
     """A row for each member: its fraction, weights left, bytes, and its part of `figures`.
 
     params: those that were kept, [P, ...]; figures: {name: [P] accuracies}.
@@ -66,19 +69,18 @@ def rows(config: ConfigDict, params: PyTree, figures: dict[str, list[float]]) ->
     return table
 
 
-def write(workdir: Path, config: ConfigDict, table: list[summary.Row]) -> str:
+def write(workdir: Path, config: ConfigDict, table: list[artifacts.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
-    figures.pruning(table, workdir / "pruning.png", summary.drawn(config.data.source))
+    figures.pruning(table, workdir / "pruning.png", artifacts.drawn(config.data.source))
     splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
-    head = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
-    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
-    for row in table:
-        cells = [f"{100 * row['pruned']:g}", f"{row['weights']:,}", f"{row['bytes']:,}"]
-        lines.append(
-            f"| {' | '.join([*cells, *(summary.percent(row[name]) for name in splits)])} |"
-        )
-    text = "\n".join(lines) + "\n"
-    summary.write_text(workdir / "pruning.md", _TEXT.format(run=config.prune.run) + text)
+    header = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
+    cells = [
+        [f"{100 * row['pruned']:g}", f"{row['weights']:,}", f"{row['bytes']:,}"]
+        + [tables.percent(row[name]) for name in splits]
+        for row in table
+    ]
+    text = tables.markdown(header, cells, [tables.RIGHT] * len(header)) + "\n"
+    files.write_text(workdir / "pruning.md", _TEXT.format(run=config.prune.run) + text)
     return text
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from rich.text import Text
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.core.step import current
 from digits_jax.data import dataset
@@ -20,7 +20,7 @@ from digits_jax.devices import hosts
 from digits_jax.devices.mesh import fetch
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import Stopped, UserError, again
-from digits_jax.report import summary
+from digits_jax.report import artifacts
 from digits_jax.training import predictor
 from digits_jax.training.checkpoint import FOLDER, PART, Checkpoints
 from digits_jax.training.epoch import Clock, epoch
@@ -58,7 +58,7 @@ def train(
             if not config.resume:
                 clear(folder)
             if not (folder / "config.json").exists():  # else once it is known that it can go on
-                summary.write_json(folder / "config.json", settings.as_dict(config))
+                files.write_json(folder / "config.json", settings.as_dict(config))
             if auto and config.data.source == "drawn":
                 warn_drawn(reason)
             _introduce(run, workdir)
@@ -66,9 +66,9 @@ def train(
             with Checkpoints(workdir) as checkpoints:
                 done = _resume(run, checkpoints, clock)
                 clear(folder, RESULTS)  # of when it was finished, perhaps after fewer epochs
-                summary.write_json(folder / "config.json", settings.as_dict(config))
-                rows = summary.rewind(folder / "metrics.jsonl", done)
-                with summary.EventWriter(folder, rows) as events:
+                files.write_json(folder / "config.json", settings.as_dict(config))
+                rows = artifacts.rewind(folder / "metrics.jsonl", done)
+                with artifacts.EventWriter(folder, rows) as events:
                     for number in range(done + 1, config.epochs + 1):
                         if all(np.all(fetch(state.best.stopped)) for state in run.states):
                             break
@@ -81,7 +81,7 @@ def train(
                             text = f"stopped in epoch {number}; {again(config.resume)}"
                             raise Stopped(text) from None
                         _tell_diverged(run, workdir, number)
-                        summary.append_rows(folder / "metrics.jsonl", rows)
+                        files.append_rows(folder / "metrics.jsonl", rows)
                         events.append(rows)
                         clock.lap()
                         _save(run, folder, checkpoints, number, clock)
@@ -176,7 +176,7 @@ def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
     """Saves an unfinished epoch, and waits until it is written; an earlier part stays till then."""
     with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
-        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), summary.plain(meta))
+        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), files.plain(meta))
 
 
 def _tell_diverged(run: Run, workdir: Path, number: int) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from digits_jax import files
 from digits_jax.console import console
 from digits_jax.data import drawn
 from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError
-from digits_jax.report import summary
 
 PAGE = Path(__file__).with_name("page")
 # What runs the model in the browser; MIT licence, by Microsoft. {file: SHA-256}
@@ -38,11 +38,11 @@ def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> 
 
     card: what the page says of its network. Raises UserError where onnxruntime-web can't be had.
     """
-    files = runtime(cache)
+    modules = runtime(cache)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
-    shutil.copytree(files, folder / "runtime", dirs_exist_ok=True)
+    shutil.copytree(modules, folder / "runtime", dirs_exist_ok=True)
     shutil.copyfile(model, folder / model.name)
-    summary.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
+    files.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
 
 
 def whole(folder: Path) -> bool:

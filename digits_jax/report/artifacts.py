@@ -6,7 +6,6 @@ log-probabilities {head: [P, N, C] float32} of P members.
 
 import csv
 import json
-import math
 import os
 import shutil
 import time
@@ -16,41 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from digits_jax.console import percent
 from digits_jax.errors import UserError
+from digits_jax.files import json_lines, plain, write_json, write_text
 from digits_jax.report import figures, stats
 
 Row = dict[str, Any]
 Heads = dict[str, np.ndarray]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: arrays as numbers and lists, NaN and infinities as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as indented JSON, atomically; NaN and infinities become null."""
-    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _lines(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -77,16 +48,10 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def append_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Appends `rows` to metrics.jsonl; after a crash call `rewind` first."""
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(_lines(rows))
-
-
 def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
     """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
     rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
-    write_text(path, _lines(rows))
+    write_text(path, json_lines(rows))
     return rows
 
 
@@ -255,37 +220,37 @@ def calibration(
     [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
     them.
     """
-    members, diagrams = len(temperatures) - 1, {}
-    figures_of: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
+    members = len(temperatures) - 1
+    found: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
     pooled = []
     for name, scales in (("ece", np.ones(members)), ("ece_tempered", temperatures[:-1])):
         sure = [
             _sure(labels, {head: log_probabilities[head][m] for head in labels}, scale)
             for m, scale in enumerate(scales)
         ]
-        figures_of[name] = np.mean([stats.reliability(*one).error for one in sure])
+        found[name] = np.mean([stats.reliability(*one).error for one in sure])
         pooled.append(stats.reliability(*map(np.concatenate, zip(*sure, strict=True))))
-    diagrams["members" if members > 1 else "the network"] = (pooled[0], pooled[1])
+    diagrams = {"members" if members > 1 else "the network": (pooled[0], pooled[1])}
     if members > 1:
         together, scale = averaged(log_probabilities), temperatures[-1]
         one, other = (stats.reliability(*_sure(labels, together, t)) for t in (1.0, scale))
         diagrams["ensemble"] = (one, other)
         errors = {"ece": one.error, "ece_tempered": other.error}
-        figures_of["ensemble"] = {"temperature": scale} | errors
-    return plain(figures_of), diagrams
+        found["ensemble"] = {"temperature": scale} | errors
+    return plain(found), diagrams
 
 
 def headline(tested: dict[str, Any]) -> str:
     """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'."""
     members, heads = len(tested["members"]), tested["test"]["heads"]
-    text = f"{percent(tested['mean'], tested['std'])} %"
+    text = percent(tested["mean"], tested["std"])
     if members > 1:
         text += f" over {members} members"
         if tested["interval"] is not None:
-            text += f" (95 % interval ± {percent(tested['interval'])})"
-        text += f", ensemble {percent(tested['ensemble'])} %"
+            text += f" (95 % interval ± {percent(tested['interval'], unit='')})"
+        text += f", ensemble {percent(tested['ensemble'])}"
     if len(heads) > 1:
-        text += f" ({', '.join(f'{head} {percent(x)} %' for head, x in heads.items())})"
+        text += f" ({', '.join(f'{head} {percent(x)}' for head, x in heads.items())})"
     if lost := sum("diverged" in member for member in tested["members"]):
         text += f"; {lost} of the members diverged and count as they were before"
     return text
@@ -319,7 +284,7 @@ def write_predictions(
     labels: Heads | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes predictions.csv: a row per example, and per head what it says.
+    """Writes predictions.csv: a row per example, and per head the class and its probability.
 
     log_probabilities: {head: [N, C]} of one model. Columns: index, image (where `names` are given),
     then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
@@ -330,13 +295,12 @@ def write_predictions(
     if names is not None:
         columns["image"] = names
     for head, values in log_probabilities.items():
-        written = figures.class_names(values.shape[-1])
-        said = values.argmax(-1)
-        columns[head] = [written[c] for c in said]
+        written, predicted = figures.class_names(values.shape[-1]), values.argmax(-1)
+        columns[head] = [written[c] for c in predicted]
         columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
         if labels is not None:
             columns[f"{head}_label"] = [written[c] for c in labels[head]]
-            columns[f"{head}_correct"] = (said == labels[head]).astype(int).tolist()
+            columns[f"{head}_correct"] = (predicted == labels[head]).astype(int).tolist()
     _write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
@@ -355,8 +319,8 @@ def write(
     rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
     {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
     pools all members, errors.png shows the mistakes of their averaged probabilities,
-    calibration.png what confidence is worth before and after `temperatures` [P + 1]. Returns the
-    summary as written.
+    calibration.png the calibration before and after `temperatures` [P + 1]. Returns the summary as
+    written.
     """
     workdir = Path(workdir)
     note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
@@ -367,20 +331,15 @@ def write(
         members = zip(summary["members"], tested["members"], strict=True)
         summary = summary | tested | {"members": [known | test for known, test in members]}
         per_class(workdir / "per_class.csv", labels, log_probabilities)
-        said = {head: values.argmax(-1) for head, values in log_probabilities.items()}
-        figures.confusion(
-            {head: (np.broadcast_to(labels[head], said[head].shape), said[head]) for head in said},
-            {head: values.shape[-1] for head, values in log_probabilities.items()},
-            workdir / "confusion.png",
-            test_note,
-        )
-        means = mean_probabilities(log_probabilities)
-        figures.errors(
-            images,
-            {head: (labels[head], means[head]) for head in means},
-            workdir / "errors.png",
-            note=test_note,
-        )
+        predicted = {head: p.argmax(-1) for head, p in log_probabilities.items()}
+        pooled = {
+            head: (np.broadcast_to(labels[head], p.shape), p) for head, p in predicted.items()
+        }
+        classes = {head: p.shape[-1] for head, p in log_probabilities.items()}
+        figures.confusion(pooled, classes, workdir / "confusion.png", test_note)
+        averages = mean_probabilities(log_probabilities)
+        judged = {head: (labels[head], p) for head, p in averages.items()}
+        figures.errors(images, judged, workdir / "errors.png", note=test_note)
         if summary.get("config", {}).get("data", {}).get("folds"):
             summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
@@ -392,11 +351,5 @@ def write(
 
 
 def drawn(source: str | None) -> str:
-    """What a picture's title says of digits from that source: '' of MNIST's."""
+    """The note in a picture's title about the digits' source: '' of MNIST's."""
     return "drawn digits" if source == "drawn" else ""
-
-
-def percent(fraction: float | None, spread: float | None = None) -> str:
-    if fraction is None:
-        return "–"
-    return f"{100 * fraction:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

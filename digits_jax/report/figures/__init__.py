@@ -1,0 +1,10 @@
+"""Pictures of what a run learned: light, at most 8 inches wide, readable at 800 pixels.
+
+Each function draws one PNG file from arrays or rows. matplotlib is imported when the first picture
+is drawn, through its object interface: no pyplot, no display, no global state.
+"""
+
+from digits_jax.report.figures.comparisons import ablation, frontier, learning, pruning, search
+from digits_jax.report.figures.draw import class_names, noted
+from digits_jax.report.figures.images import attribution, errors, sheet, signed_maps
+from digits_jax.report.figures.runs import confusion, curves, reliability, robustness

@@ -1,0 +1,181 @@
+"""Pictures that lay images out: mistakes, contact sheets, filters, where a network looks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from digits_jax.report.figures import draw
+from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, ORANGE, SIGNED, Style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GAP, _HEAD, _LINE = 0.065, 0.3, 0.15  # inches: between images, of the title, of a caption's line
+_ON_PAPER: Style = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
+
+
+@contextmanager
+def _canvas(path: Path, width: float, height: float, title: str) -> Iterator[Axes]:
+    """A page under one title, to place images and text on: axes in inches, from the upper left."""
+    with draw.page(path, width, height) as figure:
+        figure.set_layout_engine("none")
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        ax.set_axis_off()
+        ax.text(_GAP, 0.17, title, va="center", fontweight="bold")
+        yield ax
+
+
+def _place(
+    ax: Axes, image: np.ndarray, x: float, y: float, width: float, frame: bool = True, **how: Any
+) -> None:
+    """Draws `image` [H, W] with its upper left corner at (x, y), in a thin frame."""
+    right, bottom = x + width, y + width * image.shape[0] / image.shape[1]
+    box = (x, right, bottom, y)
+    ax.imshow(image, extent=box, aspect="auto", interpolation="nearest", **how)
+    if frame:
+        ax.plot([x, right, right, x, x], [y, y, bottom, bottom, y], color=GRID, lw=0.6)
+
+
+def _mosaic(images: np.ndarray, columns: int, gap: int, foot: int) -> np.ndarray:
+    """Lays images [N, H, W] out in R rows: [R * (H + 4 + foot), columns * (W + gap)] uint8.
+
+    `foot` rows of paper below each image are left for its caption.
+    """
+    n, height, width = images.shape
+    rows = -(-n // columns)
+    cells = np.zeros((rows * columns, height + 4 + foot, width + gap), np.uint8)
+    cells[:n, 2 : 2 + height, gap // 2 : gap // 2 + width] = images
+    cells = cells.reshape(rows, columns, *cells.shape[1:])
+    return cells.swapaxes(1, 2).reshape(rows * cells.shape[2], columns * cells.shape[3])
+
+
+def sheet(images: np.ndarray, path: Path, columns: int) -> None:
+    """A contact sheet of images [N, H, W] uint8, ink on paper."""
+    mosaic = _mosaic(images, columns, 4, 0)
+    with _canvas(path, 8, 8 * mosaic.shape[0] / mosaic.shape[1], "") as ax:
+        _place(ax, mosaic, 0, 0, 8, frame=False, **_ON_PAPER)
+
+
+def errors(
+    images: np.ndarray,
+    heads: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: Path,
+    count: int = 40,
+    note: str = "",
+) -> None:
+    """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
+
+    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}. With several heads
+    an image is a mistake where any head is wrong, as confident as the surest of those.
+    """
+    n, height, width = images.shape
+    wrong = {head: p.argmax(-1) != labels for head, (labels, p) in heads.items()}
+    sure = [np.where(wrong[head], p.max(-1), 0) for head, (_, p) in heads.items()]
+    confidence = np.max(sure, axis=0)
+    total = int(np.count_nonzero(confidence))
+    if not total:
+        with draw.page(path, 8, 0.6) as figure:
+            text = draw.noted(f"no mistakes in {n:,} images", note)
+            figure.text(0.5, 0.5, text, ha="center", va="center")
+        return
+    shown = np.argsort(-confidence, kind="stable")[: min(count, total)]
+    wide, tall = width > height, width < height
+    columns, gap, inset = (8, 14, 7) if wide else (8, 12, 2) if tall else (10, 4, 2)
+    pixel = 8 / (columns * (width + gap))  # inches
+    foot = round((_LINE * len(heads) + 0.04) / pixel)
+    mosaic = _mosaic(images[shown], columns, gap, foot)
+    which = f"The {count} most confident of" if count < total else "All"
+    title = draw.noted(f"{which} {total:,} mistakes in {n:,} images", note)
+    style: Style = {"va": "top", "fontsize": 7, "linespacing": 1.25}
+    with _canvas(path, 8, _HEAD + pixel * mosaic.shape[0], title) as ax:
+        _place(ax, mosaic, 0, _HEAD, 8, frame=False, **_ON_PAPER)
+        for k, i in enumerate(shown):
+            row, column = divmod(k, columns)
+            x = pixel * (column * (width + gap) + inset + 0.5)
+            y = pixel * (row * (height + 4 + foot) + height + 4.5) + _HEAD
+            left, right = [], []
+            for head, (labels, p) in heads.items():
+                if wrong[head][i]:
+                    left.append(_reading(heads, head, labels[i], p[i]))
+                    right.append(_percent(p[i].max()))
+            ax.text(x, y, "\n".join(left), **style)
+            x += pixel * (width + gap - 2 * inset)
+            ax.text(x, y, "\n".join(right), color=FAINT, ha="right", **style)
+
+
+def _reading(
+    heads: Collection[str], head: str, label: int, probabilities: np.ndarray, arrow: str = "→"
+) -> str:
+    """'7→1'; with the head's name where there are several."""
+    names = draw.class_names(len(probabilities))
+    which = f"{head} " if len(heads) > 1 else ""
+    return f"{which}{names[label]}{arrow}{names[probabilities.argmax()]}"
+
+
+def _percent(probability: float) -> str:
+    return ">99%" if probability > 0.995 else f"{probability:.0%}"
+
+
+def signed_maps(blocks: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """Blocks of small maps, blue below 0 and orange above it.
+
+    blocks: {title: [N, H, W] float}. Each block has its own scale, white at 0 and as far to either
+    side as its largest magnitude, which is written above it.
+    """
+    colours, layout, page_height = draw.colormap(SIGNED), [], _HEAD
+    for maps in blocks.values():
+        n, height, width = maps.shape
+        lines = -(-n // (8 if width > height else 12))
+        columns = max(-(-n // lines), 8)
+        cell = (8 - _GAP) / columns
+        tall = (cell - _GAP) * height / width + _GAP
+        layout.append((page_height, columns, cell, tall))
+        page_height += 0.25 + lines * tall + 0.1
+    with _canvas(path, 8, page_height, title) as ax:
+        for x, text, colour in ((7.3, "negative", BLUE), (7.935, "positive", ORANGE)):
+            ax.text(x, 0.17, text, color=colour, ha="right", va="center")
+        for (name, maps), (top, columns, cell, tall) in zip(blocks.items(), layout, strict=True):
+            most = np.abs(maps).max() or 1
+            ax.text(_GAP, top + 0.12, name, va="center")
+            ax.text(8 - _GAP, top + 0.12, f"±{most:.2g}", color=FAINT, ha="right", va="center")
+            how: Style = {"cmap": colours, "vmin": -most, "vmax": most}
+            for i, image in enumerate(maps):
+                x, y = _GAP + i % columns * cell, top + 0.25 + i // columns * tall
+                _place(ax, image, x, y, cell - _GAP, **how)
+
+
+def attribution(
+    image: np.ndarray,
+    heads: Mapping[str, tuple[int, np.ndarray, Mapping[str, np.ndarray]]],
+    path: Path,
+    title: str,
+) -> None:
+    """A row per head: the image as "true → predicted, probability", then where the head looks.
+
+    image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})}. The
+    maps, from 0 up, are drawn over the faded image, the deeper the larger.
+    """
+    heat, (height, width) = draw.colormap(HEAT), image.shape
+    wide = (8 / 3 - 2 * _GAP) * width / max(height, width)
+    pitch = max(wide + 2 * _GAP, 2)  # room for "Grad-CAM of Residual_1/Conv_2"
+    tall = 0.25 + wide * height / width + 0.15
+    columns = 1 + max(len(maps) for *_, maps in heads.values())
+    with _canvas(path, columns * pitch, _HEAD + len(heads) * tall, title) as ax:
+        for row, (head, (label, probabilities, maps)) in enumerate(heads.items()):
+            y = _HEAD + row * tall
+            text = _reading(heads, head, label, probabilities, arrow=" → ")
+            text = f"{text}, {_percent(probabilities.max())}"
+            ax.text(_GAP, y + 0.12, text, va="center")
+            _place(ax, image, _GAP, y + 0.25, wide, **_ON_PAPER)
+            for column, (name, strength) in enumerate(maps.items(), 1):
+                x = column * pitch + _GAP
+                depth = strength / (strength.max() or 1)
+                ax.text(x, y + 0.12, name, va="center")
+                _place(ax, image * 0.3, x, y + 0.25, wide, **_ON_PAPER)
+                how: Style = {"cmap": heat, "alpha": depth, "vmin": 0, "vmax": 1}
+                _place(ax, depth, x, y + 0.25, wide, **how)

@@ -1,0 +1,226 @@
+"""Pictures of one run: its curves, its mistakes by class, what its probabilities are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from digits_jax.report.figures import draw
+from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, INK, ORANGE, TEAL, Rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+    from digits_jax.report.stats import Reliability
+
+_SCORE = "validation_accuracy"
+
+
+def curves(rows: Rows, path: Path, note: str = "") -> None:
+    """Loss, accuracy and generalisation gap by epoch, and the epoch that validation chose.
+
+    rows: the rows of metrics.jsonl, at least one; note: as in `noted`, here and below. With several
+    members a line is their mean and the band reaches from the least to the greatest.
+    """
+    members = len({row["member"] for row in rows})
+    best, last = _chosen(rows), max(row["epoch"] for row in rows)
+    with draw.page(path, 8, 2.9) as figure:
+        panels = figure.subplots(1, 3)
+
+        def draw_line(ax: Axes, line: np.ndarray, colour: str, label: str = "") -> np.ndarray:
+            marker = "o" if len(line) < 4 else None
+            if line.size:
+                draw.band(ax, line, colour, label=label, marker=marker, clip_on=False)
+            return line[:, 1:]
+
+        losses, errors = [], []
+        for label, prefix, colour in (
+            ("as trained", "", "#9aa5b1"),
+            ("train", "train_", BLUE),
+            ("validation", "validation_", ORANGE),
+        ):
+            line = draw.series(rows, f"{prefix}loss", lambda loss: max(loss, draw.LEAST_LOSS))
+            losses.append(draw_line(panels[0], line, colour, label))
+            line = draw.series(rows, f"{prefix}accuracy", draw.error)
+            errors.append(draw_line(panels[1], line, colour))
+        draw.log_axis(panels[0], losses, "{:g}".format)
+        draw.error_axis(panels[1], errors)
+        both = [row for row in rows if None not in map(row.get, ("train_accuracy", _SCORE))]
+        gaps = [row | {"gap": 100 * (row["train_accuracy"] - row[_SCORE])} for row in both]
+        if draw_line(panels[2], draw.series(gaps, "gap", float), TEAL).size:
+            panels[2].axhline(0, color=FAINT, linewidth=0.8)
+        else:
+            panels[2].set(yticks=[])
+            style = {"ha": "center", "transform": panels[2].transAxes}
+            panels[2].text(0.5, 0.5, "no validation split", color=FAINT, **style)
+        titles = ("loss", "accuracy, %", "gap: train − validation, points")
+        for ax, title in zip(panels, titles, strict=True):
+            ax.set(title=title, xlabel="epoch")
+            ax.set_xlim(min(0.5, 1 - last / 40), last + max(0.5, last / 40))
+            draw.epoch_axis(ax, 6)
+            ax.grid(visible=True, axis="y")
+            for _, epoch in best.values():
+                ax.axvline(epoch, color=INK, linewidth=0.9, alpha=max(0.6 / len(best), 0.02))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        notes = [note] if note else []
+        notes += [f"mean and range of {members} members"] if members > 1 else []
+        if best:
+            scores, epochs = zip(*best.values(), strict=True)
+            span = f"epoch {epochs[0]}"
+            if len(set(epochs)) > 1:
+                span = f"epochs {min(epochs)} to {max(epochs)}"
+            notes.append(f"│ chosen on validation: {span}, {100 * np.mean(scores):.2f} %")
+        figure.text(0.992, 0.955, "    ".join(notes), color=FAINT, ha="right", va="center")
+
+
+def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
+    """{member: (best validation accuracy, its first epoch)} of the members that have one."""
+    best: dict[int, tuple[float, int]] = {}
+    for row in rows:
+        score = row.get(_SCORE)
+        if score is not None and (row["member"] not in best or score > best[row["member"]][0]):
+            best[row["member"]] = (score, row["epoch"])
+    return best
+
+
+def confusion(
+    heads: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    classes: Mapping[str, int],
+    path: Path,
+    note: str = "",
+) -> None:
+    """A confusion matrix per head; the colour shows mistakes only.
+
+    heads: {head: (labels, predictions)}, integer arrays of one shape, [N] or [P, N] to pool P
+    members; classes: {head: number of classes}. Up to 20 classes every count is written into its
+    cell; beyond, a list of the most frequent confusions stands beside the matrix.
+    """
+    from matplotlib.colors import LogNorm
+
+    heat = draw.colormap(HEAT)
+    widths = [3.9 if classes[head] <= 20 else 8 for head in heads]
+    with draw.page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
+        parts = figure.subfigures(1, len(heads), width_ratios=widths, squeeze=False)[0]
+        for part, (head, pair) in zip(parts, heads.items(), strict=True):
+            size, names = classes[head], draw.class_names(classes[head])
+            matrix = _counts(*pair, size)
+            mistakes = matrix * (1 - np.eye(size, dtype=int))
+            norm, few = LogNorm(0.9, max(mistakes.max(), 5)), size <= 20
+            ax, *side = part.subplots(1, 2 - few, width_ratios=[3.1, 1][: 2 - few], squeeze=False)[
+                0
+            ]
+            ax.imshow(np.ma.masked_equal(mistakes, 0), cmap=heat, norm=norm)
+            title = f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}"
+            ax.set_title(draw.noted(title, note))
+            ax.set(xlabel="predicted", ylabel="true")
+            every = 1 if few else 10
+            ax.set_xticks(range(0, size, every), names[::every])
+            ax.set_yticks(range(0, size, every), names[::every])
+            draw.without_frame(ax)
+            for edge in np.arange(0, size + 1, every) - 0.5:
+                ax.axhline(edge, color=GRID, linewidth=0.8)
+                ax.axvline(edge, color=GRID, linewidth=0.8)
+            if side:
+                ax.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=GRID, linewidth=0.8)
+                _most_frequent(side[0], mistakes, names, heat, norm)
+                continue
+            for i, j in np.argwhere(matrix):
+                dark = i != j and norm(matrix[i, j]) > 0.5
+                colour = FAINT if i == j else "white" if dark else INK
+                style = {"ha": "center", "va": "center", "fontsize": 6.5}
+                ax.text(j, i, matrix[i, j], color=colour, **style)
+
+
+def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """[C, C] int64: how often class i (row) was read as class j (column)."""
+    flat = np.asarray(labels, np.int64).ravel() * classes + np.asarray(predictions).ravel()
+    return np.bincount(flat, minlength=classes**2).reshape(classes, classes)
+
+
+def _most_frequent(
+    ax: Axes, mistakes: np.ndarray, names: list[str], heat: Colormap, norm: Normalize
+) -> None:
+    """The 20 most frequent confusions as bars: "49 → 44" and how often."""
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:20]
+    counts = mistakes.ravel()[order]
+    order, counts = order[counts > 0], counts[counts > 0]
+    ax.barh(range(len(order)), counts, color=heat(norm(counts)), height=0.72)
+    for y, count in enumerate(counts):
+        ax.text(count, y, f" {count}×", va="center", color=FAINT)
+    pairs = [f"{names[k // len(names)]} → {names[k % len(names)]}" for k in order]
+    ax.set_yticks(range(len(order)), pairs, color=INK)
+    ax.set(xticks=[], xlim=(0, 1.25 * max(counts, default=1)), ylim=(19.6, -0.6))
+    draw.without_frame(ax)
+    ax.set_title("most frequent")
+
+
+def reliability(
+    diagrams: Mapping[str, tuple[Reliability, Reliability]],
+    path: Path,
+    note: str = "",
+) -> None:
+    """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
+
+    Where predictions are worth what they say, points lie on the diagonal; their area grows with the
+    examples in the bin.
+    """
+    with draw.page(path, 3.2 * len(diagrams), 3.2) as figure:
+        panels = figure.subplots(1, len(diagrams), squeeze=False)[0]
+        for ax, (who, (predicted, tempered)) in zip(panels, diagrams.items(), strict=True):
+            ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
+            for bins, label, colour in (
+                (predicted, "as predicted", ORANGE),
+                (tempered, "with temperature", BLUE),
+            ):
+                some = bins.examples > 0
+                area = 6 + 60 * np.sqrt(bins.examples[some] / bins.examples.sum())
+                text = f"{label}, ECE {100 * bins.error:.2f} %"
+                ax.plot(bins.confidence[some], bins.accuracy[some], color=colour, lw=1, label=text)
+                ax.scatter(bins.confidence[some], bins.accuracy[some], area, color=colour)
+            ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence")
+            ax.set_title(draw.noted(f"{who}: accuracy", note))
+            ax.grid(axis="y")
+            ax.legend(loc="lower right")
+
+
+def robustness(
+    found: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    clean: Mapping[str, Any],
+    shown: Mapping[str, Sequence[np.ndarray]],
+    path: Path,
+    note: str = "",
+) -> None:
+    """Accuracy over the level of each corruption, a panel each, and above it what it does.
+
+    found: {corruption: {level: {"mean", "std"}}}; clean: {"mean", "std"} without any; shown, in the
+    same order: {title: an image [H, W] uint8 of each level}.
+    """
+    with draw.page(path, 8, 4.4) as figure:
+        rows = figure.subplots(4, 3, height_ratios=(1, 3, 1, 3)).reshape(2, 2, 3)
+        strips, panels = rows[:, 0].ravel(), rows[:, 1].ravel()
+        errors = []
+        for strip, ax, levels, (title, images) in zip(
+            strips, panels, found.values(), shown.items(), strict=True
+        ):
+            strip.imshow(np.hstack(list(images)), cmap="gray_r", vmin=0, vmax=255)
+            strip.set_axis_off()
+            strip.set_title(title)
+            line = np.array(
+                [
+                    (float(level), mean, mean + spread, mean - spread)
+                    for level, at in {"0": clean, **levels}.items()
+                    for mean, spread in [(at["mean"], at["std"] or 0)]
+                ]
+            )
+            line[:, 1:] = draw.error(line[:, 1:])
+            draw.band(ax, line, BLUE, marker="o")
+            ax.set_xticks(line[:, 0])
+            errors.append(line[:, 2:])
+        for ax in panels:
+            draw.error_axis(ax, errors)
+        for ax in panels[::3]:
+            ax.set_ylabel(draw.noted("test accuracy, %", note))
