@@ -111,11 +111,11 @@ def main(argv: list[str]) -> None:
 
             evaluate(config, _finished(config), _DATA.value, _INK.value, _OUT.value)
         case "epochs":
-            from digits_jax.analysis.evaluate import best_test_epoch
+            from digits_jax.analysis.best_test_epoch import best_test_epoch
 
             best_test_epoch(config, _finished(config), _OUT.value)
         case "pairs":
-            from digits_jax.analysis.evaluate import more_pairs
+            from digits_jax.analysis.more_pairs import more_pairs
 
             more_pairs(config, _finished(config), _OUT.value)
         case "robustness":
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
 
             robustness(config, _finished(config), _OUT.value)
         case "describe":
-            from digits_jax.models.describe import describe
+            from digits_jax.analysis.describe import describe
 
             describe(config)
         case "explain":

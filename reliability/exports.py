@@ -15,7 +15,7 @@ from absl import app
 from ml_collections import ConfigDict
 
 from digits_jax import settings
-from digits_jax.analysis.evaluate import open_run
+from digits_jax.analysis.runs import open_run
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.devices import backend

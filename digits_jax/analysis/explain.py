@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax.analysis.evaluate import open_run, writable
+from digits_jax.analysis.runs import open_run, writable
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.errors import UserError

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import ndimage
 
-from digits_jax.analysis.evaluate import Addition, open_run
+from digits_jax.analysis.runs import Addition, open_run
 from digits_jax.console import console
 from digits_jax.data import batches
 from digits_jax.report import figures

@@ -14,7 +14,7 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax.analysis.evaluate import open_run, writable
+from digits_jax.analysis.runs import open_run, writable
 from digits_jax.console import console, percent
 from digits_jax.data import batches
 from digits_jax.data.batches import normalize

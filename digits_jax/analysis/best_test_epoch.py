@@ -1,0 +1,48 @@
+"""How much a run would gain if its epoch were chosen on the test split."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from digits_jax.analysis.runs import Addition, open_run
+from digits_jax.console import console
+from digits_jax.data import batches
+from digits_jax.errors import UserError
+from digits_jax.report import stats
+from digits_jax.report import summary as report
+from digits_jax.training.predictor import epoch_file
+
+
+def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
+    """Adds `best_test_epoch` to summary.json: the accuracy of each member's best epoch on test.
+
+    The literature often quotes it; nothing here is chosen by it. Reads the epochs that
+    `config.keep_epochs` kept; of equal ones the earliest counts. `config`: as in `open_run`; out:
+    as in `Addition`. Raises UserError where no epochs were kept, or the run has no test accuracy.
+    """
+    workdir = Path(workdir)
+    trained = open_run(config, workdir)
+    addition = Addition(workdir, out, "its epochs are compared")
+    reported = addition.summary["mean"]
+    rows = report.read_rows(workdir / "metrics.jsonl")
+    test = batches.load(trained.config.data).test
+    images, labels = batches.examples(test, trained.recipe)
+    best: dict[int, dict[str, Any]] = {}  # a member that diverged at once has no epoch
+    for epoch in sorted({row["epoch"] for row in rows}):
+        kept = epoch_file(workdir, epoch)
+        if not kept.exists():
+            raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
+        trained.read(kept)
+        tested = report.test_metrics(labels, trained.predict(images))["members"]
+        for member in (row["member"] for row in rows if row["epoch"] == epoch):
+            if member not in best or tested[member]["test"] > best[member]["test"]:
+                seed = addition.summary["members"][member]["seed"]
+                best[member] = {"seed": seed, "epoch": epoch, **tested[member]}
+    members = [best[member] for member in sorted(best)]
+    found = stats.spread([member["test"] for member in members])
+    addition.write("best_test_epoch", found | {"members": members})
+    console.print(
+        f"best test epoch {report.percent(found['mean'], found['std'])} %, honestly "
+        f"{report.percent(reported)} %: flattered by {report.percent(found['mean'] - reported)}"
+    )
