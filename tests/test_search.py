@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import importlib
 import json
 import os
 import re
@@ -161,7 +162,7 @@ def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained)
     for teacher, space in zip((*teachers, ""), spaces, strict=True):
         config = small(cache, space, trials=2, retrain=2)
         config.distill.teacher, config.resume = teacher, False
-        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
+        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds is where"):
             search(config, "s")
         assert not (tmp_path / "s").exists()
     teacher = SimpleNamespace(digest=str)
@@ -195,7 +196,7 @@ def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys):
     folder = tmp_path / "lr[" / "0.1]"
     search(small(cache, RATE, trials=2), folder)
     out = capsys.readouterr().out
-    assert f"stand in {folder}\n" in out
+    assert f"are in {folder}\n" in out
     assert "best of 2 trials: number 1" in out
     assert "[bold]" not in out
 
@@ -296,8 +297,8 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
 from sqlalchemy.pool import NullPool
-from digits_jax import search as module
-from digits_jax import study as studies
+from digits_jax.search import search as module
+from digits_jax.search import study as studies
 
 def told(study, group, halving):
     for trial, config in group:
@@ -361,8 +362,14 @@ def test_a_killed_search_goes_on(cache, tmp_path, guessed):
             "did you mean 'optimizer.learning_rate'",
         ),
         ({"data": {"seed": ("choice", 0, 1)}}, r"space\.data\.seed: no field that can be searched"),
-        ({"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}}, "lower end 0.01 lies above"),
-        ({"optimizer": {"learning_rate": ("log", 0, 1e-4)}}, "must begin above 0"),
+        (
+            {"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}},
+            "`low` value must be smaller than",
+        ),
+        (
+            {"optimizer": {"learning_rate": ("log", 0, 1e-4)}},
+            "must be larger than 0 for a log",
+        ),
         ({"optimizer": {"learning_rate": ("logarithmic", 1, 2)}}, "must be like"),
         ({"optimizer": {"learning_rate": 1e-3}}, "must be like"),
         ({"optimizer": {"learning_rate": ("log", 1)}}, "takes two numbers"),
@@ -373,6 +380,12 @@ def test_a_killed_search_goes_on(cache, tmp_path, guessed):
 def test_spaces_that_make_no_sense(cache, space, message):
     with pytest.raises(UserError, match=message):
         space_of(small(cache, space))
+
+
+def test_without_optuna_the_command_to_install_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"needs optuna: pip install -r requirements-search\.txt$"):
+        importlib.reload(sys.modules["digits_jax.search"])
 
 
 def test_an_unknown_sampler(cache, tmp_path):
@@ -523,12 +536,12 @@ def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
         assert states[old.number] == states[own.number] == module.State.FAIL
 
 
-def test_signs_of_life(cache, tmp_path, monkeypatch):
+def test_the_heartbeat(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_BEAT", 0.01)
     with study_of(small(cache, RATE), tmp_path) as study:
         (trial,) = study.ask(1)
         trial.set_user_attr("alive", 0)
-        with study.signs_of_life():
+        with study.heartbeat():
             for _ in range(500):
                 if study._study.trials[0].user_attrs["alive"] > 0:
                     break
@@ -545,7 +558,7 @@ def test_nothing_left_to_do(cache, tmp_path, guessed, monkeypatch):
     config.data.source = "drawn"
     points = [(module._default(config, space), {"default": True})]
     how = {"limit": 2, "sampler": "tpe", "seed": 0, "afresh": False}
-    arguments = (studies.database(tmp_path), config.name, module._asked(config), space, points)
+    arguments = (studies.database(tmp_path), config.name, module._identity(config), space, points)
     with studies.opened(*arguments, **how) as study:
         assert len(study.ask(2)) == 2
         search(config, tmp_path)

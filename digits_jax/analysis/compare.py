@@ -1,4 +1,4 @@
-"""Runs side by side: configs trained one after the other, or two workdirs put to the test."""
+"""Runs side by side: configs that are trained one after the other, or two finished runs."""
 
 import json
 import math
@@ -11,13 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import models, settings
+from digits_jax import settings
+from digits_jax.analysis.describe import layers_of
+from digits_jax.analysis.runs import SUMMARY, Summary
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import batches
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
-from digits_jax.errors import UserError, check_choice
-from digits_jax.models.describe import layers
+from digits_jax.errors import UserError
 from digits_jax.report import figures, stats
 from digits_jax.report import summary as report
 from digits_jax.training.predictor import FILE, Trained
@@ -29,59 +30,57 @@ _INPUTS = ("distill.teacher", "prune.run")  # fields that name the folder of a r
 
 
 def compare(
-    configs: Sequence[Any],
+    configs: Sequence[ConfigDict],
     workdir: str | os.PathLike | None,
     name: str,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains each of `configs` into a folder of its own below `workdir`, a finished one excepted.
+    """Trains each of `configs` into its own folder in `workdir`, unless it is finished there.
 
-    Without a `workdir` they are those of `train`. All have the same digits; listen: as in `train`.
-    Then writes NAME-ablation.md and .png there, a row per config in the order given: parameters,
-    accuracies, what changed since the row above, and how it fits. Raises UserError, before anything
-    is trained, for a config that cannot be, that has no validation, or that learns from a run which
-    is about to be started over.
+    Without a `workdir` into the folders that `train` would choose. All train on the same digits;
+    listen: as in `train`. Then writes NAME-ablation.md and .png, a row per config in their order:
+    parameters, accuracies, what changed since the row above, and whether it over- or underfits.
+    Raises UserError, before any training, for a wrong config, for one without validation, and for
+    one that reads a run which is about to be deleted.
     """
     configs = [config.copy_and_resolve_references() for config in configs]
     for config in configs:
         settings.check(config)
-        check_choice("data.dataset", config.data.dataset, RECIPES)
-        recipe = RECIPES[config.data.dataset]
-        layers(models.from_config(config, recipe.heads), recipe.shape)
+        layers_of(config)
         if not config.data.validation:
             raise UserError(f"{config.name}: without data.validation it cannot be compared")
     folders = _folders(configs, workdir)
-    workdir = Path("runs" if workdir is None else workdir)
     _keep_inputs(configs, folders)
     summaries = {}
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         note = report.drawn(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)
+    workdir = Path(workdir or "runs")
     report.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
-    console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
+    console.print(Text(f"\n{table}\n{name}-ablation.md and .png are in {workdir}"))
 
 
-def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[Path]:
-    """Where each is trained; decides for all of them which digits 'auto' comes to.
+def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -> list[Path]:
+    """The folder of each config. Resolves data.source=auto, for all of them alike.
 
-    Those of the runs that are there, else MNIST where it can be had.
+    To the source of the runs that are there already, else to MNIST where it is available.
     """
-    folders = [Path("runs" if workdir is None else workdir) / config.name for config in configs]
-    asking = [config for config in configs if config.data.source == "auto"]
-    if not asking:
+    folders = [Path(workdir or "runs") / config.name for config in configs]
+    unresolved = [config for config in configs if config.data.source == "auto"]
+    if not unresolved:
         return folders
     known = [
         recorded["data"]["source"]
         for config, folder in zip(configs, folders, strict=True)
         if config.resume and (recorded := settings.read(folder))
     ]
-    source, reason = (known[0], "") if known else batches.find(asking[0].data)
-    for config in asking:
+    source, reason = (known[0], "") if known else batches.find(unresolved[0].data)
+    for config in unresolved:
         config.data.source = source
     if source == "drawn" and not known:
         warn_drawn(reason)
@@ -90,10 +89,10 @@ def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[
     return folders
 
 
-def _keep_inputs(configs: Sequence[Any], folders: Sequence[Path]) -> None:
-    """UserError where a config reads a run that one of them would delete."""
-    both = zip(configs, folders, strict=True)
-    deleted = {folder.resolve(): config.name for config, folder in both if not config.resume}
+def _keep_inputs(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> None:
+    """UserError where a config reads a run that one of the configs would delete."""
+    pairs = zip(configs, folders, strict=True)
+    deleted = {folder.resolve(): config.name for config, folder in pairs if not config.resume}
     for config in configs:
         for field in _INPUTS:
             run = settings.flatten(config)[field]
@@ -105,11 +104,13 @@ def _keep_inputs(configs: Sequence[Any], folders: Sequence[Path]) -> None:
                 )
 
 
-def ablation(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each {run: summary}: run, parameters, train, validation, test (None where it was
-    not read), error (standard error of validation), changed and reading (texts).
+def ablation(summaries: Mapping[str, Summary]) -> list[report.Row]:
+    """A row for each {run: summary}.
+
+    Keys: run, parameters, train, validation, test (accuracies; test None where it was not read),
+    error (standard error of validation), changed and reading (texts).
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[report.Row] = []
     best = max(summaries.values(), key=lambda summary: summary["validation"]["accuracy"])
     for run, summary in summaries.items():
         row = {
@@ -119,24 +120,23 @@ def ablation(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             "validation": summary["validation"]["accuracy"],
             "test": summary.get("mean"),
             "error": _error(summary, "validation"),
+            "changed": "the first",
+            "reading": fit(summary, best),
         }
-        fit = reading(summary, best)
         if rows:
             before = summaries[rows[-1]["run"]]
             row["changed"] = "; ".join(_changes(before["config"], summary["config"])) or "nothing"
-            row["reading"] = f"{fit}; {_progress(rows[-1], row)}"
-        else:
-            row.update(changed="the first", reading=fit)
+            row["reading"] += f"; {_progress(rows[-1], row)}"
         rows.append(row)
     return rows
 
 
-def reading(summary: dict[str, Any], best: dict[str, Any]) -> str:
-    """Does it over- or underfit?
+def fit(summary: Summary, best: Summary) -> str:
+    """Whether a run overfits, underfits or fits, with its generalisation gap, as text.
 
-    It underfits where it reads its own training examples worse than the best of the compared runs
-    reads validation (as their maximum a little flattered), and overfits where it reads them better
-    than validation, either by more than two standard errors of the difference.
+    It underfits where its training accuracy is below the best run's validation accuracy (which, as
+    a maximum, is slightly optimistic), and overfits where it is above its own validation accuracy,
+    by more than two standard errors of the difference.
     """
     train, validation = summary["train"]["accuracy"], summary["validation"]["accuracy"]
     possible = best["validation"]["accuracy"]
@@ -147,21 +147,21 @@ def reading(summary: dict[str, Any], best: dict[str, Any]) -> str:
     return f"overfits: {gap}" if train - validation > noise else f"fits: {gap}"
 
 
-def _error(summary: dict[str, Any], split: str) -> float:
-    """The standard error of an accuracy over n examples, which are the same for every member."""
+def _error(summary: Summary, split: str) -> float:
+    """The standard error of an accuracy over n examples, which all members share."""
     p, n = summary[split]["accuracy"], summary["data"][split]
     return math.sqrt(max(p * (1 - p), 1 / n) / n)
 
 
 def _noise(one: float, other: float) -> float:
-    """What a difference of two accuracies must exceed to be called one.
+    """_SIGMAS standard errors of the difference of two accuracies.
 
-    As if of independent examples: of the same ones, even smaller differences may be real.
+    As if their examples were independent, which is too wide where they are the same.
     """
     return _SIGMAS * math.hypot(one, other)
 
 
-def _progress(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _progress(before: report.Row, now: report.Row) -> str:
     change = now["validation"] - before["validation"]
     noise = _noise(before["error"], now["error"])
     size = f"validation {100 * change:+.2f} ± {100 * noise:.2f}"
@@ -170,7 +170,8 @@ def _progress(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"{size}, {'better' if change > 0 else 'worse'} than {before['run']}"
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(before: Summary, now: Summary) -> list[str]:
+    """'field: old → new' of two recorded configs; of model.layers, only the layers that differ."""
     texts = []
     for field, old, new in settings.changes(before, now):
         if field == "model.layers":
@@ -184,7 +185,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return texts
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[report.Row]) -> str:
     """The rows of `ablation` as a table."""
     lines = ["| run | parameters | train | validation | test | what changed | reading |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | --- | --- |")
@@ -205,16 +206,15 @@ def compare_runs(
     workdir: str | os.PathLike | None = None,
     places: Mapping[str, str] | None = None,
 ) -> str:
-    """Is `second` better than `first`? Two finished runs; -> a few lines of text.
+    """Whether `second` is better than `first`, two finished runs: the text that is printed.
 
-    On each split, validation and test, whose examples are the same for both: over the seeds that
-    both have, the mean of the paired differences with its 95 % interval; over the examples, where
-    both workdirs hold their model and the digits can be had, McNemar's test of their (averaged)
-    predictions. A line says what is left out, and why. Written to `workdir/comparison.md`, if
-    given.
+    For each split with the same examples in both: the mean difference over their common seeds with
+    its 95 % interval, and, where both workdirs hold a model.npz and the digits are available,
+    McNemar's test of their (averaged) predictions. What is left out has a line with the reason.
+    Also written to `workdir/comparison.md`, if given.
 
-    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; without, where the runs
-    had them or the user's own cache. Raises UserError where there is nothing to compare.
+    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; by default where the runs
+    had them, or the user's own cache. Raises UserError where nothing can be compared.
     """
     paths = Path(first), Path(second)
     runs = [_finished(path) for path in paths]
@@ -256,7 +256,7 @@ def compare_runs(
     return text
 
 
-def _difference(split: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def _difference(split: str, runs: Sequence[Summary]) -> str:
     """Why `split` has other examples in one run than in the other, 'data.seed (0 and 1)'; or ''."""
     one, other = (made_of(split, run["config"]["data"]) for run in runs)
     for field, value in one.items():
@@ -266,11 +266,11 @@ def _difference(split: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides which examples 'validation' or 'test' are, and no more: {field of data: value}.
+    """The fields that decide which examples 'validation' or 'test' holds, {field of data: value}.
 
-    As `batches.load` makes them from `data`, the `config.data` of a finished run: 0 for as many as
-    there are is that number, and what does not matter is not there. Two runs of which these are
-    equal were read on the same examples.
+    data: the `config.data` of a finished run. Two runs have the same examples in a split exactly
+    where these are equal: fields without influence are left out, and a size of 0, which stands for
+    all examples, is replaced by their number.
     """
     recipe, test = RECIPES[data["dataset"]], split == "test"
     source = (test and data.get("test_source")) or data["source"]
@@ -282,32 +282,32 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     if drawn or pairs or not test:
         made["seed"] = data["seed"]
     if test:
-        there = recipe.test if pairs else made.get("drawn_test", recipe.test)
-        asked = data["test"] or there
-        made["test"] = asked if pairs else min(asked, there)
+        available = recipe.test if pairs else made.get("drawn_test", recipe.test)
+        tested = data["test"] or available
+        made["test"] = tested if pairs else min(tested, available)
         return made
     made["folds"] = data.get("folds") or 0
     made["validation"] = data["validation"]
-    if pairs:  # as many more as there are training examples
+    if pairs:  # the number of validation pairs is a fraction of the training pairs
         made["train"] = data["train"] or recipe.train
     return made
 
 
-def _finished(workdir: Path) -> dict[str, Any]:
+def _finished(workdir: Path) -> Summary:
     try:
-        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
         pruned = summary["config"].get("prune", {}).get("run")
         [member["seed"] for member in summary["members"]]
         [made_of(split, summary["config"]["data"]) for split in _SPLITS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None
     if pruned:
-        raise UserError(f"{workdir}: its members are pruned differently, and no seeds")
+        raise UserError(f"{workdir}: its members are pruned differently, they are no seeds")
     return summary
 
 
 def _paired(pairs: Sequence[Sequence[float]]) -> str:
-    """'98.20 -> 98.50, +0.30 ± 0.12 over 5 seeds': the 95 % interval of the mean difference."""
+    """The mean difference over [[first, second], ...], with its 95 % interval, as text."""
     before, after = np.mean(pairs, axis=0)
     differences = [two - one for one, two in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
@@ -322,7 +322,7 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
 
 def _over_examples(
     paths: Sequence[Path],
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Summary],
     splits: Sequence[str],
     places: Mapping[str, str] | None,
 ) -> list[str]:
@@ -331,10 +331,10 @@ def _over_examples(
         if not (path / FILE).exists():
             raise UserError(f"{path} holds no {FILE}; `command` in its summary.json makes it anew")
     recorded = [run["config"]["data"] for run in runs]
-    where = places or {name: _here(name, recorded) for name in ("raw_dir", "cache_dir")}
-    models_of = [Trained(path) for path in paths]
+    where = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
+    models = [Trained(path) for path in paths]
     try:
-        data = batches.load(_reading(models_of[0].config.data.to_dict() | where, splits))
+        data = batches.load(_only(splits, models[0].config.data.to_dict() | where))
     except UserError as error:
         if places and places["raw_dir"]:
             raise
@@ -345,9 +345,9 @@ def _over_examples(
     lines = []
     for name in splits:
         images, labels = batches.examples(getattr(data, name), data.recipe)
-        said = [report.mean_probabilities(model.predict(images)) for model in models_of]
+        probabilities = [report.mean_probabilities(model.predict(images)) for model in models]
         for head, truth in labels.items():
-            one, two = (p[head].argmax(-1) == truth for p in said)
+            one, two = (p[head].argmax(-1) == truth for p in probabilities)
             test = stats.mcnemar(one, two)
             lines.append(
                 f"{name}, {head}, over {len(truth):,} examples: only the first is right on "
@@ -356,19 +356,21 @@ def _over_examples(
     return lines
 
 
-def _reading(data: Mapping[str, Any], splits: Sequence[str]) -> ConfigDict:
-    """`data` of a run, so that `batches.load` makes `splits` as it had them, and little else."""
+def _only(splits: Sequence[str], data: Mapping[str, Any]) -> ConfigDict:
+    """A run's `data`, changed so that `batches.load` prepares `splits` and little else."""
     less: dict[str, Any] = {"normalize": "unit", "drawn_extra": 0}
     if "test" not in splits:
         less |= {"test_source": "", "drawn_test": 1}
     if "validation" not in splits:
-        source = data.get("test_source") or data["source"]
-        less |= {"source": source, "test_source": "", "drawn_train": 1}
-        less |= {"validation": 0.0, "folds": 0}
+        less |= {"source": data.get("test_source") or data["source"], "test_source": ""}
+        less |= {"drawn_train": 1, "validation": 0.0, "folds": 0}
     return ConfigDict(dict(data) | less)
 
 
-def _here(name: str, recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Where a run kept its digits, if this machine has such a folder."""
+def _existing(name: str, recorded: Sequence[Mapping[str, str]]) -> str:
+    """The first folder of that name in the runs' `config.data` that exists on this machine, or ''.
+
+    name: 'raw_dir' or 'cache_dir'.
+    """
     known = (data.get(name) or "" for data in recorded)
     return next((place for place in known if os.path.isdir(os.path.expanduser(place))), "")
