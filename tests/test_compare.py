@@ -201,10 +201,20 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
     monkeypatch.setattr(batches.sources, "load", lambda *_: mnist)
     monkeypatch.setattr(batches, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [
-        *({}, {"seed": 1}, {"validation": 0.2}, {"train": 30}, {"train": small[dataset].train}),
-        *({"test": 20}, {"test": 50}, {"drawn_train": 140}, {"drawn_test": 40}),
-        *({"test_source": "drawn"}, {"test_source": "mnist"}, {"drawn_extra": 10}),
-        *({"normalize": "feature"}, {"fresh_pairs": True}),
+        {},
+        {"seed": 1},
+        {"validation": 0.2},
+        {"train": 30},
+        {"train": small[dataset].train},
+        {"test": 20},
+        {"test": 50},
+        {"drawn_train": 140},
+        {"drawn_test": 40},
+        {"test_source": "drawn"},
+        {"test_source": "mnist"},
+        {"drawn_extra": 10},
+        {"normalize": "feature"},
+        {"fresh_pairs": True},
     ]
     made = []
     for source, change in itertools.product(("mnist", "drawn"), changes):
@@ -260,7 +270,9 @@ def test_over_the_examples_that_both_read(models, cache, capsys):
     assert text in capsys.readouterr().out
     assert "validation: not compared, the runs differ in data.folds (0 and 2)" in text
     assert [line.split(":")[0] for line in text.splitlines()[2:]] == [
-        *("- test, digit, over 40 examples", "- validation", "- seeds")
+        "- test, digit, over 40 examples",
+        "- validation",
+        "- seeds",
     ]
 
 

@@ -67,8 +67,10 @@ def test_a_convolution_that_is_called_again_has_two_maps(getkey):
     assert list(maps) == ["Conv_0", "Conv_0, call 2"]
     kernel = variables["params"]["Conv_0"]["kernel"]
     second = jax.lax.conv(
-        *(jnp.tanh(maps["Conv_0"]).transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)),
-        *((1, 1), "SAME"),
+        jnp.tanh(maps["Conv_0"]).transpose(0, 3, 1, 2),
+        kernel.transpose(3, 2, 0, 1),
+        window_strides=(1, 1),
+        padding="SAME",
     )
     np.testing.assert_allclose(maps["Conv_0, call 2"][..., 0], second[:, 0], rtol=1e-4, atol=1e-6)
     shifted = network(image, {"Conv_0, call 2": jnp.ones_like(maps["Conv_0"])})[1]

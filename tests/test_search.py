@@ -364,11 +364,11 @@ def test_a_killed_search_goes_on(cache, tmp_path, guessed):
         ({"data": {"seed": ("choice", 0, 1)}}, r"space\.data\.seed: no field that can be searched"),
         (
             {"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}},
-            "`low` value must be smaller than",
+            "`low <= high` must hold, but got",
         ),
         (
             {"optimizer": {"learning_rate": ("log", 0, 1e-4)}},
-            "must be larger than 0 for a log",
+            "`low > 0` must hold for `log=True`",
         ),
         ({"optimizer": {"learning_rate": ("logarithmic", 1, 2)}}, "must be like"),
         ({"optimizer": {"learning_rate": 1e-3}}, "must be like"),

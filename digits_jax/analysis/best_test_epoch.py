@@ -17,9 +17,9 @@ from digits_jax.training.predictor import epoch_file
 def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `best_test_epoch` to summary.json: the accuracy of each member's best epoch on test.
 
-    The literature often quotes it; nothing here is chosen by it. Reads the epochs that
-    `config.keep_epochs` kept; of equal ones the earliest counts. `config`: as in `open_run`; out:
-    as in `Addition`. Raises UserError where no epochs were kept, or the run has no test accuracy.
+    Often quoted in the literature; nothing here is chosen by it. Of equal epochs, the earliest.
+    `config`: as in `open_run`; out: as in `Addition`. Raises UserError as they do, and where the
+    run did not keep its epochs (`config.keep_epochs`).
     """
     workdir = Path(workdir)
     trained = open_run(config, workdir)

@@ -24,7 +24,6 @@ from digits_jax.report import summary as report
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 
-_SIGMAS = 2  # standard errors
 _SPLITS = ("validation", "test")
 _INPUTS = ("distill.teacher", "prune.run")  # fields that name the folder of a run to read
 
@@ -35,13 +34,11 @@ def compare(
     name: str,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains each of `configs` into its own folder in `workdir`, unless it is finished there.
+    """Trains `configs` on the same digits, each into its own folder in `workdir`, and tables them.
 
-    Without a `workdir` into the folders that `train` would choose. All train on the same digits;
-    listen: as in `train`. Then writes NAME-ablation.md and .png, a row per config in their order:
-    parameters, accuracies, what changed since the row above, and whether it over- or underfits.
-    Raises UserError, before any training, for a wrong config, for one without validation, and for
-    one that reads a run which is about to be deleted.
+    Without a `workdir` into the folders that `train` would choose; listen: as in `train`. Writes
+    NAME-ablation.md and .png, a row per config as in `ablation`. Raises UserError, before any
+    training, for a wrong config, one without validation, and one that reads a run to be deleted.
     """
     configs = [config.copy_and_resolve_references() for config in configs]
     for config in configs:
@@ -66,9 +63,9 @@ def compare(
 
 
 def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -> list[Path]:
-    """The folder of each config. Resolves data.source=auto, for all of them alike.
+    """The folder of each config; resolves data.source=auto for all alike.
 
-    To the source of the runs that are there already, else to MNIST where it is available.
+    To the source of the runs that exist already, else to MNIST where it is available.
     """
     folders = [Path(workdir or "runs") / config.name for config in configs]
     unresolved = [config for config in configs if config.data.source == "auto"]
@@ -113,35 +110,40 @@ def ablation(summaries: Mapping[str, Summary]) -> list[report.Row]:
     rows: list[report.Row] = []
     best = max(summaries.values(), key=lambda summary: summary["validation"]["accuracy"])
     for run, summary in summaries.items():
+        error = _error(summary, "validation")
         row = {
             "run": run,
             "parameters": summary["model"]["parameters"],
             "train": summary["train"]["accuracy"],
             "validation": summary["validation"]["accuracy"],
             "test": summary.get("mean"),
-            "error": _error(summary, "validation"),
+            "error": error,
             "changed": "the first",
             "reading": fit(summary, best),
         }
         if rows:
-            before = summaries[rows[-1]["run"]]
-            row["changed"] = "; ".join(_changes(before["config"], summary["config"])) or "nothing"
-            row["reading"] += f"; {_progress(rows[-1], row)}"
+            above = rows[-1]
+            changes = _changes(summaries[above["run"]]["config"], summary["config"])
+            row["changed"] = "; ".join(changes) or "nothing"
+            change, noise = row["validation"] - above["validation"], _noise(above["error"], error)
+            verdict = _verdict(change, noise)
+            than = "" if verdict == "within the noise" else f" than {above['run']}"
+            row["reading"] += f"; validation {_points(change, noise)}, {verdict}{than}"
         rows.append(row)
     return rows
 
 
 def fit(summary: Summary, best: Summary) -> str:
-    """Whether a run overfits, underfits or fits, with its generalisation gap, as text.
+    """Whether a run overfits, underfits or fits, and its generalisation gap.
 
-    It underfits where its training accuracy is below the best run's validation accuracy (which, as
-    a maximum, is slightly optimistic), and overfits where it is above its own validation accuracy,
-    by more than two standard errors of the difference.
+    Underfitting: its training accuracy is below the best run's validation accuracy (a maximum, so
+    slightly optimistic); overfitting: above its own validation accuracy. Either by more than two
+    standard errors of the difference.
     """
     train, validation = summary["train"]["accuracy"], summary["validation"]["accuracy"]
     possible = best["validation"]["accuracy"]
     noise = _noise(_error(summary, "train"), _error(summary, "validation"))
-    gap = f"gap {100 * (train - validation):+.2f} ± {100 * noise:.2f}"
+    gap = f"gap {_points(train - validation, noise)}"
     if possible - train > _noise(_error(summary, "train"), _error(best, "validation")):
         return f"underfits: {100 * train:.2f} on training, {100 * possible:.2f} is possible; {gap}"
     return f"overfits: {gap}" if train - validation > noise else f"fits: {gap}"
@@ -154,20 +156,19 @@ def _error(summary: Summary, split: str) -> float:
 
 
 def _noise(one: float, other: float) -> float:
-    """_SIGMAS standard errors of the difference of two accuracies.
-
-    As if their examples were independent, which is too wide where they are the same.
-    """
-    return _SIGMAS * math.hypot(one, other)
+    """Two standard errors of a difference of accuracies: too wide if the examples are the same."""
+    return 2 * math.hypot(one, other)
 
 
-def _progress(before: report.Row, now: report.Row) -> str:
-    change = now["validation"] - before["validation"]
-    noise = _noise(before["error"], now["error"])
-    size = f"validation {100 * change:+.2f} ± {100 * noise:.2f}"
+def _points(change: float, noise: float) -> str:
+    """In percentage points: '+0.84 ± 0.83'."""
+    return f"{100 * change:+.2f} ± {100 * noise:.2f}"
+
+
+def _verdict(change: float, noise: float) -> str:
     if abs(change) <= noise:
-        return f"{size}, within the noise"
-    return f"{size}, {'better' if change > 0 else 'worse'} than {before['run']}"
+        return "within the noise"
+    return "better" if change > 0 else "worse"
 
 
 def _changes(before: Summary, now: Summary) -> list[str]:
@@ -206,15 +207,14 @@ def compare_runs(
     workdir: str | os.PathLike | None = None,
     places: Mapping[str, str] | None = None,
 ) -> str:
-    """Whether `second` is better than `first`, two finished runs: the text that is printed.
+    """Whether the run `second` is better than `first`: the text, also in workdir/comparison.md.
 
     For each split with the same examples in both: the mean difference over their common seeds with
-    its 95 % interval, and, where both workdirs hold a model.npz and the digits are available,
+    its 95 % interval, and, where both folders hold a model.npz and the digits are available,
     McNemar's test of their (averaged) predictions. What is left out has a line with the reason.
-    Also written to `workdir/comparison.md`, if given.
 
-    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; by default where the runs
-    had them, or the user's own cache. Raises UserError where nothing can be compared.
+    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; by default those of the
+    runs, where they exist. Raises UserError where nothing can be compared.
     """
     paths = Path(first), Path(second)
     runs = [_finished(path) for path in paths]
@@ -266,11 +266,10 @@ def _difference(split: str, runs: Sequence[Summary]) -> str:
 
 
 def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that decide which examples 'validation' or 'test' holds, {field of data: value}.
+    """{field: value} of `config.data` that decide which examples 'validation' or 'test' holds.
 
-    data: the `config.data` of a finished run. Two runs have the same examples in a split exactly
-    where these are equal: fields without influence are left out, and a size of 0, which stands for
-    all examples, is replaced by their number.
+    Two runs have the same examples in a split exactly where these are equal: fields without
+    influence are left out, and a size of 0, which stands for all examples, becomes their number.
     """
     recipe, test = RECIPES[data["dataset"]], split == "test"
     source = (test and data.get("test_source")) or data["source"]
@@ -311,13 +310,13 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
     before, after = np.mean(pairs, axis=0)
     differences = [two - one for one, two in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
-    text = f"{report.percent(before)} → {report.percent(after)} %, {100 * change:+.2f}"
+    text = f"{report.percent(before)} → {report.percent(after)} %, "
     if half is None:
-        return f"{text} of the one seed that both have, so no interval"
-    verdict = "within the noise"
-    if abs(change) > half:
-        verdict = "better" if change > 0 else "worse"
-    return f"{text} ± {100 * half:.2f} points (95 % interval, {len(pairs)} paired seeds): {verdict}"
+        return f"{text}{100 * change:+.2f} of the one seed that both have, so no interval"
+    return (
+        f"{text}{_points(change, half)} points (95 % interval, {len(pairs)} paired seeds): "
+        f"{_verdict(change, half)}"
+    )
 
 
 def _over_examples(
@@ -368,9 +367,6 @@ def _only(splits: Sequence[str], data: Mapping[str, Any]) -> ConfigDict:
 
 
 def _existing(name: str, recorded: Sequence[Mapping[str, str]]) -> str:
-    """The first folder of that name in the runs' `config.data` that exists on this machine, or ''.
-
-    name: 'raw_dir' or 'cache_dir'.
-    """
+    """The first folder `data[name]` of the runs that exists on this machine, or ''."""
     known = (data.get(name) or "" for data in recorded)
     return next((place for place in known if os.path.isdir(os.path.expanduser(place))), "")

@@ -20,13 +20,11 @@ DRAWS = 25  # of pairs, each as many as the test split has
 def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
     """Adds `pairs` to summary.json: the accuracy over DRAWS more draws of pairs of test digits.
 
-    A test split of 4,000 pairs is one draw of 100 million possible ones, and the accuracy varies
-    more from draw to draw than from seed to seed. Draws come from the stream "more" of `data.seed`;
-    with `report_test` off, of the validation digits. Writes `split`, `draws`, `examples`, `mean`,
-    `std`, `interval`, `heads`, `all_heads` and `ensemble`, as summary.json has them of the test
-    split, and `draw_std`, the standard deviation of one draw's mean. `config`: as in `open_run`;
-    out: as in `Addition`. Raises UserError for single digits, for folds, and where no digits are
-    held out or the run has no accuracy yet.
+    The accuracy of a run varies more from one draw of pairs to the next than from seed to seed.
+    With `report_test` off, pairs of validation digits. Keys: `split`, `draws`, `examples`, those of
+    summary.json for a test split, and `draw_std`, the standard deviation of one draw's mean.
+    `config`: as in `open_run`; out: as in `Addition`. Raises UserError as they do, for single
+    digits, for folds, and where no digits are held out.
     """
     trained = open_run(config, workdir)
     data = trained.config.data

@@ -50,16 +50,13 @@ def search(
     workdir: str | os.PathLike | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains trials until there are `config.search.trials`; reports after each round.
+    """Trains `config.search.trials` trials, the first of them the config as it stands.
 
-    The first trial is the config as it stands. Continues a study that an earlier process left,
-    finished or killed. Writes trials.csv and search.png. With `search.retrain`, the best trial and
-    the default are then trained on as many fresh seeds and compared; of the two splits only test is
-    fair, since the search chose on validation. Where the default is best, it is trained alone.
-
-    workdir: by default runs/NAME-search, or a folder apart for drawn digits, as in `train`; listen:
-    as there, while runs are retrained. Raises UserError for a wrong space, a storage that cannot be
-    used, and a teacher that would be deleted.
+    Continues a study that exists; writes trials.csv and search.png. With `search.retrain`, the best
+    trial and the default (alone, where it is the best) are then trained on as many fresh seeds and
+    compared; only the test split is fair, since the search chose on validation. workdir: by default
+    runs/NAME-search, apart for drawn digits as in `train`; listen: as there, for retraining. Raises
+    UserError for a wrong space, a storage that cannot be used, and a teacher it would delete.
     """
     config = config.copy_and_resolve_references()
     settings.check(config)
@@ -115,7 +112,7 @@ def search(
             f"{elsewhere} trials are still running in other processes, which report then."
         )
     elif best and config.search.retrain:
-        changed = {} if study.is_default(best) or _same(config, values) else values
+        changed = {} if _same(config, values) else values
         if not changed:
             console.print(
                 f"The default is the best of {done} trials: there is nothing to compare it with."
@@ -171,7 +168,10 @@ def space_of(config: ConfigDict) -> Space:
             texts = [json.dumps(value) for value in values]  # a storage holds no tuples
             space[field] = CategoricalDistribution(texts)
             for text in texts:
-                _check_network(_changed(config, _decoded({field: text})))
+                changed = _changed(config, _decoded({field: text}))
+                settings.check(changed)
+                layers_of(changed)
+                Population(changed, RECIPES[changed.data.dataset], 1)
             continue
         if len(values) != 2 or not all(isinstance(x, int | float) for x in values):
             raise UserError(f"{where}: {kind} takes two numbers, not {values}")
@@ -198,12 +198,6 @@ def _keep_teachers(config: ConfigDict, workdir: Path, space: Space) -> None:
                 f"config.{field}={teacher} is where this search trains its best trial, and "
                 "--config.resume=False would delete it; choose another --workdir"
             )
-
-
-def _check_network(config: ConfigDict) -> None:
-    settings.check(config)
-    layers_of(config)
-    Population(config, RECIPES[config.data.dataset], 1)
 
 
 def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,26 +230,23 @@ def usable(url: str) -> URL:
     field = "config.search.storage"
     try:
         where = make_url(url)
-    except (ArgumentError, ValueError):  # a port that is no number
-        raise UserError(
-            f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
-        ) from None
-    try:
-        dialect = where.get_dialect()
+        where.get_dialect().import_dbapi()
     except NoSuchModuleError:
         raise UserError(
             f"{field}: there is no database '{where.drivername}' known to SQLAlchemy; "
             "postgresql, mysql and sqlite are"
         ) from None
-    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
-        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
-    try:
-        dialect.import_dbapi()
+    except (ArgumentError, ValueError):  # a port that is no number
+        raise UserError(
+            f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
     except ImportError as error:
         name = (error.name or where.get_driver_name()).partition(".")[0]
         raise UserError(
             f"{field}={_shown(where)} needs {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
+    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
+        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
     return where
 
 
