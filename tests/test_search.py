@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
+from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
 from digits_jax.errors import UserError
@@ -296,6 +297,7 @@ import numpy as np
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
+from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 from digits_jax.search import search as module
 from digits_jax.search import study as studies
@@ -330,11 +332,11 @@ def test_two_processes_share_a_study(cache, tmp_path):
     url = studies.database(tmp_path)
     storage = module.optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
     trials = module.optuna.load_study(study_name="mnist-mlp10", storage=storage).trials
-    done = [t for t in trials if t.state == module.State.COMPLETE]
+    done = [t for t in trials if t.state == TrialState.COMPLETE]
     assert len(done) == 12
     assert len({t.params["optimizer.learning_rate"] for t in done}) == 12
     assert sum("default" in t.user_attrs for t in done) == 1
-    assert {t.state for t in trials} <= {module.State.COMPLETE, module.State.FAIL}
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
     owners = {tuple(t.user_attrs["owner"]) for t in done}
     assert len(owners) == 2
 
@@ -498,7 +500,7 @@ def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monk
         study._held.clear()  # as if another process had them, and died
         for _ in range(3):
             study._bury()
-        waiting = study.trials(module.State.WAITING)
+        waiting = study.trials(TrialState.WAITING)
         retried = [t.user_attrs["retry_of"] for t in waiting]
         assert len(retried) == len(set(retried)) == 4
 
@@ -514,8 +516,8 @@ def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
         study._held.clear()
         study._bury()
         states = {trial.number: trial.state for trial in study._study.trials}
-        assert states[one.number] == states[two.number] == module.State.RUNNING
-        assert states[three.number] == module.State.FAIL
+        assert states[one.number] == states[two.number] == TrialState.RUNNING
+        assert states[three.number] == TrialState.FAIL
         study.report(three, 0.5, 1)  # what its owner says now does no harm
         study.tell(three, 0.5)
 
@@ -532,8 +534,8 @@ def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
         monkeypatch.setattr(studies.os, "kill", lambda *_: pytest.fail("it was killed"))
         study._bury()
         states = {trial.number: trial.state for trial in study._study.trials}
-        assert states[fresh.number] == module.State.RUNNING
-        assert states[old.number] == states[own.number] == module.State.FAIL
+        assert states[fresh.number] == TrialState.RUNNING
+        assert states[old.number] == states[own.number] == TrialState.FAIL
 
 
 def test_the_heartbeat(cache, tmp_path, monkeypatch):

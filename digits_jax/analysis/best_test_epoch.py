@@ -1,7 +1,6 @@
 """How much a run would gain if its epoch were chosen on the test split."""
 
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,7 +27,7 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     rows = report.read_rows(workdir / "metrics.jsonl")
     test = batches.load(trained.config.data).test
     images, labels = batches.examples(test, trained.recipe)
-    best: dict[int, dict[str, Any]] = {}  # a member that diverged at once has no epoch
+    best: dict[int, report.Row] = {}  # a member that diverged at once has no epoch
     for epoch in sorted({row["epoch"] for row in rows}):
         kept = epoch_file(workdir, epoch)
         if not kept.exists():

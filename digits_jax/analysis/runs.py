@@ -15,7 +15,7 @@ from digits_jax.report import summary as report
 from digits_jax.training.predictor import Trained
 
 SUMMARY = "summary.json"
-Summary = dict[str, Any]
+Summary = dict[str, Any]  # or a part of one
 _IDENTITY = ("config", "members", "date", "seconds")  # of a summary: equal only for the same run
 _PATIENCE = 10  # seconds to wait for other processes that add; training holds the lock for longer
 
@@ -87,14 +87,13 @@ class Addition:
         self.folder = writable(workdir, out, *names)
         self._existing()
 
-    def write(self, name: str, result: dict[str, Any]) -> None:
+    def write(self, name: str, result: Summary) -> None:
         """Reads the summary again, adds `result` as `name` and writes it, all under a lock.
 
         Raises UserError where the run is being trained again, or was since it was opened.
         """
         with _locked(self.folder):
-            now = _read(self._path)
-            if not self._same_run(now):
+            if not self._same_run(now := _read(self._path)):
                 raise UserError(
                     f"{self._path.parent} was trained again meanwhile; this result is of the run "
                     "before and is not added: the same command evaluates the new one"

@@ -6,11 +6,12 @@ All of it is read off the network itself, which is traced with shapes alone.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.linen.module import Interceptor, InterceptorContext
 
 from digits_jax import models
 from digits_jax.models.layers import (
@@ -99,7 +100,7 @@ def layers(model: nn.Module, shape: Pair) -> list[Layer]:
         )
         return after
 
-    def init(key: jax.Array, images: jax.Array) -> Any:
+    def init(key: jax.Array, images: jax.Array) -> object:
         return model.init(key, images, train=False, dropout_rate=0.0)
 
     with nn.intercept_methods(interceptor(_SHOWN, watch)):
@@ -110,7 +111,7 @@ def layers(model: nn.Module, shape: Pair) -> list[Layer]:
 def interceptor(
     shown: type[nn.Module] | tuple[type[nn.Module], ...],
     watch: Callable[[nn.Module, str, Array, Array], Array],
-) -> Callable[..., Any]:
+) -> Interceptor:
     """For `nn.intercept_methods`: calls `watch(layer, name, input, output) -> output`.
 
     Once for each call of a layer of the classes `shown`, also where such a class calls another of
@@ -119,7 +120,7 @@ def interceptor(
     inside: set[str] = set()
     calls: Counter[str] = Counter()
 
-    def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> object:
         layer, path = context.module, "/".join(context.module.path)
         if not isinstance(layer, shown) or path in inside:
             return call(*args, **kwargs)

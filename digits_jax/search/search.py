@@ -11,9 +11,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import filelock
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 import optuna
 from ml_collections import ConfigDict
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from digits_jax import settings
@@ -34,13 +33,14 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.report import figures, summary
-from digits_jax.search.study import FINISHED, Space, State, Study, database, opened, usable
+from digits_jax.search.study import Points, Space, Study, Values, database, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
 
 KINDS = ("log", "uniform", "choice")
 SAMPLERS = ("tpe", "random", "grid")
 HYPER = ("optimizer.learning_rate", "optimizer.weight_decay", "model.dropout", "label_smoothing")
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _COMPARISON = "comparison.md"  # as `compare_runs` writes it
 _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data", "epochs")
 
@@ -77,8 +77,8 @@ def search(
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     batches.load(config.data)  # missing digits end the search here, not each trial
-    points: list[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    points, limit = [(_default(config, space), {"default": True})], config.search.trials
+    limit = config.search.trials
+    points: Points = [(_default(config, space), {"default": True})]
     if config.search.sampler == "grid":
         points = [(point, {}) for point in _grid(space, limit)]
         limit = len(points)
@@ -99,18 +99,15 @@ def search(
                 _train(study, trials, config, space)
                 _report(study, config, workdir, space)
         best = _report(study, config, workdir, space)
-        done, elsewhere = len(study.trials(*FINISHED)), len(study.trials(State.RUNNING))
+        done, elsewhere = len(study.trials(*_FINISHED)), len(study.trials(TrialState.RUNNING))
     if best:
         values = _values(best, config, space)
-        found = (
-            f"best of {done} trials: number {best.number}, validation {percent(best.value or 0.0)}"
-        )
+        accuracy = percent(best.value or 0.0)
+        found = f"best of {done} trials: number {best.number}, validation {accuracy}"
         console.print(Text.assemble((found, "bold"), f"; {_text(values)}"))
         console.print(Text(f"trials.csv and search.png are in {workdir}"))
     if elsewhere:
-        console.print(
-            f"{elsewhere} trials are still running in other processes, which report then."
-        )
+        console.print(f"{elsewhere} trials still run in other processes, which will report them.")
     elif best and config.search.retrain:
         changed = {} if _same(config, values) else values
         if not changed:
@@ -130,7 +127,7 @@ def _folder_for(config: ConfigDict, workdir: str | os.PathLike | None) -> tuple[
     return (own if exists else folder), reason
 
 
-def _identity(config: ConfigDict) -> dict[str, Any]:
+def _identity(config: ConfigDict) -> Values:
     """What must be the same in all processes of a study."""
     identity = settings.as_dict(config)
     how = identity.pop("search")
@@ -200,7 +197,7 @@ def _keep_teachers(config: ConfigDict, workdir: Path, space: Space) -> None:
             )
 
 
-def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:
+def _decoded(params: Values) -> Values:
     """A trial's parameters as config values: choices are JSON in the storage, lists are tuples."""
     decoded = {}
     for field, value in params.items():
@@ -209,19 +206,19 @@ def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:
     return decoded
 
 
-def _changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+def _changed(config: ConfigDict, values: Values) -> ConfigDict:
     """A copy of `config` with {field: value}; UserError for a value of the wrong type."""
     changed = config.copy_and_resolve_references()
     try:
-        changed.update_from_flattened_dict(dict(values))
+        changed.update_from_flattened_dict(values)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.search.space: {' '.join(str(error).split())}") from None
     return changed
 
 
-def _default(config: ConfigDict, space: Space) -> dict[str, Any]:
+def _default(config: ConfigDict, space: Space) -> Values:
     """The config's own values, without those outside of the space."""
-    own: dict[str, Any] = {}
+    own: Values = {}
     for field, value in settings.flatten(config).items():
         match space.get(field):
             case CategoricalDistribution(choices=choices) if json.dumps(value) in choices:
@@ -231,13 +228,13 @@ def _default(config: ConfigDict, space: Space) -> dict[str, Any]:
     return own
 
 
-def _grid(space: Space, trials: int) -> list[dict[str, Any]]:
+def _grid(space: Space, trials: int) -> list[Values]:
     """All combinations of the choices and of evenly spaced values: at most `trials` of them."""
-    axes: dict[str, Sequence[Any]] = {}
+    axes: dict[str, list] = {}
     ranges: dict[str, FloatDistribution] = {}
     for field, d in space.items():
         if isinstance(d, CategoricalDistribution):
-            axes[field] = d.choices
+            axes[field] = list(d.choices)
         else:
             ranges[field] = d
     choices = math.prod(map(len, axes.values()))
@@ -253,7 +250,7 @@ def _grid(space: Space, trials: int) -> list[dict[str, Any]]:
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
-def _values(trial: optuna.Trial | FrozenTrial, config: ConfigDict, space: Space) -> dict[str, Any]:
+def _values(trial: optuna.Trial | FrozenTrial, config: ConfigDict, space: Space) -> Values:
     """A trial's {field: value}; for a field that it has no value of, the config's own."""
     own = settings.flatten(config)
     return {field: own[field] for field in space} | _decoded(trial.params)
@@ -297,13 +294,13 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], hal
         for row in loop.epoch(run, epoch, clock):
             study.report(going[row["member"]], row["validation_accuracy"], epoch)
         for member in run.diverged.keys() & going.keys():
-            study.tell(going.pop(member), state=State.PRUNED)
+            study.tell(going.pop(member), state=TrialState.PRUNED)
         if epoch in rungs(config.epochs, halving):
             scores = run.scores()
             ranked = sorted(going, key=lambda member: -scores[member])
             for member in ranked[-(-len(ranked) // halving) :]:
                 run.stop(member)
-                study.tell(going.pop(member), state=State.PRUNED)
+                study.tell(going.pop(member), state=TrialState.PRUNED)
         if not going:
             break
     for member, trial in going.items():
@@ -321,8 +318,8 @@ def rungs(epochs: int, halving: int) -> set[int]:
 
 def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> FrozenTrial | None:
     """Writes trials.csv and search.png of the finished trials; -> the best of them, or None."""
-    done = study.trials(*FINISHED)
-    complete = [trial for trial in done if trial.state == State.COMPLETE]
+    done = study.trials(*_FINISHED)
+    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
         return None
     values = [_values(trial, config, space) for trial in done]
@@ -335,7 +332,7 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Fr
             writer.writerow((*row, *own.values()))
     part.replace(workdir / "trials.csv")
     points = [
-        {"trial": t.number, "value": t.value, "pruned": t.state == State.PRUNED} | own
+        {"trial": t.number, "value": t.value, "pruned": t.state == TrialState.PRUNED} | own
         for t, own in zip(done, values, strict=True)
     ]
     logs = {field for field, d in space.items() if isinstance(d, FloatDistribution) and d.log}
@@ -347,14 +344,14 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Fr
 def _retrain(
     config: ConfigDict,
     workdir: Path,
-    values: Mapping[str, Any],
+    values: Values,
     number: int,
     listen: Callable[[], NoInterrupts],
 ) -> None:
     """Trains the default on fresh seeds and, if there are `values`, compares trial `number`."""
     seeds = config.search.retrain
     default, best = (workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}"))
-    runs: dict[Path, Mapping[str, Any]] = {default: {}} | ({best: values} if values else {})
+    runs: dict[Path, Values] = {default: {}} | ({best: values} if values else {})
     try:
         with filelock.FileLock(workdir / "retrain.lock", timeout=0):  # one process at a time
             (workdir / _COMPARISON).unlink(missing_ok=True)
@@ -369,7 +366,7 @@ def _retrain(
         console.print("Another process is retraining already.")
 
 
-def _same(config: ConfigDict, values: Mapping[str, Any]) -> bool:
+def _same(config: ConfigDict, values: Values) -> bool:
     """Whether `values` are the config's own, but for the rounding of a grid's points."""
     return all(
         isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)
@@ -377,7 +374,7 @@ def _same(config: ConfigDict, values: Mapping[str, Any]) -> bool:
     )
 
 
-def _text(values: Mapping[str, Any]) -> str:
+def _text(values: Values) -> str:
     return ", ".join(
         f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
         for field, value in values.items()

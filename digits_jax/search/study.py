@@ -9,7 +9,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -25,9 +25,9 @@ from sqlalchemy.pool import NullPool
 from digits_jax import settings
 from digits_jax.errors import UserError
 
-State = optuna.trial.TrialState
-Space = dict[str, FloatDistribution | CategoricalDistribution]  # by field of the config
-FINISHED = (State.COMPLETE, State.PRUNED)
+Space = dict[str, FloatDistribution | CategoricalDistribution]  # by field
+Values = dict[str, Any]  # by field of the config
+Points = Sequence[tuple[Values, Values]]  # (values, user attributes) of trials
 _BEAT = 30  # seconds between heartbeats
 _SILENCE = 1800  # seconds without one after which a process on another machine counts as dead
 _PATIENCE = 60  # seconds to wait for other processes that write
@@ -56,7 +56,7 @@ class Study:
     ):
         self._study, self._lock, self._space = study, lock, space
         self._limit, self._sampler, self._seed = limit, sampler, seed
-        self._held: dict[int, optuna.Trial] = {}  # by number: what this process has asked for
+        self._held: dict[int, optuna.Trial] = {}  # by number: what this process is training
 
     def ask(self, most: int) -> list[optuna.Trial]:
         """At most `most` new trials, with their values; none once `limit` have been handed out."""
@@ -68,7 +68,7 @@ class Study:
                 trial.set_user_attr("owner", [platform.node(), os.getpid()])
                 trial.set_user_attr("alive", time.time())
                 if sum(t.number < trial.number for t in self._counted()) >= self._limit:
-                    self._study.tell(trial, state=State.FAIL)  # another client was faster
+                    self._study.tell(trial, state=TrialState.FAIL)  # another process was faster
                     break
                 self._suggest(trial)
                 trials.append(trial)
@@ -83,7 +83,7 @@ class Study:
             if self._sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        fields: Mapping[str, Any] = self._space
+        fields: Values = self._space
         if self.is_default(trial):  # without the values that lie outside of the space
             queued = self._study.get_trials(deepcopy=False)[trial.number]
             fields = queued.system_attrs.get("fixed_params", {})
@@ -99,19 +99,19 @@ class Study:
         everything = self._study.get_trials(deepcopy=False)
         queued_again = {trial.user_attrs.get("retry_of") for trial in everything}
         for trial in everything:
-            if trial.state != State.RUNNING or trial.number in self._held or not _dead(trial):
+            if trial.state != TrialState.RUNNING or trial.number in self._held or not _dead(trial):
                 continue
             if trial.number not in queued_again:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
                 kept = {k: v for k, v in trial.user_attrs.items() if k == "default"}
                 self._study.enqueue_trial(values, user_attrs=kept | {"retry_of": trial.number})
-            self.tell(trial.number, state=State.FAIL)
+            self.tell(trial.number, state=TrialState.FAIL)
 
     def tell(
         self,
         trial: optuna.Trial | int,
         value: float | None = None,
-        state: optuna.trial.TrialState | None = None,
+        state: TrialState | None = None,
     ) -> None:
         """As Optuna's; does nothing for a trial that another process has finished or deleted."""
         self._held.pop(trial if isinstance(trial, int) else trial.number, None)
@@ -121,26 +121,26 @@ class Study:
     def fail(self, trial: optuna.Trial) -> None:
         """For a trial that cannot be trained: no value, but it counts, so that the search ends."""
         trial.set_user_attr("untrainable", True)
-        self.tell(trial, state=State.FAIL)
+        self.tell(trial, state=TrialState.FAIL)
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:
         """An intermediate value."""
         with suppress(*_GONE):
             trial.report(value, epoch)
 
-    def trials(self, *states: optuna.trial.TrialState) -> list[FrozenTrial]:
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of `states`, by number."""
         return self._study.get_trials(deepcopy=False, states=states)
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that were handed out, without those of dead processes."""
         everything = self._study.get_trials(deepcopy=False)
-        lost = (State.FAIL, State.WAITING)
+        lost = (TrialState.FAIL, TrialState.WAITING)
         return [t for t in everything if t.state not in lost or t.user_attrs.get("untrainable")]
 
     def importances(self) -> dict[str, float]:
         """Shares by field (PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255); {} if unknown."""
-        complete = self.trials(State.COMPLETE)
+        complete = self.trials(TrialState.COMPLETE)
         if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
             return {}
         return optuna.importance.get_param_importances(
@@ -175,9 +175,9 @@ class Study:
 def opened(
     url: str,
     name: str,
-    identity: Mapping[str, Any],
+    identity: Values,
     space: Space,
-    points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    points: Points,
     *,
     limit: int,
     sampler: str,
@@ -186,8 +186,8 @@ def opened(
 ) -> Iterator[Study]:
     """The study `name` at `url`, created by the first process; UserError if it cannot be used.
 
-    identity: what must be the same in all processes; points: (values, user attributes) of the first
-    trials; afresh: delete an existing study. The other arguments: as in `Study`.
+    identity: what must be the same in all processes; points: the first trials; afresh: delete an
+    existing study. The other arguments: as in `Study`.
     """
     where = usable(url)
     shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
@@ -215,8 +215,8 @@ def opened(
         if where.password:
             reason = reason.replace(str(where.password), "***")
         raise UserError(
-            f"the study in {shown} cannot be used: {reason}; what it holds is untouched, and the "
-            "same command goes on once it can be"
+            f"the study in {shown} cannot be used: {reason}; nothing in it has changed, and "
+            "the same command continues it"
         ) from None
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -258,8 +258,8 @@ def _shown(url: URL) -> str:
 def _created(
     storage: optuna.storages.RDBStorage,
     name: str,
-    identity: Mapping[str, Any],
-    points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    identity: Values,
+    points: Points,
     afresh: bool,
     alone: bool,
 ) -> optuna.Study:
@@ -272,19 +272,19 @@ def _created(
             time.sleep(0.1)
         if "config" in study.user_attrs:
             return study
-    if exists:  # half created, by a process that died, if not to be deleted anyway
+    if exists:  # afresh, or half created by a process that died
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(
         direction="maximize", storage=storage, study_name=name, load_if_exists=not alone
     )
     for values, attributes in points:
-        study.enqueue_trial(dict(values), user_attrs=dict(attributes))
-    study.set_user_attr("config", dict(identity))  # last: without it, a study is half created
+        study.enqueue_trial(values, user_attrs=attributes)
+    study.set_user_attr("config", identity)  # last: without it, a study is half created
     return study
 
 
 def _dead(trial: FrozenTrial) -> bool:
-    """Whether the process that asked for the trial has ended."""
+    """Whether the process that trains the trial has ended."""
     node, pid = trial.user_attrs.get("owner", ("", 0))
     if node == platform.node():
         if pid == os.getpid():
