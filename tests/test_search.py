@@ -329,7 +329,7 @@ def test_two_processes_share_a_study(cache, tmp_path):
     """Together they make exactly the trials that were asked for, none twice."""
     processes = [start(cache, tmp_path) for _ in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    url = studies.database(tmp_path)
+    url = database(tmp_path)
     storage = module.optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
     trials = module.optuna.load_study(study_name="mnist-mlp10", storage=storage).trials
     done = [t for t in trials if t.state == TrialState.COMPLETE]
@@ -431,7 +431,7 @@ def test_storages_that_cannot_be(cache, tmp_path, monkeypatch, url, module_name,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_is_not_there(monkeypatch):
+def test_a_server_that_is_not_there(cache, tmp_path, monkeypatch):
     """One line of what its driver says, without the password even if the driver says it."""
 
     def refused(*_, **__):
@@ -440,13 +440,9 @@ def test_a_server_that_is_not_there(monkeypatch):
 
     monkeypatch.setattr(studies.URL, "get_dialect", lambda _: type("", (), {"import_dbapi": str}))
     monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refused)
-    how = {"limit": 1, "sampler": "tpe", "seed": 0, "afresh": False}
-    with (
-        pytest.raises(UserError) as caught,
-        studies.opened(
-            "postgresql://u:secret@localhost:1/x?password=secret", "name", {}, {}, [], **how
-        ),
-    ):
+    url = "postgresql://u:secret@localhost:1/x?password=secret"
+    config = small(cache, RATE, storage=url)
+    with pytest.raises(UserError) as caught, studies.opened(config, tmp_path, {}, {}, []):
         pytest.fail("there is no such server")
     said = str(caught.value)
     assert said.startswith(
@@ -478,11 +474,16 @@ def test_a_locked_storage(cache, tmp_path, guessed, monkeypatch):
     assert len(table(tmp_path)) == 4
 
 
-def study_of(config, workdir, limit=4, name="study"):
+def study_of(config, workdir):
+    """Four trials at random."""
+    config.search.update(trials=4, sampler="random")
     space = space_of(config)
     points = [(module._default(config, space), {"default": True})]
-    how = {"limit": limit, "sampler": "random", "seed": 0, "afresh": False}
-    return studies.opened(studies.database(workdir), name, {}, space, points, **how)
+    return studies.opened(config, workdir, {}, space, points)
+
+
+def database(workdir):
+    return f"sqlite:///{workdir / 'study.db'}"
 
 
 def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monkeypatch):
@@ -494,7 +495,7 @@ def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monk
             study.ask(1)
     with study_of(config, tmp_path) as study:
         (trial,) = study.ask(1)
-        assert study.is_default(trial)
+        assert trial.user_attrs["default"]
         assert trial.params == {"optimizer.learning_rate": config.optimizer.learning_rate}
         assert len(study.ask(9)) == 3  # and no more: the lost one does not count
         study._held.clear()  # as if another process had them, and died
@@ -559,9 +560,7 @@ def test_nothing_left_to_do(cache, tmp_path, guessed, monkeypatch):
     space = space_of(config)
     config.data.source = "drawn"
     points = [(module._default(config, space), {"default": True})]
-    how = {"limit": 2, "sampler": "tpe", "seed": 0, "afresh": False}
-    arguments = (studies.database(tmp_path), config.name, module._identity(config), space, points)
-    with studies.opened(*arguments, **how) as study:
+    with studies.opened(config, tmp_path, module._identity(config), space, points) as study:
         assert len(study.ask(2)) == 2
         search(config, tmp_path)
     assert not (tmp_path / "trials.csv").exists()
@@ -578,7 +577,7 @@ def test_what_cannot_be_trained_counts_and_has_no_value(cache, tmp_path, monkeyp
 
 def test_half_made_studies_are_made_again(cache, tmp_path, guessed):
     storage = module.optuna.storages.RDBStorage(
-        studies.database(tmp_path), engine_kwargs={"poolclass": NullPool}
+        database(tmp_path), engine_kwargs={"poolclass": NullPool}
     )
     module.optuna.create_study(storage=storage, study_name="mnist-mlp10", direction="maximize")
     search(small(cache, RATE, trials=3), tmp_path)

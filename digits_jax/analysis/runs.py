@@ -3,7 +3,6 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,20 @@ class Addition:
         self._existing()
 
     def write(self, name: str, result: Summary) -> None:
-        """Reads the summary again, adds `result` as `name` and writes it, all under a lock.
+        """Adds `result` as `name` to the summary as it is now, under the lock that training takes.
 
         Raises UserError where the run is being trained again, or was since it was opened.
         """
-        with _locked(self.folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(filelock.FileLock(self.folder / ".lock", timeout=_PATIENCE))
+            except filelock.Timeout:
+                raise UserError(
+                    f"another process is training in {self.folder}; this result is of the run "
+                    "before and is not added: run the same command when the training is done"
+                ) from None
+            except OSError:
+                pass  # another user's lock, or a disk without locks
             if not self._same_run(now := _read(self._path)):
                 raise UserError(
                     f"{self._path.parent} was trained again meanwhile; this result is of the run "
@@ -123,19 +131,3 @@ def _read(path: Path) -> Summary:
         if isinstance(summary, dict):
             return summary
     return {}
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock that training takes, so that no other process writes the summary."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(filelock.FileLock(folder / ".lock", timeout=_PATIENCE))
-        except filelock.Timeout:
-            raise UserError(
-                f"another process is training in {folder}; this result is of the run before and is "
-                "not added: run the same command when the training is done"
-            ) from None
-        except OSError:  # another user's lock, or a disk without locks
-            pass
-        yield

@@ -33,7 +33,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.report import figures, summary
-from digits_jax.search.study import Points, Space, Study, Values, database, opened, usable
+from digits_jax.search.study import Points, Space, Study, Values, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
 
@@ -77,22 +77,10 @@ def search(
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     batches.load(config.data)  # missing digits end the search here, not each trial
-    limit = config.search.trials
     points: Points = [(_default(config, space), {"default": True})]
     if config.search.sampler == "grid":
-        points = [(point, {}) for point in _grid(space, limit)]
-        limit = len(points)
-    with opened(
-        config.search.storage or database(workdir),
-        config.name,
-        _identity(config),
-        space,
-        points,
-        limit=limit,
-        sampler=config.search.sampler,
-        seed=config.seed,
-        afresh=not config.resume,
-    ) as study:
+        points = [(point, {}) for point in _grid(space, config.search.trials)]
+    with opened(config, workdir, _identity(config), space, points) as study:
         with study.heartbeat():
             while trials := study.ask(config.search.round):
                 (workdir / _COMPARISON).unlink(missing_ok=True)  # the best trial may change

@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 import optuna
+from ml_collections import ConfigDict
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
@@ -84,7 +85,7 @@ class Study:
             else optuna.samplers.RandomSampler(seed=seed)
         )
         fields: Values = self._space
-        if self.is_default(trial):  # without the values that lie outside of the space
+        if trial.user_attrs.get("default"):  # without the values that lie outside of the space
             queued = self._study.get_trials(deepcopy=False)[trial.number]
             fields = queued.system_attrs.get("fixed_params", {})
         for field in fields:
@@ -147,10 +148,6 @@ class Study:
             self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
 
-    @staticmethod
-    def is_default(trial: optuna.Trial | FrozenTrial) -> bool:
-        return bool(trial.user_attrs.get("default"))
-
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
         """Within, the trials of this process are marked as alive, for other machines to see."""
@@ -173,22 +170,15 @@ class Study:
 
 @contextmanager
 def opened(
-    url: str,
-    name: str,
-    identity: Values,
-    space: Space,
-    points: Points,
-    *,
-    limit: int,
-    sampler: str,
-    seed: int,
-    afresh: bool,
+    config: ConfigDict, workdir: Path, identity: Values, space: Space, points: Points
 ) -> Iterator[Study]:
-    """The study `name` at `url`, created by the first process; UserError if it cannot be used.
+    """The study of `config`, created by the first process; UserError if it cannot be used.
 
-    identity: what must be the same in all processes; points: the first trials; afresh: delete an
-    existing study. The other arguments: as in `Study`.
+    In `config.search.storage`, by default in `workdir`; identity: what must be the same in all
+    processes; points: the first trials, with a grid all of them.
     """
+    name, sampler = config.name, config.search.sampler
+    url = config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
     where = usable(url)
     shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": _PATIENCE}, "poolclass": NullPool} if sqlite else {}
@@ -200,7 +190,7 @@ def opened(
     try:
         with lock:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
-            study = _created(storage, name, identity, points, afresh, alone=sqlite)
+            study = _created(storage, config, identity, points, alone=sqlite)
         differences = settings.differences(study.user_attrs.get("config", {}), identity)
         if differences:
             raise UserError(
@@ -208,7 +198,8 @@ def opened(
                 f"({'; '.join(differences)}); choose another --workdir, or --config.resume=False "
                 "to delete that study and start this one"
             )
-        yield Study(study, lock, space, limit, sampler, seed)
+        limit = len(points) if sampler == "grid" else config.search.trials
+        yield Study(study, lock, space, limit, sampler, config.seed)
     except (optuna.exceptions.OptunaError, SQLAlchemyError, filelock.Timeout, OSError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
@@ -257,22 +248,22 @@ def _shown(url: URL) -> str:
 
 def _created(
     storage: optuna.storages.RDBStorage,
-    name: str,
+    config: ConfigDict,
     identity: Values,
     points: Points,
-    afresh: bool,
     alone: bool,
 ) -> optuna.Study:
     """The study, created if it is not there; alone: a lock keeps other processes away."""
+    name = config.name
     exists = name in optuna.get_all_study_names(storage)
-    if exists and not afresh:
+    if exists and config.resume:
         study = optuna.load_study(study_name=name, storage=storage)
         end = time.time() + (0 if alone else _PATIENCE)  # another process may be creating it
         while "config" not in study.user_attrs and time.time() < end:
             time.sleep(0.1)
         if "config" in study.user_attrs:
             return study
-    if exists:  # afresh, or half created by a process that died
+    if exists:  # to be started over, or half created by a process that died
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(
         direction="maximize", storage=storage, study_name=name, load_if_exists=not alone
@@ -300,8 +291,3 @@ def _dead(trial: FrozenTrial) -> bool:
     started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     silent = time.time() - trial.user_attrs.get("alive", started)
     return silent > (_SILENCE if node else _PATIENCE)
-
-
-def database(workdir: Path) -> str:
-    """The URL of a workdir's own study."""
-    return f"sqlite:///{workdir.absolute() / 'study.db'}"
