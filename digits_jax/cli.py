@@ -21,7 +21,10 @@ from digits_jax.errors import UserError, nearest
 
 
 class Mode(NamedTuple):
-    """What --mode=NAME calls: 'module:function' of digits_jax, with the values of its flags."""
+    """What --mode=NAME calls, with the values of its flags.
+
+    'room.file' calls the function of that name in digits_jax/room/file.py, 'room.file:name' another.
+    """
 
     call: str
     flags: tuple[str, ...]
@@ -30,20 +33,21 @@ class Mode(NamedTuple):
 
 
 CLUSTER = ("distributed", "coordinator", "num_processes", "process_id")
-LOOK = "analysis.evaluate"
 MODES = {  # those with --out read a finished run
-    "train": Mode("training.train:train", CLUSTER, "train, or resume training (default)", True),
-    "eval": Mode(f"{LOOK}:evaluate", ("data", "ink", "out"), "classify the test set or --data"),
-    "best-test-epoch": Mode(f"{LOOK}:best_test_epoch", ("out",), "accuracy at the best test epoch"),
-    "more-pairs": Mode(f"{LOOK}:more_pairs", ("out",), "accuracy on 25 more draws of test pairs"),
-    "robustness": Mode("analysis.robustness:robustness", ("out",), "accuracy on distorted digits"),
-    "describe": Mode("models.describe:describe", (), "print the network, layer by layer"),
-    "explain": Mode("analysis.explain:explain", ("example", "out"), "filters, saliency, Grad-CAM"),
+    "train": Mode("training.train", CLUSTER, "train, or resume training (default)", True),
+    "eval": Mode("analysis.evaluate", ("data", "ink", "out"), "classify the test set or --data"),
+    "best-test-epoch": Mode(
+        "analysis.best_test_epoch", ("out",), "accuracy at the best test epoch"
+    ),
+    "more-pairs": Mode("analysis.more_pairs", ("out",), "accuracy on 25 more draws of test pairs"),
+    "robustness": Mode("analysis.robustness", ("out",), "accuracy on distorted digits"),
+    "describe": Mode("analysis.describe", (), "print the network, layer by layer"),
+    "explain": Mode("analysis.explain", ("example", "out"), "filters, saliency, Grad-CAM"),
     "compare": Mode(
         "analysis.compare:command", ("variants", "runs"), "train variants, or test two runs", True
     ),
-    "search": Mode("search.search:search", (), "search hyperparameters", True),
-    "export": Mode("export.export:export", ("out",), "write ONNX, StableHLO and a model card"),
+    "search": Mode("search.search", (), "search hyperparameters", True),
+    "export": Mode("export.export", ("out",), "write ONNX, StableHLO and a model card"),
     "demo": Mode("export.export:demo", ("port", "out"), "serve a page to draw digits on"),
 }
 HELP = [f"{name}{' --'.join(('', *mode.flags))}: {mode.help}" for name, mode in MODES.items()]
@@ -79,7 +83,9 @@ def dispatch(argv: list[str]) -> None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
-    function = pkgutil.resolve_name(f"digits_jax.{mode.call}")
+    module, _, name = mode.call.partition(":")
+    name = name or module.rpartition(".")[2]
+    function = pkgutil.resolve_name(f"digits_jax.{module}:{name}")
     from digits_jax.data.dataset import cache_dir
     from digits_jax.devices import backend, hosts
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import config_of, shrink
 
 from digits_jax.analysis import compare as module
-from digits_jax.analysis.compare import ablation, compare, compare_runs, made_of, reading
-from digits_jax.data import batches, dataset
+from digits_jax.analysis.compare import ablation, compare, compare_runs, fit, made_of
+from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.training.train import train
@@ -32,7 +32,7 @@ def test_over_and_underfitting_by_hand():
     """Of 10,000 at 0.9 the standard error is 0.003; twice that of a difference is 0.0085."""
 
     def read(train, validation, best=0.9):
-        return reading(summary(train, validation), summary(0.95, best))
+        return fit(summary(train, validation), summary(0.95, best))
 
     assert read(0.9, 0.9) == "fits: gap +0.00 ± 0.85"
     assert read(0.9, 0.9, best=0.9083) == "fits: gap +0.00 ± 0.85"  # of the best run: 0.0083
@@ -43,7 +43,7 @@ def test_over_and_underfitting_by_hand():
 
 def test_more_members_do_not_make_more_examples():
     several = summary(0.92, 0.9) | {"members": [{}] * 9}
-    assert reading(several, several) == reading(summary(0.92, 0.9), several)
+    assert fit(several, several) == fit(summary(0.92, 0.9), several)
 
 
 def test_a_difference_within_the_noise_is_none():
@@ -196,15 +196,25 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
         name: recipe._replace(train=recipe.train // 500, test=50)
         for name, recipe in RECIPES.items()
     }
-    for where in (batches, module):
+    for where in (dataset, module):
         monkeypatch.setattr(where, "RECIPES", small)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: mnist)
-    monkeypatch.setattr(batches, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
+    monkeypatch.setattr(dataset.sources, "load", lambda *_: mnist)
+    monkeypatch.setattr(dataset, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [
-        *({}, {"seed": 1}, {"validation": 0.2}, {"train": 30}, {"train": small[dataset].train}),
-        *({"test": 20}, {"test": 50}, {"drawn_train": 140}, {"drawn_test": 40}),
-        *({"test_source": "drawn"}, {"test_source": "mnist"}, {"drawn_extra": 10}),
-        *({"normalize": "feature"}, {"fresh_pairs": True}),
+        {},
+        {"seed": 1},
+        {"validation": 0.2},
+        {"train": 30},
+        {"train": small[dataset].train},
+        {"test": 20},
+        {"test": 50},
+        {"drawn_train": 140},
+        {"drawn_test": 40},
+        {"test_source": "drawn"},
+        {"test_source": "mnist"},
+        {"drawn_extra": 10},
+        {"normalize": "feature"},
+        {"fresh_pairs": True},
     ]
     made = []
     for source, change in itertools.product(("mnist", "drawn"), changes):
@@ -260,7 +270,9 @@ def test_over_the_examples_that_both_read(models, cache, capsys):
     assert text in capsys.readouterr().out
     assert "validation: not compared, the runs differ in data.folds (0 and 2)" in text
     assert [line.split(":")[0] for line in text.splitlines()[2:]] == [
-        *("- test, digit, over 40 examples", "- validation", "- seeds")
+        "- test, digit, over 40 examples",
+        "- validation",
+        "- seeds",
     ]
 
 
@@ -280,7 +292,7 @@ def test_without_mnist_the_seeds_are_compared(models, tmp_path, monkeypatch):
         asked.append((raw_dir, str(cache_dir)))
         raise UserError(f"there is no MNIST in {raw_dir}; --config.data.source=drawn")
 
-    monkeypatch.setattr(batches.mnist, "load", absent)
+    monkeypatch.setattr(dataset.sources, "load", absent)
     lines = compare_runs(*runs).splitlines()
     assert [line.split(":")[0] for line in lines[2:]] == ["- validation", "- test", "- examples"]
     assert lines[-1] == (
@@ -333,7 +345,7 @@ def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys, mo
     parent = tmp_path / "lr["
     monkeypatch.setattr(module, "train", train)
     compare([shrink(config_of("mnist:mlp10"), cache)], parent / "0]", "mnist")
-    assert f"stand in {parent / '0]'}\n" in capsys.readouterr().out
+    assert f"are in {parent / '0]'}\n" in capsys.readouterr().out
     runs = [finished(parent / name, {0: (0.9, 0.91)}) for name in ("0.1]", "0.2]")]
     text = compare_runs(*runs, str(parent / "new" / "x]"))
     assert f"# {runs[1]} against {runs[0]}\n" in text

@@ -8,9 +8,10 @@ from conftest import CONFIGS, config_of
 from flax import linen as nn
 
 from digits_jax import models
+from digits_jax.analysis.describe import describe
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices import backend
-from digits_jax.models.describe import describe, layers
+from digits_jax.models.describe import layers
 
 
 def described(name):

@@ -67,8 +67,10 @@ def test_a_convolution_that_is_called_again_has_two_maps(getkey):
     assert list(maps) == ["Conv_0", "Conv_0, call 2"]
     kernel = variables["params"]["Conv_0"]["kernel"]
     second = jax.lax.conv(
-        *(jnp.tanh(maps["Conv_0"]).transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)),
-        *((1, 1), "SAME"),
+        jnp.tanh(maps["Conv_0"]).transpose(0, 3, 1, 2),
+        kernel.transpose(3, 2, 0, 1),
+        window_strides=(1, 1),
+        padding="SAME",
     )
     np.testing.assert_allclose(maps["Conv_0, call 2"][..., 0], second[:, 0], rtol=1e-4, atol=1e-6)
     shifted = network(image, {"Conv_0, call 2": jnp.ones_like(maps["Conv_0"])})[1]
@@ -117,7 +119,7 @@ def test_grad_cam_of_a_linear_head_is_its_class_activation_map(getkey):
     gradient = explain.gradients(network, image, "digit", 2)[1]["last"]
     cam = explain.grad_cam(maps["last"], gradient)
     np.testing.assert_allclose(cam[0], expected, rtol=1e-4, atol=1e-7)
-    looks = explain._looks(network, image, "digit", 2, maps, {"last": (1, 1)})
+    looks = explain._attributions(network, image, "digit", 2, maps, {"last": (1, 1)})
     assert list(looks) == ["saliency", "Grad-CAM of last"]
     within = np.pad(expected, 1)  # the first convolution cuts a pixel off
     np.testing.assert_allclose(looks["Grad-CAM of last"], within, rtol=1e-4, atol=1e-7)
@@ -174,7 +176,7 @@ def test_grad_cam_is_of_a_convolution_that_the_head_depends_on(layers, of, getke
     maps = network(image, {})[1]
     for head, name in zip(("upper", "lower"), of, strict=True):
         jumps = {row.name: row.jump for row in layers_of(model, (8, 10)) if row.jump}
-        assert f"Grad-CAM of {name}" in explain._looks(network, image, head, 0, maps, jumps)
+        assert f"Grad-CAM of {name}" in explain._attributions(network, image, head, 0, maps, jumps)
 
 
 def test_the_halves_of_a_number_lie_side_by_side(getkey):
@@ -189,7 +191,7 @@ def test_the_halves_of_a_number_lie_side_by_side(getkey):
     changed = explain._block(name, other, 2)[1] != pictures
     assert changed[:, :, 28:].all()
     assert not changed[:, :, :28].any()
-    cam = explain._looks(network, image, "number", 42, {name: maps}, {name: (1, 1)})
+    cam = explain._attributions(network, image, "number", 42, {name: maps}, {name: (1, 1)})
     cam = cam[f"Grad-CAM of {name}"]
     each = explain.grad_cam(maps, explain.gradients(network, image, "number", 42)[1][name])
     np.testing.assert_allclose(cam, np.hstack(each), rtol=1e-5, atol=1e-9)

@@ -11,12 +11,13 @@ import pytest
 from conftest import config_of, shrink
 
 from digits_jax import console
-from digits_jax.analysis import evaluate, robustness
+from digits_jax.analysis import evaluate, more_pairs, robustness
+from digits_jax.analysis.best_test_epoch import best_test_epoch
 from digits_jax.analysis.compare import compare, compare_runs
+from digits_jax.analysis.describe import describe
 from digits_jax.analysis.explain import explain
 from digits_jax.export import export
 from digits_jax.export.demo import site
-from digits_jax.models.describe import describe
 from digits_jax.search.search import search
 from digits_jax.training.train import train
 
@@ -67,7 +68,7 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     workdir = Path(shutil.copytree(finished, tmp_path / "lr[/0.1][adam]"))
     kinds = {n: k._replace(levels=k.levels[:1]) for n, k in robustness.CORRUPTIONS.items()}
     monkeypatch.setattr(robustness, "CORRUPTIONS", kinds)
-    monkeypatch.setattr(evaluate, "DRAWS", 2)
+    monkeypatch.setattr(more_pairs, "DRAWS", 2)
     monkeypatch.setattr(site, "serve", lambda *_: console.console.print("serves"))
     monkeypatch.setattr(export.site, "whole", lambda _: True)
     other = config.copy_and_resolve_references()
@@ -79,8 +80,8 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     modes = {
         "train": lambda: (train(config, tmp_path / "new[/0.1]"), train(config, workdir)),
         "eval": lambda: evaluate.evaluate(config, workdir, None, "auto"),
-        "best-test-epoch": lambda: evaluate.best_test_epoch(config, workdir),
-        "more-pairs": lambda: evaluate.more_pairs(config, workdir),
+        "epochs": lambda: best_test_epoch(config, workdir),
+        "pairs": lambda: more_pairs.more_pairs(config, workdir),
         "robustness": lambda: robustness.robustness(config, workdir),
         "describe": lambda: describe(config),
         "explain": lambda: explain(config, workdir, 0),

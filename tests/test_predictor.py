@@ -15,7 +15,8 @@ import pytest
 from conftest import built, config_of, shrink
 from jax.test_util import check_grads
 
-from digits_jax.analysis.evaluate import DRAWS, best_test_epoch, more_pairs
+from digits_jax.analysis.best_test_epoch import best_test_epoch
+from digits_jax.analysis.more_pairs import DRAWS, more_pairs
 from digits_jax.core import population
 from digits_jax.core.step import distillation
 from digits_jax.data import dataset, drawn

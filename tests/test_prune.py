@@ -117,7 +117,7 @@ def test_what_cannot_be_pruned_is_one_clear_line(runs, tmp_path):
         search(own, tmp_path)
     with pytest.raises(UserError, match="holds a network pruned to several fractions"):
         evaluate(config(), folder / "pruned", None, "auto")
-    with pytest.raises(UserError, match="pruned differently, and no seeds"):
+    with pytest.raises(UserError, match="pruned differently, they are no seeds"):
         compare_runs(folder / "whole", folder / "pruned")
     two = config()
     two.prune.run, two.population.size = str(folder / "whole"), 2

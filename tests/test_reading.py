@@ -17,7 +17,8 @@ import filelock
 import pytest
 from conftest import config_of, shrink
 
-from digits_jax.analysis import evaluate, robustness
+from digits_jax.analysis import evaluate, more_pairs, robustness, runs
+from digits_jax.analysis.best_test_epoch import best_test_epoch
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.explain import explain
 from digits_jax.data import batches
@@ -99,7 +100,7 @@ def quick(monkeypatch):
     kinds = robustness.CORRUPTIONS.items()
     kinds = {name: kind._replace(levels=kind.levels[:1]) for name, kind in kinds}
     monkeypatch.setattr(robustness, "CORRUPTIONS", kinds)
-    monkeypatch.setattr(evaluate, "DRAWS", 2)
+    monkeypatch.setattr(more_pairs, "DRAWS", 2)
 
 
 def during(monkeypatch, act):
@@ -119,8 +120,8 @@ def test_what_other_modes_add_meanwhile_stays(config, run, monkeypatch):
     before = summary_of(run)
 
     def others():
-        evaluate.more_pairs(config, run)
-        evaluate.best_test_epoch(config, run)
+        more_pairs.more_pairs(config, run)
+        best_test_epoch(config, run)
 
     during(monkeypatch, others)
     robustness.robustness(config, str(run))
@@ -131,14 +132,14 @@ def test_what_other_modes_add_meanwhile_stays(config, run, monkeypatch):
 
 def test_additions_wait_for_each_other(run, monkeypatch):
     """Eight at once, each slow to write what it has read."""
-    write, before = evaluate.files.write_json, summary_of(run)
+    write, before = runs.report.write_json, summary_of(run)
 
     def slowly(*arguments):
         time.sleep(0.02)
         write(*arguments)
 
-    monkeypatch.setattr(evaluate.files, "write_json", slowly)
-    additions = [evaluate.Addition(run, None, "") for _ in range(8)]
+    monkeypatch.setattr(runs.report, "write_json", slowly)
+    additions = [runs.Addition(run, None, "") for _ in range(8)]
     threads = [
         threading.Thread(target=addition.write, args=(f"found {i}", {"mean": i}))
         for i, addition in enumerate(additions)
@@ -171,8 +172,8 @@ def test_nothing_is_added_to_a_run_that_was_trained_again(config, run, monkeypat
 
 
 def test_nothing_is_added_while_a_run_is_trained(run, monkeypatch):
-    addition, before = evaluate.Addition(run, None, ""), snapshot(run)
-    monkeypatch.setattr(evaluate, "_PATIENCE", 0)
+    addition, before = runs.Addition(run, None, ""), snapshot(run)
+    monkeypatch.setattr(runs, "_PATIENCE", 0)
     with (
         filelock.FileLock(run / ".lock"),
         pytest.raises(UserError, match="another process is training in"),
@@ -188,7 +189,7 @@ def test_a_lock_that_cannot_be_had_is_none(run, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refused)
-    evaluate.Addition(run, None, "").write("found", {"mean": 1})
+    runs.Addition(run, None, "").write("found", {"mean": 1})
     assert summary_of(run)["found"] == {"mean": 1}
 
 
@@ -203,8 +204,8 @@ def looking(config, workdir, out=None):
             {"predictions.csv"},
         ),
         "explain": (lambda: explain(config, workdir, 0, out), {"filters.png", "attribution.png"}),
-        "epochs": (lambda: evaluate.best_test_epoch(config, workdir, out), {"summary.json"}),
-        "pairs": (lambda: evaluate.more_pairs(config, workdir, out), {"summary.json"}),
+        "epochs": (lambda: best_test_epoch(config, workdir, out), {"summary.json"}),
+        "pairs": (lambda: more_pairs.more_pairs(config, workdir, out), {"summary.json"}),
         "robustness": (
             lambda: robustness.robustness(config, workdir, out),
             {"summary.json", "robustness.png"},
@@ -283,8 +284,8 @@ def test_what_may_not_be_read_is_not_called_damaged(run, monkeypatch, name):
 def test_summaries_elsewhere(config, run, tmp_path):
     """Begun with what the run's says, added to one mode after the other; never of another run."""
     before, out = snapshot(run), tmp_path / "new" / "folder"
-    evaluate.more_pairs(config, run, str(out))
-    evaluate.best_test_epoch(config, run, out)
+    more_pairs.more_pairs(config, run, str(out))
+    best_test_epoch(config, run, out)
     there = summary_of(out)
     assert {**summary_of(run), "pairs": 0, "best_test_epoch": 0} == {
         **there,
@@ -296,7 +297,7 @@ def test_summaries_elsewhere(config, run, tmp_path):
     for text in ('{"test": 1}', "{"):
         (out / "summary.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"is not of the run in .*; choose another --out"):
-            evaluate.more_pairs(config, run, out)
+            more_pairs.more_pairs(config, run, out)
         assert (out / "summary.json").read_text(encoding="utf-8") == text
 
 
@@ -308,7 +309,7 @@ def test_what_cannot_be_written_is_said_before_the_work(config, run, tmp_path, m
     def worked(*_):
         raise AssertionError
 
-    monkeypatch.setattr(evaluate.tempfile, "TemporaryFile", sealed)
+    monkeypatch.setattr(runs.tempfile, "TemporaryFile", sealed)
     monkeypatch.setattr(batches, "load", worked)
     folder = tmp_path / out if out else run
     way = "choose another --out" if out else "--out=DIR"

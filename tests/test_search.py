@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import importlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
+from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
 from digits_jax.errors import UserError
@@ -161,7 +163,7 @@ def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained)
     for teacher, space in zip((*teachers, ""), spaces, strict=True):
         config = small(cache, space, trials=2, retrain=2)
         config.distill.teacher, config.resume = teacher, False
-        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds lies where"):
+        with pytest.raises(UserError, match=r"config\.distill\.teacher=.*-2-seeds is where"):
             search(config, "s")
         assert not (tmp_path / "s").exists()
     teacher = SimpleNamespace(digest=str)
@@ -195,7 +197,7 @@ def test_paths_with_brackets_are_printed_as_they_are(cache, tmp_path, capsys):
     folder = tmp_path / "lr[" / "0.1]"
     search(small(cache, RATE, trials=2), folder)
     out = capsys.readouterr().out
-    assert f"stand in {folder}\n" in out
+    assert f"are in {folder}\n" in out
     assert "best of 2 trials: number 1" in out
     assert "[bold]" not in out
 
@@ -295,9 +297,10 @@ import numpy as np
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
+from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
-from digits_jax import search as module
-from digits_jax import study as studies
+from digits_jax.search import search as module
+from digits_jax.search import study as studies
 
 def told(study, group, halving):
     for trial, config in group:
@@ -326,14 +329,14 @@ def test_two_processes_share_a_study(cache, tmp_path):
     """Together they make exactly the trials that were asked for, none twice."""
     processes = [start(cache, tmp_path) for _ in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    url = studies.database(tmp_path)
+    url = database(tmp_path)
     storage = module.optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
     trials = module.optuna.load_study(study_name="mnist-mlp10", storage=storage).trials
-    done = [t for t in trials if t.state == module.State.COMPLETE]
+    done = [t for t in trials if t.state == TrialState.COMPLETE]
     assert len(done) == 12
     assert len({t.params["optimizer.learning_rate"] for t in done}) == 12
     assert sum("default" in t.user_attrs for t in done) == 1
-    assert {t.state for t in trials} <= {module.State.COMPLETE, module.State.FAIL}
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
     owners = {tuple(t.user_attrs["owner"]) for t in done}
     assert len(owners) == 2
 
@@ -361,8 +364,14 @@ def test_a_killed_search_goes_on(cache, tmp_path, guessed):
             "did you mean 'optimizer.learning_rate'",
         ),
         ({"data": {"seed": ("choice", 0, 1)}}, r"space\.data\.seed: no field that can be searched"),
-        ({"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}}, "lower end 0.01 lies above"),
-        ({"optimizer": {"learning_rate": ("log", 0, 1e-4)}}, "must begin above 0"),
+        (
+            {"optimizer": {"learning_rate": ("log", 1e-2, 1e-4)}},
+            "`low <= high` must hold, but got",
+        ),
+        (
+            {"optimizer": {"learning_rate": ("log", 0, 1e-4)}},
+            "`low > 0` must hold for `log=True`",
+        ),
         ({"optimizer": {"learning_rate": ("logarithmic", 1, 2)}}, "must be like"),
         ({"optimizer": {"learning_rate": 1e-3}}, "must be like"),
         ({"optimizer": {"learning_rate": ("log", 1)}}, "takes two numbers"),
@@ -373,6 +382,12 @@ def test_a_killed_search_goes_on(cache, tmp_path, guessed):
 def test_spaces_that_make_no_sense(cache, space, message):
     with pytest.raises(UserError, match=message):
         space_of(small(cache, space))
+
+
+def test_without_optuna_the_command_to_install_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"needs optuna: pip install -r requirements-search\.txt$"):
+        importlib.reload(sys.modules["digits_jax.search"])
 
 
 def test_an_unknown_sampler(cache, tmp_path):
@@ -416,7 +431,7 @@ def test_storages_that_cannot_be(cache, tmp_path, monkeypatch, url, module_name,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_is_not_there(monkeypatch):
+def test_a_server_that_is_not_there(cache, tmp_path, monkeypatch):
     """One line of what its driver says, without the password even if the driver says it."""
 
     def refused(*_, **__):
@@ -425,13 +440,9 @@ def test_a_server_that_is_not_there(monkeypatch):
 
     monkeypatch.setattr(studies.URL, "get_dialect", lambda _: type("", (), {"import_dbapi": str}))
     monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refused)
-    how = {"limit": 1, "sampler": "tpe", "seed": 0, "afresh": False}
-    with (
-        pytest.raises(UserError) as caught,
-        studies.opened(
-            "postgresql://u:secret@localhost:1/x?password=secret", "name", {}, {}, [], **how
-        ),
-    ):
+    url = "postgresql://u:secret@localhost:1/x?password=secret"
+    config = small(cache, RATE, storage=url)
+    with pytest.raises(UserError) as caught, studies.opened(config, tmp_path, {}, {}, []):
         pytest.fail("there is no such server")
     said = str(caught.value)
     assert said.startswith(
@@ -463,11 +474,16 @@ def test_a_locked_storage(cache, tmp_path, guessed, monkeypatch):
     assert len(table(tmp_path)) == 4
 
 
-def study_of(config, workdir, limit=4, name="study"):
+def study_of(config, workdir):
+    """Four trials at random."""
+    config.search.update(trials=4, sampler="random")
     space = space_of(config)
     points = [(module._default(config, space), {"default": True})]
-    how = {"limit": limit, "sampler": "random", "seed": 0, "afresh": False}
-    return studies.opened(studies.database(workdir), name, {}, space, points, **how)
+    return studies.opened(config, workdir, {}, space, points)
+
+
+def database(workdir):
+    return f"sqlite:///{workdir / 'study.db'}"
 
 
 def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monkeypatch):
@@ -479,13 +495,13 @@ def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monk
             study.ask(1)
     with study_of(config, tmp_path) as study:
         (trial,) = study.ask(1)
-        assert study.is_default(trial)
+        assert trial.user_attrs["default"]
         assert trial.params == {"optimizer.learning_rate": config.optimizer.learning_rate}
         assert len(study.ask(9)) == 3  # and no more: the lost one does not count
         study._held.clear()  # as if another process had them, and died
         for _ in range(3):
             study._bury()
-        waiting = study.trials(module.State.WAITING)
+        waiting = study.trials(TrialState.WAITING)
         retried = [t.user_attrs["retry_of"] for t in waiting]
         assert len(retried) == len(set(retried)) == 4
 
@@ -501,8 +517,8 @@ def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
         study._held.clear()
         study._bury()
         states = {trial.number: trial.state for trial in study._study.trials}
-        assert states[one.number] == states[two.number] == module.State.RUNNING
-        assert states[three.number] == module.State.FAIL
+        assert states[one.number] == states[two.number] == TrialState.RUNNING
+        assert states[three.number] == TrialState.FAIL
         study.report(three, 0.5, 1)  # what its owner says now does no harm
         study.tell(three, 0.5)
 
@@ -519,16 +535,16 @@ def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
         monkeypatch.setattr(studies.os, "kill", lambda *_: pytest.fail("it was killed"))
         study._bury()
         states = {trial.number: trial.state for trial in study._study.trials}
-        assert states[fresh.number] == module.State.RUNNING
-        assert states[old.number] == states[own.number] == module.State.FAIL
+        assert states[fresh.number] == TrialState.RUNNING
+        assert states[old.number] == states[own.number] == TrialState.FAIL
 
 
-def test_signs_of_life(cache, tmp_path, monkeypatch):
+def test_the_heartbeat(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_BEAT", 0.01)
     with study_of(small(cache, RATE), tmp_path) as study:
         (trial,) = study.ask(1)
         trial.set_user_attr("alive", 0)
-        with study.signs_of_life():
+        with study.heartbeat():
             for _ in range(500):
                 if study._study.trials[0].user_attrs["alive"] > 0:
                     break
@@ -544,9 +560,7 @@ def test_nothing_left_to_do(cache, tmp_path, guessed, monkeypatch):
     space = space_of(config)
     config.data.source = "drawn"
     points = [(module._default(config, space), {"default": True})]
-    how = {"limit": 2, "sampler": "tpe", "seed": 0, "afresh": False}
-    arguments = (studies.database(tmp_path), config.name, module._asked(config), space, points)
-    with studies.opened(*arguments, **how) as study:
+    with studies.opened(config, tmp_path, module._identity(config), space, points) as study:
         assert len(study.ask(2)) == 2
         search(config, tmp_path)
     assert not (tmp_path / "trials.csv").exists()
@@ -563,7 +577,7 @@ def test_what_cannot_be_trained_counts_and_has_no_value(cache, tmp_path, monkeyp
 
 def test_half_made_studies_are_made_again(cache, tmp_path, guessed):
     storage = module.optuna.storages.RDBStorage(
-        studies.database(tmp_path), engine_kwargs={"poolclass": NullPool}
+        database(tmp_path), engine_kwargs={"poolclass": NullPool}
     )
     module.optuna.create_study(storage=storage, study_name="mnist-mlp10", direction="maximize")
     search(small(cache, RATE, trials=3), tmp_path)

@@ -1,4 +1,4 @@
-"""What is asked of finished runs: accuracy, robustness, explanations, comparisons.
+"""Modes that read runs or configs: accuracy, robustness, explanations, comparisons.
 
 May import training and all before it.
 """

@@ -1,4 +1,4 @@
-"""Runs side by side: configs trained one after the other, or two workdirs put to the test."""
+"""Runs side by side: configs that are trained one after the other, or two finished runs."""
 
 import json
 import math
@@ -12,58 +12,54 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.text import Text
 
-from digits_jax import files, models, settings
+from digits_jax import files, settings
+from digits_jax.analysis.describe import layers_of
+from digits_jax.analysis.runs import SUMMARY, Summary
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
-from digits_jax.errors import UserError, check_choice
-from digits_jax.models.describe import layers
+from digits_jax.errors import UserError
 from digits_jax.report import artifacts, figures, stats, tables
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 
-_SIGMAS = 2  # standard errors
 _SPLITS = ("validation", "test")
 _INPUTS = ("distill.teacher", "prune.run")  # fields that name the folder of a run to read
 
 
 def compare(
-    configs: Sequence[Any],
+    configs: Sequence[ConfigDict],
     workdir: str | os.PathLike | None,
     name: str,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains each of `configs` into a folder of its own below `workdir`, a finished one excepted.
+    """Trains `configs` on the same digits, each into its own folder in `workdir`, and tables them.
 
-    Without a `workdir` they are those of `train`. All have the same digits; listen: as in `train`.
-    Then writes NAME-ablation.md and .png there, a row per config in the order given: parameters,
-    accuracies, what changed since the row above, and how it fits. Raises UserError, before anything
-    is trained, for a config that cannot be, that has no validation, or that learns from a run which
-    is about to be started over.
+    Without a `workdir` into the folders that `train` would choose; listen: as in `train`. Writes
+    NAME-ablation.md and .png, a row per config as in `ablation`. Raises UserError, before any
+    training, for a wrong config, one without validation, and one that reads a run to be deleted.
     """
     configs = [config.copy_and_resolve_references() for config in configs]
     for config in configs:
         settings.check(config)
-        check_choice("data.dataset", config.data.dataset, RECIPES)
-        recipe = RECIPES[config.data.dataset]
-        layers(models.from_config(config, recipe.heads), recipe.shape)
+        layers_of(config)
         if not config.data.validation:
             raise UserError(f"{config.name}: without data.validation it cannot be compared")
     folders = _folders(configs, workdir)
-    workdir = Path("runs" if workdir is None else workdir)
     _keep_inputs(configs, folders)
     summaries = {}
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         note = artifacts.drawn(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)
+    workdir = Path(workdir or "runs")
     files.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
-    console.print(Text(f"\n{table}\n{name}-ablation.md and .png stand in {workdir}"))
+    console.print(Text(f"\n{table}\n{name}-ablation.md and .png are in {workdir}"))
 
 
 def command(
@@ -106,14 +102,14 @@ def command(
     compare(configs, workdir, Path(path).stem, listen)
 
 
-def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[Path]:
-    """Where each is trained; decides for all of them which digits 'auto' comes to.
+def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -> list[Path]:
+    """The folder of each config; resolves data.source=auto for all alike.
 
-    Those of the runs that are there, else MNIST where it can be had.
+    To the source of the runs that exist already, else to MNIST where it is available.
     """
-    folders = [Path("runs" if workdir is None else workdir) / config.name for config in configs]
-    asking = [config for config in configs if config.data.source == "auto"]
-    if not asking:
+    folders = [Path(workdir or "runs") / config.name for config in configs]
+    unresolved = [config for config in configs if config.data.source == "auto"]
+    if not unresolved:
         return folders
     known = [
         recorded["data"]["source"]
@@ -122,9 +118,9 @@ def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[
     ]
     source, reason = known[0] if known else "", ""
     if not known:
-        found, reason = dataset.find(asking[0].data)
+        found, reason = dataset.find(unresolved[0].data)
         source = found.source
-    for config in asking:
+    for config in unresolved:
         config.data.source = source
     if source == "drawn" and not known:
         warn_drawn(reason)
@@ -133,10 +129,10 @@ def _folders(configs: Sequence[Any], workdir: str | os.PathLike | None) -> list[
     return folders
 
 
-def _keep_inputs(configs: Sequence[Any], folders: Sequence[Path]) -> None:
-    """UserError where a config reads a run that one of them would delete."""
-    both = zip(configs, folders, strict=True)
-    deleted = {folder.resolve(): config.name for config, folder in both if not config.resume}
+def _keep_inputs(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> None:
+    """UserError where a config reads a run that one of the configs would delete."""
+    pairs = zip(configs, folders, strict=True)
+    deleted = {folder.resolve(): config.name for config, folder in pairs if not config.resume}
     for config in configs:
         for field in _INPUTS:
             run = settings.flatten(config)[field]
@@ -148,72 +144,78 @@ def _keep_inputs(configs: Sequence[Any], folders: Sequence[Path]) -> None:
                 )
 
 
-def ablation(summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each {run: summary}: run, parameters, train, validation, test (None where it was
-    not read), error (standard error of validation), changed and reading (texts).
+def ablation(summaries: Mapping[str, Summary]) -> list[artifacts.Row]:
+    """A row for each {run: summary}.
+
+    Keys: run, parameters, train, validation, test (accuracies; test None where it was not read),
+    error (standard error of validation), changed and reading (texts).
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[artifacts.Row] = []
     best = max(summaries.values(), key=lambda summary: summary["validation"]["accuracy"])
     for run, summary in summaries.items():
+        error = _error(summary, "validation")
         row = {
             "run": run,
             "parameters": summary["model"]["parameters"],
             "train": summary["train"]["accuracy"],
             "validation": summary["validation"]["accuracy"],
             "test": summary.get("mean"),
-            "error": _error(summary, "validation"),
+            "error": error,
+            "changed": "the first",
+            "reading": fit(summary, best),
         }
-        fit = reading(summary, best)
         if rows:
-            before = summaries[rows[-1]["run"]]
-            row["changed"] = "; ".join(_changes(before["config"], summary["config"])) or "nothing"
-            row["reading"] = f"{fit}; {_progress(rows[-1], row)}"
-        else:
-            row.update(changed="the first", reading=fit)
+            above = rows[-1]
+            changes = _changes(summaries[above["run"]]["config"], summary["config"])
+            row["changed"] = "; ".join(changes) or "nothing"
+            change, noise = row["validation"] - above["validation"], _noise(above["error"], error)
+            verdict = _verdict(change, noise)
+            than = "" if verdict == "within the noise" else f" than {above['run']}"
+            row["reading"] += f"; validation {_points(change, noise)}, {verdict}{than}"
         rows.append(row)
     return rows
 
 
-def reading(summary: dict[str, Any], best: dict[str, Any]) -> str:
-    """Does it over- or underfit?
+def fit(summary: Summary, best: Summary) -> str:
+    """Whether a run overfits, underfits or fits, and its generalisation gap.
 
-    It underfits where it reads its own training examples worse than the best of the compared runs
-    reads validation (as their maximum a little flattered), and overfits where it reads them better
-    than validation, either by more than two standard errors of the difference.
+    Underfitting: its training accuracy is below the best run's validation accuracy (a maximum, so
+    slightly optimistic); overfitting: above its own validation accuracy. Either by more than two
+    standard errors of the difference.
     """
     train, validation = summary["train"]["accuracy"], summary["validation"]["accuracy"]
     possible = best["validation"]["accuracy"]
     noise = _noise(_error(summary, "train"), _error(summary, "validation"))
-    gap = f"gap {100 * (train - validation):+.2f} ± {100 * noise:.2f}"
+    gap = f"gap {_points(train - validation, noise)}"
     if possible - train > _noise(_error(summary, "train"), _error(best, "validation")):
         return f"underfits: {100 * train:.2f} on training, {100 * possible:.2f} is possible; {gap}"
     return f"overfits: {gap}" if train - validation > noise else f"fits: {gap}"
 
 
-def _error(summary: dict[str, Any], split: str) -> float:
-    """The standard error of an accuracy over n examples, which are the same for every member."""
+def _error(summary: Summary, split: str) -> float:
+    """The standard error of an accuracy over n examples, which all members share."""
     p, n = summary[split]["accuracy"], summary["data"][split]
     return math.sqrt(max(p * (1 - p), 1 / n) / n)
 
 
 def _noise(one: float, other: float) -> float:
-    """What a difference of two accuracies must exceed to be called one.
-
-    As if of independent examples: of the same ones, even smaller differences may be real.
-    """
-    return _SIGMAS * math.hypot(one, other)
+    """Two standard errors of a difference of accuracies: too wide if the examples are the same."""
+    return 2 * math.hypot(one, other)
 
 
-def _progress(before: dict[str, Any], now: dict[str, Any]) -> str:
-    change = now["validation"] - before["validation"]
-    noise = _noise(before["error"], now["error"])
-    size = f"validation {100 * change:+.2f} ± {100 * noise:.2f}"
+def _points(change: float, noise: float) -> str:
+    """In percentage points: '+0.84 ± 0.83'."""
+    return f"{100 * change:+.2f} ± {100 * noise:.2f}"
+
+
+def _verdict(change: float, noise: float) -> str:
     if abs(change) <= noise:
-        return f"{size}, within the noise"
-    return f"{size}, {'better' if change > 0 else 'worse'} than {before['run']}"
+        return "within the noise"
+    return "better" if change > 0 else "worse"
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(before: Summary, now: Summary) -> list[str]:
+    """'field: old → new' of two recorded configs; of model.layers, only the layers that differ."""
     texts = []
     for field, old, new in settings.changes(before, now):
         if field == "model.layers":
@@ -227,7 +229,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return texts
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[artifacts.Row]) -> str:
     """The rows of `ablation` as a table."""
     splits, texts = ("train", "validation", "test"), ("changed", "reading")
     return (
@@ -251,16 +253,14 @@ def compare_runs(
     workdir: str | os.PathLike | None = None,
     places: Mapping[str, str] | None = None,
 ) -> str:
-    """Is `second` better than `first`? Two finished runs; -> a few lines of text.
+    """Whether the run `second` is better than `first`: the text, also in workdir/comparison.md.
 
-    On each split, validation and test, whose examples are the same for both: over the seeds that
-    both have, the mean of the paired differences with its 95 % interval; over the examples, where
-    both workdirs hold their model and the digits can be had, McNemar's test of their (averaged)
-    predictions. A line says what is left out, and why. Written to `workdir/comparison.md`, if
-    given.
+    For each split with the same examples in both: the mean difference over their common seeds with
+    its 95 % interval, and, where both folders hold a model.npz and the digits are available,
+    McNemar's test of their (averaged) predictions. What is left out has a line with the reason.
 
-    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; without, where the runs
-    had them or the user's own cache. Raises UserError where there is nothing to compare.
+    places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; by default those of the
+    runs, where they exist. Raises UserError where nothing can be compared.
     """
     paths = Path(first), Path(second)
     runs = [_finished(path) for path in paths]
@@ -302,7 +302,7 @@ def compare_runs(
     return text
 
 
-def _difference(split: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def _difference(split: str, runs: Sequence[Summary]) -> str:
     """Why `split` has other examples in one run than in the other, 'data.seed (0 and 1)'; or ''."""
     one, other = (made_of(split, run["config"]["data"]) for run in runs)
     for field, value in one.items():
@@ -312,11 +312,10 @@ def _difference(split: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides which examples 'validation' or 'test' are, and no more: {field of data: value}.
+    """{field: value} of `config.data` that decide which examples 'validation' or 'test' holds.
 
-    As `dataset.load` makes them from `data`, the `config.data` of a finished run: 0 for as many as
-    there are is that number, and what does not matter is not there. Two runs of which these are
-    equal were read on the same examples.
+    Two runs have the same examples in a split exactly where these are equal: fields without
+    influence are left out, and a size of 0, which stands for all examples, becomes their number.
     """
     recipe, test = RECIPES[data["dataset"]], split == "test"
     source = (test and data.get("test_source")) or data["source"]
@@ -328,47 +327,47 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     if drawn or pairs or not test:
         made["seed"] = data["seed"]
     if test:
-        there = recipe.test if pairs else made.get("drawn_test", recipe.test)
-        asked = data["test"] or there
-        made["test"] = asked if pairs else min(asked, there)
+        available = recipe.test if pairs else made.get("drawn_test", recipe.test)
+        tested = data["test"] or available
+        made["test"] = tested if pairs else min(tested, available)
         return made
     made["folds"] = data.get("folds") or 0
     made["validation"] = data["validation"]
-    if pairs:  # as many more as there are training examples
+    if pairs:  # the number of validation pairs is a fraction of the training pairs
         made["train"] = data["train"] or recipe.train
     return made
 
 
-def _finished(workdir: Path) -> dict[str, Any]:
+def _finished(workdir: Path) -> Summary:
     try:
-        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
         pruned = summary["config"].get("prune", {}).get("run")
         [member["seed"] for member in summary["members"]]
         [made_of(split, summary["config"]["data"]) for split in _SPLITS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None
     if pruned:
-        raise UserError(f"{workdir}: its members are pruned differently, and no seeds")
+        raise UserError(f"{workdir}: its members are pruned differently, they are no seeds")
     return summary
 
 
 def _paired(pairs: Sequence[Sequence[float]]) -> str:
-    """'98.20 -> 98.50, +0.30 ± 0.12 over 5 seeds': the 95 % interval of the mean difference."""
+    """The mean difference over [[first, second], ...], with its 95 % interval, as text."""
     before, after = np.mean(pairs, axis=0)
     differences = [two - one for one, two in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
-    text = f"{tables.percent(before)} → {tables.percent(after)} %, {100 * change:+.2f}"
+    text = f"{tables.percent(before)} → {tables.percent(after)} %, "
     if half is None:
-        return f"{text} of the one seed that both have, so no interval"
-    verdict = "within the noise"
-    if abs(change) > half:
-        verdict = "better" if change > 0 else "worse"
-    return f"{text} ± {100 * half:.2f} points (95 % interval, {len(pairs)} paired seeds): {verdict}"
+        return f"{text}{100 * change:+.2f} of the one seed that both have, so no interval"
+    return (
+        f"{text}{_points(change, half)} points (95 % interval, {len(pairs)} paired seeds): "
+        f"{_verdict(change, half)}"
+    )
 
 
 def _over_examples(
     paths: Sequence[Path],
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Summary],
     splits: Sequence[str],
     places: Mapping[str, str] | None,
 ) -> list[str]:
@@ -377,10 +376,10 @@ def _over_examples(
         if not (path / FILE).exists():
             raise UserError(f"{path} holds no {FILE}; `command` in its summary.json makes it anew")
     recorded = [run["config"]["data"] for run in runs]
-    where = places or {name: _here(name, recorded) for name in ("raw_dir", "cache_dir")}
-    models_of = [Trained(path) for path in paths]
+    where = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
+    models = [Trained(path) for path in paths]
     try:
-        data = dataset.load(_reading(models_of[0].config.data.to_dict() | where, splits))
+        data = dataset.load(_only(splits, models[0].config.data.to_dict() | where))
     except UserError as error:
         if places and places["raw_dir"]:
             raise
@@ -391,9 +390,9 @@ def _over_examples(
     lines = []
     for name in splits:
         images, labels = dataset.examples(getattr(data, name), data.recipe)
-        said = [artifacts.mean_probabilities(model.predict(images)) for model in models_of]
+        probabilities = [artifacts.mean_probabilities(model.predict(images)) for model in models]
         for head, truth in labels.items():
-            one, two = (p[head].argmax(-1) == truth for p in said)
+            one, two = (p[head].argmax(-1) == truth for p in probabilities)
             test = stats.mcnemar(one, two)
             lines.append(
                 f"{name}, {head}, over {len(truth):,} examples: only the first is right on "
@@ -402,19 +401,18 @@ def _over_examples(
     return lines
 
 
-def _reading(data: Mapping[str, Any], splits: Sequence[str]) -> ConfigDict:
-    """`data` of a run, so that `dataset.load` makes `splits` as it had them, and little else."""
+def _only(splits: Sequence[str], data: Mapping[str, Any]) -> ConfigDict:
+    """A run's `data`, changed so that `dataset.load` prepares `splits` and little else."""
     less: dict[str, Any] = {"normalize": "unit", "drawn_extra": 0}
     if "test" not in splits:
         less |= {"test_source": "", "drawn_test": 1}
     if "validation" not in splits:
-        source = data.get("test_source") or data["source"]
-        less |= {"source": source, "test_source": "", "drawn_train": 1}
-        less |= {"validation": 0.0, "folds": 0}
+        less |= {"source": data.get("test_source") or data["source"], "test_source": ""}
+        less |= {"drawn_train": 1, "validation": 0.0, "folds": 0}
     return ConfigDict(dict(data) | less)
 
 
-def _here(name: str, recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Where a run kept its digits, if this machine has such a folder."""
+def _existing(name: str, recorded: Sequence[Mapping[str, str]]) -> str:
+    """The first folder `data[name]` of the runs that exists on this machine, or ''."""
     known = (data.get(name) or "" for data in recorded)
     return next((place for place in known if os.path.isdir(os.path.expanduser(place))), "")

@@ -1,6 +1,6 @@
 """What a trained network looks at: its first filters, its feature maps, saliency and Grad-CAM."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax.analysis.evaluate import open_run, writable
+from digits_jax.analysis.runs import open_run, writable
 from digits_jax.console import console
 from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
@@ -20,7 +20,8 @@ from digits_jax.models import describe
 from digits_jax.report import artifacts, figures
 from digits_jax.types import Array, PyTree
 
-_PICTURES = ("filters.png", "feature_maps.png", "attribution.png")
+Arrays = dict[str, Array]
+Network = Callable[[Array, Arrays], tuple[Arrays, Arrays]]  # (images, added): `watch` of one model
 _FILTERS, _CHANNELS = 64, 24  # the most that is drawn of a layer
 
 
@@ -29,13 +30,15 @@ def explain(
 ) -> None:
     """Writes filters.png, feature_maps.png and attribution.png into `workdir` or `out`.
 
-    Of the run's first member and of number `example`, from 0, of the test split. Without
-    convolutions there are no feature maps and no Grad-CAM. Of `config` the name and the folders
-    count, as in `open_run`. Raises UserError as that does, and for an example that is not there.
+    For the run's first member and the test image number `example`, from 0. Without convolutions
+    there are no feature maps and no Grad-CAM. `config`: as in `open_run`. Raises UserError as that
+    does, and for an example that does not exist.
     """
     trained = open_run(config, workdir)
-    folder = writable(workdir, out, *_PICTURES)
-    filters_png, maps_png, attribution_png = (folder / name for name in _PICTURES)
+    model = trained.program.model
+    names = ("filters.png", "feature_maps.png", "attribution.png")
+    folder = writable(workdir, out, *names)
+    filters_png, maps_png, attribution_png = (folder / name for name in names)
     test = dataset.load(trained.config.data).test
     last = len(test.rows) - 1
     if not 0 <= example <= last:
@@ -45,21 +48,20 @@ def explain(
     params, model_state = trained.member(0)
     variables = {"params": params, "batch_stats": model_state}
 
-    def network(pixels: Array, added: Mapping[str, Array]) -> Any:
-        inputs = batches.normalize(pixels, trained.normalizer)
-        return watch(trained.program.model, variables, inputs, added)
+    def network(pixels: Array, added: Arrays) -> tuple[Arrays, Arrays]:
+        return watch(model, variables, batches.normalize(pixels, trained.normalizer), added)
 
     pixels = jnp.asarray(images, jnp.result_type(float)) / 255
     logits, maps = network(pixels, {})
-    rows = describe.layers(trained.program.model, trained.recipe.shape)
+    rows = describe.layers(model, trained.recipe.shape)
     jumps = {row.name: row.jump for row in rows if row.jump}
-    heads, said = {}, []
+    heads, texts = {}, []
     for head, (scores,) in logits.items():
         label, predicted = int(labels[head][0]), int(scores.argmax())
-        looks = _looks(network, pixels, head, predicted, maps, jumps)
-        heads[head] = (label, np.asarray(nn.softmax(scores)), looks)
-        names = figures.class_names(len(scores))
-        said.append(f"{head} {names[label]}, predicted {names[predicted]}")
+        attributions = _attributions(network, pixels, head, predicted, maps, jumps)
+        heads[head] = (label, np.asarray(nn.softmax(scores)), attributions)
+        classes = figures.class_names(len(scores))
+        texts.append(f"{head} {classes[label]}, predicted {classes[predicted]}")
 
     source = trained.config.data.test_source or trained.config.data.source
     title = figures.noted(f"Test example {example}", artifacts.drawn(source))
@@ -71,38 +73,36 @@ def explain(
     if maps:
         blocks = dict(_block(name, x, _CHANNELS) for name, x in maps.items())
         figures.signed_maps(blocks, maps_png, f"{title}: what each convolution gives")
-    console.print(Text(f"example {example}: {'; '.join(said)}; the pictures are in {folder}"))
+    console.print(Text(f"example {example}: {'; '.join(texts)}; the pictures are in {folder}"))
 
 
 def watch(
-    model: nn.Module, variables: PyTree, images: Array, added: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """-> (logits {head: [B, C]}, what each convolution gives, in order {name: [B', H', W', C']}).
+    model: nn.Module, variables: PyTree, images: Array, added: Arrays
+) -> tuple[Arrays, Arrays]:
+    """-> (logits {head: [B, C]}, outputs of the convolutions in order {name: [B', H', W', C']}).
 
-    images: [B, H, W] float, normalised. `added` {name: like that convolution's output} is added to
-    it before the network goes on. Where a network cuts its images up, B' is above B.
+    images: [B, H, W] float, normalised. `added` {name: array of an output's shape} is added to that
+    output before the network goes on. Where a network cuts its images into pieces, B' is above B.
     """
-    maps: dict[str, Array] = {}
+    maps: Arrays = {}
 
     def look(_: nn.Module, name: str, __: Array, after: Array) -> Array:
         maps[name] = after + added.get(name, 0.0)
         return maps[name]
 
-    apply: Any = model.apply
     with nn.intercept_methods(describe.interceptor(nn.Conv, look)):
-        logits = apply(variables, images, train=False, dropout_rate=0.0)
+        logits: Any = model.apply(variables, images, train=False, dropout_rate=0.0)
     return logits, maps
 
 
-def gradients(network: Any, image: Array, head: str, label: int) -> tuple[Array, dict[str, Array]]:
-    """Of the logit of `label`: by the image [1, H, W], and by what each convolution gives.
+def gradients(network: Network, image: Array, head: str, label: int) -> tuple[Array, Arrays]:
+    """Of the logit of `label`: by the image [1, H, W], and by the output of each convolution.
 
-    network: (images, added) -> (logits, maps), as `watch` has them. Logits count up to a constant,
-    and these have the mean 0: the tower's are log-probabilities, which lie flat at 0 for a digit
-    that it is sure of.
+    Logits are taken relative to their mean, since only their differences matter. The tower gives
+    log-probabilities, whose own gradients vanish where it is sure of a digit.
     """
 
-    def score(x: Array, added: Mapping[str, Array]) -> Array:
+    def score(x: Array, added: Arrays) -> Array:
         logits = network(x, added)[0][head][0]
         return logits[label] - logits.mean()
 
@@ -112,7 +112,7 @@ def gradients(network: Any, image: Array, head: str, label: int) -> tuple[Array,
 
 
 def grad_cam(maps: Array, gradient: Array) -> Array:
-    """ReLU of the sum over channels of maps [B, H, W, C], weighted by the mean of `gradient`.
+    """ReLU of the sum over channels of maps [B, H, W, C], each weighted by its mean gradient.
 
     -> [B, H, W]. Selvaraju et al. 2017, arXiv:1610.02391.
     """
@@ -120,9 +120,9 @@ def grad_cam(maps: Array, gradient: Array) -> Array:
 
 
 def over_image(cams: Array, jump: tuple[int, int], shape: tuple[int, ...]) -> Array:
-    """Lays maps [B, h, w] over an image [H, W] of B pieces side by side, where each was computed.
+    """Maps [B, h, w] scaled to an image of shape [H, W], which consists of B pieces side by side.
 
-    A pixel of a map covers `jump` px. What an unpadded convolution has cut off stays empty.
+    A pixel of a map covers `jump` px. The margin that an unpadded convolution cuts off stays 0.
     """
     height, width = shape[0], shape[1] // len(cams)
     size = (len(cams), cams.shape[1] * jump[0], cams.shape[2] * jump[1])
@@ -132,33 +132,31 @@ def over_image(cams: Array, jump: tuple[int, int], shape: tuple[int, ...]) -> Ar
     return jnp.hstack(empty.at[:, top : top + size[1], left : left + size[2]].set(cams))
 
 
-def _looks(
-    network: Any,
+def _attributions(
+    network: Network,
     image: Array,
     head: str,
     label: int,
-    maps: Mapping[str, Array],
+    maps: Arrays,
     jumps: Mapping[str, tuple[int, int]],
 ) -> dict[str, np.ndarray]:
-    """{title: [H, W]}: saliency (Simonyan et al. 2014, arXiv:1312.6034), and Grad-CAM.
+    """{title: [H, W]}: saliency (Simonyan et al. 2014, arXiv:1312.6034) and Grad-CAM.
 
-    Grad-CAM is of the last convolution that gives more than one pixel (has a place in `jumps`) and
-    that the head depends on, before its activation.
+    Grad-CAM is of the last convolution that the head depends on, before its activation; of those
+    with more than one pixel, which are in `jumps`.
     """
     slope, slopes = gradients(network, image, head, label)
-    looks = {"saliency": np.abs(slope[0])}
+    found = {"saliency": np.abs(slope[0])}
     layers = [name for name in reversed(list(maps)) if name in jumps]
     if layers:
         name = next((name for name in layers if slopes[name].any()), layers[0])
         cam = grad_cam(maps[name], slopes[name])
-        looks[f"Grad-CAM of {name}"] = np.asarray(over_image(cam, jumps[name], image.shape[1:]))
-    return looks
+        found[f"Grad-CAM of {name}"] = np.asarray(over_image(cam, jumps[name], image.shape[1:]))
+    return found
 
 
-def _first_kernel(
-    params: PyTree, maps: Mapping[str, Array], shape: tuple[int, ...]
-) -> tuple[str, Array]:
-    """-> (name, weights [H, W, C]) of the first convolution or, of an MLP, of its first layer."""
+def _first_kernel(params: PyTree, maps: Arrays, shape: tuple[int, ...]) -> tuple[str, Array]:
+    """-> (name, weights [H, W, C]) of the first convolution or, in an MLP, of the first layer."""
     kernels = flatten_dict(params, sep="/")
     if maps:
         name = next(iter(maps))

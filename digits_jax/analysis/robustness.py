@@ -1,12 +1,14 @@
-"""How accuracy falls where test digits are damaged more and more.
+"""How accuracy falls as test digits are corrupted more strongly.
 
-In the manner of MNIST-C (Mu and Gilmer 2019, arXiv:1906.02337), by corruptions of our own: SciPy's,
-not those of `augment`. They damage each digit before an image is composed of two.
+In the manner of MNIST-C (Mu and Gilmer 2019, arXiv:1906.02337), with other corruptions, made with
+SciPy. Each digit is corrupted before an image is composed of two.
 """
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,16 +18,20 @@ from rich.table import Table
 from rich.text import Text
 from scipy import ndimage
 
-from digits_jax.analysis.evaluate import Addition, open_run
+from digits_jax.analysis.runs import Addition, open_run
 from digits_jax.console import console
 from digits_jax.data import dataset
 from digits_jax.report import artifacts, figures, tables
 
-_FINE = 4  # pixels of the image in which strokes grow, to one
+_FINE = 4  # each pixel becomes 4x4 finer ones, in which strokes grow and shrink
+Results = dict[str, dict[str, dict[str, float]]]  # {corruption: {level: {"mean", "std", ...}}}
 
 
 class Corruption(NamedTuple):
-    """`of(rng, images, level)` damages images, [N, 28, 28] float32 in [0, 1], bright on dark."""
+    """`of(rng, images, level)` corrupts images, [N, 28, 28] float32 in [0, 1], ink bright.
+
+    `level` is in `unit`.
+    """
 
     unit: str
     levels: tuple[float, ...]
@@ -33,50 +39,39 @@ class Corruption(NamedTuple):
 
 
 def _shift(rng: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Whole pixels along rows, columns or both, in one of eight directions."""
-    reach = int(level)
-    steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
-    which = rng.integers(0, len(steps), len(images))
-    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)))
+    """By whole pixels along rows, columns or both, in one of eight directions."""
+    directions = [d for d in itertools.product((-1, 0, 1), repeat=2) if any(d)]
+    which = rng.integers(0, len(directions), len(images))
     shifted = np.empty_like(images)
-    height, width = images.shape[1:]
-    for i, (dy, dx) in enumerate(steps):
-        top, left = reach - reach * dy, reach - reach * dx
-        shifted[which == i] = padded[which == i, top : top + height, left : left + width]
+    for i, (dy, dx) in enumerate(directions):
+        shift = (0, dy * level, dx * level)
+        shifted[which == i] = ndimage.shift(images[which == i], shift, order=0)
     return shifted
 
 
 def _rotate(rng: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Degrees about the centre, either way."""
-    turned = np.empty_like(images)
+    """About the centre, to either side."""
+    rotated = np.empty_like(images)
     left = rng.random(len(images)) < 0.5
     for mask, angle in ((left, level), (~left, -level)):
-        turned[mask] = ndimage.rotate(images[mask], angle, (1, 2), reshape=False, order=1)
-    return turned
+        rotated[mask] = ndimage.rotate(images[mask], angle, (1, 2), reshape=False, order=1)
+    return rotated
 
 
 def _noise(rng: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Gaussian, of that standard deviation; white is 1."""
+    """Gaussian, with a standard deviation of `level`; white is 1."""
     return images + level * rng.standard_normal(images.shape, np.float32)
 
 
 def _blur(_: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Gaussian, of that standard deviation in pixels."""
+    """Gaussian, with a standard deviation of `level`."""
     return ndimage.gaussian_filter(images, (0, level, level))
 
 
-def _thick(_: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Strokes that many pixels thicker."""
-    return _grown(images, level, ndimage.maximum_filter)
-
-
-def _thin(_: np.random.Generator, images: np.ndarray, level: float) -> np.ndarray:
-    """Strokes that many pixels thinner."""
-    return _grown(images, level, ndimage.minimum_filter)
-
-
-def _grown(images: np.ndarray, level: float, extreme: Callable[..., np.ndarray]) -> np.ndarray:
-    """The largest or smallest within level / 2, where each pixel is a square of 4x4 finer ones."""
+def _stroke(
+    extreme: Callable[..., np.ndarray], _: np.random.Generator, images: np.ndarray, level: float
+) -> np.ndarray:
+    """Strokes `level` thicker (`maximum_filter`) or thinner (`minimum_filter`)."""
     size = round(level * _FINE) + 1
     parts = []
     for start in range(0, len(images), 500):  # a fine image takes 50 kB
@@ -93,23 +88,22 @@ CORRUPTIONS = {
     "rotation": Corruption("degrees", (5, 10, 15, 20), _rotate),
     "noise": Corruption("of white", (0.1, 0.2, 0.3, 0.4), _noise),
     "blur": Corruption("px", (0.5, 1.0, 1.5, 2.0), _blur),
-    "thick": Corruption("px", (0.5, 1.0, 1.5, 2.0), _thick),
-    "thin": Corruption("px", (0.5, 1.0, 1.5, 2.0), _thin),
+    "thick": Corruption("px", (0.5, 1.0, 1.5, 2.0), partial(_stroke, ndimage.maximum_filter)),
+    "thin": Corruption("px", (0.5, 1.0, 1.5, 2.0), partial(_stroke, ndimage.minimum_filter)),
 }
 
 
 def corrupt(images: np.ndarray, name: str, level: float) -> np.ndarray:
-    """images: [N, 28, 28] uint8, ink bright on dark -> the same, damaged; always the same way."""
+    """images: [N, 28, 28] uint8, ink bright -> the same, corrupted; the same at every call."""
     rng = np.random.default_rng(0)
-    damaged = CORRUPTIONS[name].of(rng, images.astype(np.float32) / 255, level)
-    return np.rint(255 * np.clip(damaged, 0, 1)).astype(np.uint8)
+    corrupted = CORRUPTIONS[name].of(rng, images.astype(np.float32) / 255, level)
+    return np.rint(255 * np.clip(corrupted, 0, 1)).astype(np.uint8)
 
 
 def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
-    """Adds `robustness` to summary.json, {corruption: {level: {"mean", "std", ...}}}, and draws it.
+    """Adds `robustness` to summary.json, as `Results`, and draws robustness.png.
 
-    Of a finished run's test digits; `config` counts as it does in `open_run`, `out` as in
-    `Addition`. Raises UserError where the run has not reported its test accuracy yet.
+    `config`: as in `open_run`; out: as in `Addition`. Raises UserError as both do.
     """
     trained = open_run(config, workdir)
     addition = Addition(workdir, out, "damaged digits come", names=("robustness.png",))
@@ -117,7 +111,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     clean = {"mean": summary["mean"], "std": summary["std"]}
     test = dataset.load(trained.config.data).test
     digits = np.asarray(test.images)
-    found: dict[str, dict[str, Any]] = {name: {} for name in CORRUPTIONS}
+    results: Results = {name: {} for name in CORRUPTIONS}
     titles = {name: f"{name}, {kind.unit}" for name, kind in CORRUPTIONS.items()}
     shown: dict[str, list[np.ndarray]] = {title: [] for title in titles.values()}
     cases = [(name, level) for name, kind in CORRUPTIONS.items() for level in kind.levels]
@@ -128,20 +122,20 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         images, labels = dataset.examples(split, trained.recipe)
         tested = artifacts.test_metrics(labels, trained.predict(images))
         kept = ("mean", "std", "ensemble")
-        found[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
+        results[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[titles[name]].append(images[0])
-    addition.write("robustness", found)
-    note = artifacts.drawn(addition.summary["data"]["test_source"])
-    figures.robustness(found, clean, shown, picture, note)
-    console.print(_table(found))
-    console.print(Text(f"{tables.percent(clean['mean'])} % of the digits as they are; {picture}"))
+    addition.write("robustness", results)
+    note = artifacts.drawn(summary["data"]["test_source"])
+    figures.robustness(results, clean, shown, picture, note)
+    console.print(_table(results))
+    console.print(Text(f"{tables.percent(clean['mean'])} % of the undamaged digits; {picture}"))
 
 
-def _table(found: dict[str, dict[str, Any]]) -> Table:
+def _table(results: Results) -> Table:
     table = Table(box=SIMPLE, title="Accuracy, %, the more the digits are damaged")
     for column in ("corruption", "levels", "", "", "", ""):
         table.add_column(column, justify="left" if column else "right", no_wrap=True)
-    for name, levels in found.items():
+    for name, levels in results.items():
         span = f"{', '.join(levels)} {CORRUPTIONS[name].unit}"
         table.add_row(name, span, *(tables.percent(x["mean"]) for x in levels.values()))
     return table

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import files
-from digits_jax.analysis.evaluate import open_run, writable
+from digits_jax.analysis.runs import open_run, writable
 from digits_jax.console import console, percent
 from digits_jax.core.step import apply
 from digits_jax.data import dataset

@@ -1,9 +1,8 @@
 """Searches the space that a config declares, a round of trials at a time.
 
-The trials of a round that differ in hyperparameters alone are members of one program; what else
-differs (batch size, widths, ...) makes another group. Trials read the validation split and never
-the test split, which the runs retrained at the end read as any run does. Needs
-requirements-search.txt.
+The trials of a round that differ in hyperparameters alone are members of one program; those that
+differ in anything else (batch size, widths, ...) form further groups. Trials read the validation
+split and never the test split, which only the runs that are retrained at the end read.
 """
 
 import csv
@@ -12,17 +11,21 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import filelock
 import jax
 import numpy as np
+import optuna
 from ml_collections import ConfigDict
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
-from digits_jax import files, models, settings
+from digits_jax import files, settings
 from digits_jax.analysis.compare import compare_runs
+from digits_jax.analysis.describe import layers_of
 from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.core import population
 from digits_jax.core.population import hyper_of, members_of
@@ -30,20 +33,16 @@ from digits_jax.data import batches, dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
-from digits_jax.models.describe import layers
 from digits_jax.report import artifacts, figures
-from digits_jax.search.study import FINISHED, Space, State, Study, database, inside, opened, usable
+from digits_jax.search.study import Points, Space, Study, Values, opened, usable
 from digits_jax.training import train as loop
 from digits_jax.training.predictor import Trained
 from digits_jax.training.resolve import resolve
 
-# isort: split
-import filelock  # `study` says how to get what is missing
-import optuna
-
 KINDS = ("log", "uniform", "choice")
 SAMPLERS = ("tpe", "random", "grid")
 HYPER = ("optimizer.learning_rate", "optimizer.weight_decay", "model.dropout", "label_smoothing")
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _COMPARISON = "comparison.md"  # as `compare_runs` writes it
 _FIXED = ("seed", "resume", "report_test", "population", "search", "name", "data", "epochs")
 
@@ -53,15 +52,13 @@ def search(
     workdir: str | os.PathLike | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Asks, trains and tells until `config.search.trials` are done; then reports, and retrains.
+    """Trains `config.search.trials` trials, the first of them the config as it stands.
 
-    Goes on where an earlier process, killed or finished, left the study; the first trial is the
-    config as it stands. Writes trials.csv and search.png; with `search.retrain`, the best trial and
-    the default are trained on as many fresh seeds into folders of their own and compared (on
-    validation digits that the search chose by: the test split is the judge). Where nothing beat the
-    default it is trained alone. Without a `workdir` all lies in runs/NAME-search, or apart from it
-    as in `train`; listen: as there, while runs are retrained. Raises UserError for a space that
-    makes no sense, a storage that cannot be used, and a teacher that would be deleted.
+    Continues a study that exists; writes trials.csv and search.png. With `search.retrain`, the best
+    trial and the default (alone, where it is the best) are then trained on as many fresh seeds and
+    compared; only the test split is fair, since the search chose on validation. workdir: by default
+    runs/NAME-search, apart for drawn digits as in `train`; listen: as there, for retraining. Raises
+    UserError for a wrong space, a storage that cannot be used, and a teacher it would delete.
     """
     config = config.copy_and_resolve_references()
     settings.check(config)
@@ -83,68 +80,59 @@ def search(
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    dataset.load(config.data)  # digits that are not there are no trial's fault
-    points: list[Any] = [(_default(config, space), {"default": True})]
+    dataset.load(config.data)  # missing digits end the search here, not each trial
+    points: Points = [(_default(config, space), {"default": True})]
     if config.search.sampler == "grid":
         points = [(point, {}) for point in _grid(space, config.search.trials)]
-    with opened(
-        config.search.storage or database(workdir),
-        config.name,
-        _asked(config),
-        space,
-        points,
-        limit=len(points) if config.search.sampler == "grid" else config.search.trials,
-        sampler=config.search.sampler,
-        seed=config.seed,
-        afresh=not config.resume,
-    ) as study:
-        with study.signs_of_life():
+    with opened(config, workdir, _identity(config), space, points) as study:
+        with study.heartbeat():
             while trials := study.ask(config.search.round):
-                (workdir / _COMPARISON).unlink(missing_ok=True)  # the best may be another now
+                (workdir / _COMPARISON).unlink(missing_ok=True)  # the best trial may change
                 _train(study, trials, config, space)
                 _report(study, config, workdir, space)
         best = _report(study, config, workdir, space)
-        done, elsewhere = len(study.trials(*FINISHED)), len(study.trials(State.RUNNING))
+        done, elsewhere = len(study.trials(*_FINISHED)), len(study.trials(TrialState.RUNNING))
     if best:
         values = _values(best, config, space)
-        found = f"best of {done} trials: number {best.number}, validation {percent(best.value)}"
+        accuracy = percent(best.value or 0.0)
+        found = f"best of {done} trials: number {best.number}, validation {accuracy}"
         console.print(Text.assemble((found, "bold"), f"; {_text(values)}"))
-        console.print(Text(f"trials.csv and search.png stand in {workdir}"))
+        console.print(Text(f"trials.csv and search.png are in {workdir}"))
     if elsewhere:
-        console.print(f"{elsewhere} trials are under way in other processes, which report then.")
+        console.print(f"{elsewhere} trials still run in other processes, which will report them.")
     elif best and config.search.retrain:
-        won = {} if study.is_default(best) or _same(config, values) else values
-        if not won:
+        changed = {} if _same(config, values) else values
+        if not changed:
             console.print(
                 f"The default is the best of {done} trials: there is nothing to compare it with."
             )
-        _retrain(config, workdir, won, best.number, listen)
+        _retrain(config, workdir, changed, best.number, listen)
 
 
 def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: bool) -> Path:
-    """Without a `workdir`, the one of the study that is there, or of a new one."""
+    """Without a `workdir`, the one of the study that exists, or of a new one."""
     if workdir is not None:
         return Path(workdir)
     own = Path("runs") / f"{config.name}-search"
-    there = config.resume and (own / "study.db").exists()
-    return settings.apart(own) if apart and not there else own
+    exists = config.resume and (own / "study.db").exists()
+    return settings.apart(own) if apart and not exists else own
 
 
-def _asked(config: ConfigDict) -> dict[str, Any]:
-    """What all processes of a study must agree on."""
-    asked = settings.as_dict(config)
-    how = asked.pop("search")
+def _identity(config: ConfigDict) -> Values:
+    """What must be the same in all processes of a study."""
+    identity = settings.as_dict(config)
+    how = identity.pop("search")
     if config.distill.teacher:
-        asked["inputs"] = {"distill.teacher": Trained(Path(config.distill.teacher)).digest()}
-    return asked | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
+        identity["inputs"] = {"distill.teacher": Trained(Path(config.distill.teacher)).digest()}
+    return identity | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
 
 
 def space_of(config: ConfigDict) -> Space:
-    """The distributions of `config.search.space`, which mirrors the config: field -> distribution.
+    """{field: distribution} of `config.search.space`, which is nested like the config.
 
     A field's entry is ("log", low, high), ("uniform", low, high) or ("choice", one, other, ...).
-    Raises UserError for an empty space, a field that the config has not, limits that make no sense,
-    and values that no network can have.
+    Raises UserError for an empty space, unknown fields, wrong limits, and networks that cannot be
+    built.
     """
     declared = settings.flatten(config.search.space)
     if not declared:
@@ -152,11 +140,11 @@ def space_of(config: ConfigDict) -> Space:
             "config.search.space is empty; declare a field in the config, for example "
             'config.search.space.optimizer = ConfigDict({"learning_rate": ("log", 1e-4, 1e-2)})'
         )
-    fields, space = settings.flatten(config), dict[str, Any]()
+    known = [name for name in settings.flatten(config) if name.split(".")[0] not in _FIXED]
+    space: Space = {}
     for field, entry in declared.items():
         where = f"config.search.space.{field}"
-        if field not in fields or field.split(".")[0] in _FIXED:
-            known = [name for name in fields if name.split(".")[0] not in _FIXED]
+        if field not in known:
             raise UserError(f"{where}: no field that can be searched; {nearest(field, known)}")
         if not isinstance(entry, list) or len(entry) < 2 or entry[0] not in KINDS:
             raise UserError(
@@ -165,84 +153,85 @@ def space_of(config: ConfigDict) -> Space:
             )
         kind, *values = entry
         if kind == "choice":
-            # Tuples are choices, too, of which a storage knows nothing: it gets their text.
-            texts = [json.dumps(value) for value in values]
-            space[field] = optuna.distributions.CategoricalDistribution(texts)
+            texts = [json.dumps(value) for value in values]  # a storage holds no tuples
+            space[field] = CategoricalDistribution(texts)
             for text in texts:
-                _check_network(_changed(config, _decoded({field: text}, config)))
+                changed = _changed(config, _decoded({field: text}))
+                settings.check(changed)
+                layers_of(changed)
+                recipe = RECIPES[changed.data.dataset]
+                population.program(changed, batches.pipeline_of(changed, recipe, n=1))
             continue
         if len(values) != 2 or not all(isinstance(x, int | float) for x in values):
             raise UserError(f"{where}: {kind} takes two numbers, not {values}")
         low, high = values
-        if low > high:
-            raise UserError(f"{where}: the lower end {low} lies above the upper one {high}")
-        if kind == "log" and low <= 0:
-            raise UserError(f"{where}: a logarithmic range must begin above 0, not at {low}")
-        space[field] = optuna.distributions.FloatDistribution(low, high, log=kind == "log")
+        try:
+            space[field] = FloatDistribution(low, high, log=kind == "log")
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
         for value in values:
             settings.check(_changed(config, {field: float(value)}))
     return space
 
 
 def _keep_teachers(config: ConfigDict, workdir: Path, space: Space) -> None:
-    """UserError where a teacher lies in a folder that `_retrain` would delete first."""
+    """UserError where a teacher is in a folder that `_retrain` would first delete."""
     if config.resume or not config.search.retrain:
         return
     field, name = "distill.teacher", rf"(default|trial-\d+)-{config.search.retrain}-seeds"
-    offered = [json.loads(text) for text in space[field].choices] if field in space else []
-    for teacher in filter(None, [config.distill.teacher, *offered]):
+    choices = getattr(space.get(field), "choices", ())
+    for teacher in filter(None, [config.distill.teacher, *map(json.loads, choices)]):
         path = Path(teacher).resolve()
         if path.parent == workdir.resolve() and re.fullmatch(name, path.name):
             raise UserError(
-                f"config.{field}={teacher} lies where this search trains its best trial, and "
+                f"config.{field}={teacher} is where this search trains its best trial, and "
                 "--config.resume=False would delete it; choose another --workdir"
             )
 
 
-def _check_network(config: ConfigDict) -> None:
-    settings.check(config)
-    recipe = RECIPES[config.data.dataset]
-    layers(models.from_config(config, recipe.heads), recipe.shape)
-    population.program(config, batches.pipeline_of(config, recipe, n=1))
-
-
-def _decoded(params: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """What a storage holds, as the config has it."""
+def _decoded(params: Values) -> Values:
+    """A trial's parameters as config values: choices are JSON in the storage, lists are tuples."""
     decoded = {}
     for field, value in params.items():
-        if isinstance(value, str):
-            value = json.loads(value)
-            value = tuple(value) if isinstance(value, list) else value
-        decoded[field] = value
+        value = json.loads(value) if isinstance(value, str) else value
+        decoded[field] = tuple(value) if isinstance(value, list) else value
     return decoded
 
 
-def _changed(config: ConfigDict, values: Mapping[str, Any]) -> Any:
+def _changed(config: ConfigDict, values: Values) -> ConfigDict:
+    """A copy of `config` with {field: value}; UserError for a value of the wrong type."""
     changed = config.copy_and_resolve_references()
     try:
-        changed.update_from_flattened_dict(dict(values))
+        changed.update_from_flattened_dict(values)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.search.space: {' '.join(str(error).split())}") from None
     return changed
 
 
-def _default(config: ConfigDict, space: Space) -> dict[str, Any]:
-    """The config's own values, as far as they lie within the space."""
-    flat = settings.flatten(config)
-    own = {
-        field: json.dumps(flat[field]) if hasattr(distribution, "choices") else float(flat[field])
-        for field, distribution in space.items()
-    }
-    return {field: value for field, value in own.items() if inside(space[field], value)}
+def _default(config: ConfigDict, space: Space) -> Values:
+    """The config's own values, without those outside of the space."""
+    own: Values = {}
+    for field, value in settings.flatten(config).items():
+        match space.get(field):
+            case CategoricalDistribution(choices=choices) if json.dumps(value) in choices:
+                own[field] = json.dumps(value)
+            case FloatDistribution(low=low, high=high) if low <= value <= high:
+                own[field] = float(value)
+    return own
 
 
-def _grid(space: Space, trials: int) -> list[dict[str, Any]]:
+def _grid(space: Space, trials: int) -> list[Values]:
     """All combinations of the choices and of evenly spaced values: at most `trials` of them."""
-    axes = {field: list(d.choices) for field, d in space.items() if hasattr(d, "choices")}
-    ranges = {field: d for field, d in space.items() if field not in axes}
+    axes: dict[str, list] = {}
+    ranges: dict[str, FloatDistribution] = {}
+    for field, d in space.items():
+        if isinstance(d, CategoricalDistribution):
+            axes[field] = list(d.choices)
+        else:
+            ranges[field] = d
     choices = math.prod(map(len, axes.values()))
     points = 1
-    while choices * (points + 1) ** len(ranges) <= trials and ranges:
+    while ranges and choices * (points + 1) ** len(ranges) <= trials:
         points += 1
     if choices > trials or (ranges and points < 2):
         least = choices * 2 ** len(ranges)
@@ -253,18 +242,17 @@ def _grid(space: Space, trials: int) -> list[dict[str, Any]]:
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
-def _values(trial: Any, config: ConfigDict, space: Space) -> dict[str, Any]:
-    """field -> value of a trial; those that the default has outside of the space included."""
-    flat = settings.flatten(config)
-    decoded = _decoded(trial.params, config)
-    return {field: decoded.get(field, flat[field]) for field in space}
+def _values(trial: optuna.Trial | FrozenTrial, config: ConfigDict, space: Space) -> Values:
+    """A trial's {field: value}; for a field that it has no value of, the config's own."""
+    own = settings.flatten(config)
+    return {field: own[field] for field in space} | _decoded(trial.params)
 
 
 def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: Space) -> None:
-    """Trains a round, group by group, and tells how it went."""
-    groups: dict[str, list[tuple[optuna.Trial, Any]]] = {}
+    """Trains a round, group by group, and tells the study the results."""
+    groups: dict[str, list[tuple[optuna.Trial, ConfigDict]]] = {}
     for trial in trials:
-        changed = _changed(config, _decoded(trial.params, config))
+        changed = _changed(config, _decoded(trial.params))
         changed.epochs = config.search.epochs or config.epochs
         fixed = {f: v for f, v in settings.flatten(changed).items() if f not in HYPER}
         groups.setdefault(json.dumps(fixed), []).append((trial, changed))
@@ -278,11 +266,11 @@ def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: 
         except (UserError, jax.errors.JaxRuntimeError) as error:  # no such network, no memory
             warn(f"trials {numbers} could not be trained: {str(error).splitlines()[0]}")
             for trial, _ in group:
-                study.spoil(trial)
+                study.fail(trial)
 
 
-def _train_group(study: Study, group: list[tuple[optuna.Trial, Any]], halving: int) -> None:
-    """Trials of one program; with `halving`, the best 1 / halving of them go on after each rung."""
+def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], halving: int) -> None:
+    """Trains one program of trials; with `halving`, one in `halving` of them survives each rung."""
     config = group[0][1].copy_and_resolve_references()
     config.model.dropout = max(changed.model.dropout for _, changed in group)
     config.population.update(size=len(group), slice=0)
@@ -296,16 +284,15 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, Any]], halving: i
     going = {member: trial for member, (trial, _) in enumerate(group)}
     for epoch in range(1, config.epochs + 1):
         for row in loop.epoch(run, epoch, clock):
-            member, trial = row["member"], going[row["member"]]
-            study.report(trial, row["validation_accuracy"], epoch)
+            study.report(going[row["member"]], row["validation_accuracy"], epoch)
         for member in run.diverged.keys() & going.keys():
-            study.tell(going.pop(member), state=State.PRUNED)
+            study.tell(going.pop(member), state=TrialState.PRUNED)
         if epoch in rungs(config.epochs, halving):
             scores = run.scores()
             ranked = sorted(going, key=lambda member: -scores[member])
             for member in ranked[-(-len(ranked) // halving) :]:
                 run.stop(member)
-                study.tell(going.pop(member), state=State.PRUNED)
+                study.tell(going.pop(member), state=TrialState.PRUNED)
         if not going:
             break
     for member, trial in going.items():
@@ -313,50 +300,48 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, Any]], halving: i
 
 
 def rungs(epochs: int, halving: int) -> set[int]:
-    """After which epochs trials are dropped: 9 by 3 are 1 and 3 (Jamieson and Talwalkar 2016,
-    arXiv:1502.07943); none where `halving` is below 2.
+    """The epochs after which trials are dropped: for 9 epochs and 3, 1 and 3; none below 2.
+
+    Successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943.
     """
-    found = set()
-    while halving > 1 and (epochs := epochs // halving):
-        found.add(epochs)
-    return found
+    steps = range(1, epochs.bit_length()) if halving > 1 else ()
+    return {epochs // halving**i for i in steps} - {0}
 
 
-def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Any:
-    """Writes trials.csv and search.png of the trials that are done; -> the best, or None."""
-    done = study.trials(*FINISHED)
-    complete = [trial for trial in done if trial.state == State.COMPLETE]
+def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> FrozenTrial | None:
+    """Writes trials.csv and search.png of the finished trials; -> the best of them, or None."""
+    done = study.trials(*_FINISHED)
+    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
         return None
-    points = [
-        {"trial": t.number, "value": t.value, "pruned": t.state == State.PRUNED}
-        | _values(t, config, space)
-        for t in done
-    ]
+    values = [_values(trial, config, space) for trial in done]
     with files.replacing(workdir / "trials.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("trial", "state", "epochs", "validation", *space))
-        for trial in done:
-            values = _values(trial, config, space).values()
-            row = (trial.number, trial.state.name.lower(), trial.last_step or 0, trial.value)
-            writer.writerow((*row, *values))
-    logs = {field for field, d in space.items() if getattr(d, "log", False)}
+        for t, own in zip(done, values, strict=True):
+            row = (t.number, t.state.name.lower(), t.last_step or 0, t.value)
+            writer.writerow((*row, *own.values()))
+    points = [
+        {"trial": t.number, "value": t.value, "pruned": t.state == TrialState.PRUNED} | own
+        for t, own in zip(done, values, strict=True)
+    ]
+    logs = {field for field, d in space.items() if isinstance(d, FloatDistribution) and d.log}
     note = artifacts.drawn(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
-    return max(complete, key=lambda trial: (trial.value, -trial.number))
+    return max(complete, key=lambda trial: trial.value or 0.0)  # the first of equals
 
 
 def _retrain(
     config: ConfigDict,
     workdir: Path,
-    values: Mapping[str, Any],
+    values: Values,
     number: int,
     listen: Callable[[], NoInterrupts],
 ) -> None:
-    """The default on fresh seeds and, if it has `values` of its own, the best trial beside it."""
+    """Trains the default on fresh seeds and, if there are `values`, compares trial `number`."""
     seeds = config.search.retrain
     default, best = (workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}"))
-    runs: dict[Path, Mapping[str, Any]] = {default: {}} | ({best: values} if values else {})
+    runs: dict[Path, Values] = {default: {}} | ({best: values} if values else {})
     try:
         with filelock.FileLock(workdir / "retrain.lock", timeout=0):  # one process at a time
             (workdir / _COMPARISON).unlink(missing_ok=True)
@@ -371,16 +356,16 @@ def _retrain(
         console.print("Another process is retraining already.")
 
 
-def _same(config: ConfigDict, values: Mapping[str, Any]) -> bool:
-    """Do `values` leave the config as it is? To float32, in which a point of a grid may be it."""
+def _same(config: ConfigDict, values: Values) -> bool:
+    """Whether `values` are the config's own, but for the rounding of a grid's points."""
     return all(
         isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)
         for _, old, new in settings.changes(config, _changed(config, values))
     )
 
 
-def _text(values: Mapping[str, Any]) -> str:
-    def short(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{field} {short(value)}" for field, value in values.items())
+def _text(values: Values) -> str:
+    return ", ".join(
+        f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
+        for field, value in values.items()
+    )

@@ -1,39 +1,37 @@
-"""A search's memory in Optuna's storage: what was tried, what is under way, and who is at it.
+"""A search's trials in Optuna's storage, which several processes share.
 
-Several processes share a study. With SQLite, whose locks Optuna does not use, a lock file beside
-the database orders them; the operating system frees it when a process dies. A trial whose process
-died is asked for again with the values it had.
+With SQLite, whose locks Optuna does not use, a lock file beside the database orders the processes;
+the operating system frees it when one dies. The trials of a dead process are queued again with
+their values. (Optuna's own heartbeat works within `Study.optimize` alone.)
 """
 
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
+import optuna
+from ml_collections import ConfigDict
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
 from digits_jax import settings
 from digits_jax.errors import UserError
 
-try:
-    import filelock
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
-    from sqlalchemy.engine import URL, make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-    from sqlalchemy.pool import NullPool
-except ImportError as error:
-    raise UserError(
-        f"--mode=search needs {error.name}: pip install -r requirements-search.txt"
-    ) from None
-
-State = optuna.trial.TrialState
-Space = dict[str, Any]  # field -> its distribution
-FINISHED = (State.COMPLETE, State.PRUNED)
-_BEAT, _SILENCE = 30, 1800  # seconds between signs of life; after which another machine's is dead
-_PATIENCE = 60  # seconds to wait for others that write
+Space = dict[str, FloatDistribution | CategoricalDistribution]  # by field
+Values = dict[str, Any]  # by field of the config
+Points = Sequence[tuple[Values, Values]]  # (values, user attributes) of trials
+_BEAT = 30  # seconds between heartbeats
+_SILENCE = 1800  # seconds without one after which a process on another machine counts as dead
+_PATIENCE = 60  # seconds to wait for other processes that write
 # What pip calls the drivers of databases whose modules have other names.
 _PACKAGES = {
     "psycopg": '"psycopg[binary]"',
@@ -41,24 +39,28 @@ _PACKAGES = {
     "MySQLdb": "mysqlclient",
     "mysql": "mysql-connector-python",
 }
-_LOST = (optuna.exceptions.UpdateFinishedTrialError, ValueError, KeyError)
+# Another process has finished the trial, or deleted the study.
+_GONE = (optuna.exceptions.UpdateFinishedTrialError, ValueError, KeyError)
 
 
 class Study:
-    """A search of `space` for the highest value, of at most `limit` trials.
-
-    `points` are tried first, in their order. Made by `opened`.
-    """
+    """A search of `space` for the highest value in at most `limit` trials. Made by `opened`."""
 
     def __init__(
-        self, study: optuna.Study, lock: Any, space: Space, limit: int, sampler: str, seed: int
+        self,
+        study: optuna.Study,
+        lock: AbstractContextManager,
+        space: Space,
+        limit: int,
+        sampler: str,
+        seed: int,
     ):
         self._study, self._lock, self._space = study, lock, space
         self._limit, self._sampler, self._seed = limit, sampler, seed
-        self._held: dict[int, optuna.Trial] = {}
+        self._held: dict[int, optuna.Trial] = {}  # by number: what this process is training
 
     def ask(self, most: int) -> list[optuna.Trial]:
-        """At most `most` trials that nobody else has, with values; none when all are given out."""
+        """At most `most` new trials, with their values; none once `limit` have been handed out."""
         trials: list[optuna.Trial] = []
         with self._lock:
             self._bury()
@@ -67,7 +69,7 @@ class Study:
                 trial.set_user_attr("owner", [platform.node(), os.getpid()])
                 trial.set_user_attr("alive", time.time())
                 if sum(t.number < trial.number for t in self._counted()) >= self._limit:
-                    self._study.tell(trial, state=State.FAIL)  # a server's other client was faster
+                    self._study.tell(trial, state=TrialState.FAIL)  # another process was faster
                     break
                 self._suggest(trial)
                 trials.append(trial)
@@ -75,18 +77,18 @@ class Study:
         return trials
 
     def _suggest(self, trial: optuna.Trial) -> None:
-        # By the trial's number: no two processes draw the same, and a study can be repeated.
+        # Seeded by the trial's number: processes draw different values, and a study is repeatable.
         seed = self._seed + trial.number
         self._study.sampler = (
             optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
             if self._sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        given: Any = self._space
-        if self.is_default(trial):  # the config's own values may lie outside of the space
-            asked = self._study.get_trials(deepcopy=False)[trial.number]
-            given = asked.system_attrs.get("fixed_params", {})
-        for field in given:
+        fields: Values = self._space
+        if trial.user_attrs.get("default"):  # without the values that lie outside of the space
+            queued = self._study.get_trials(deepcopy=False)[trial.number]
+            fields = queued.system_attrs.get("fixed_params", {})
+        for field in fields:
             d = self._space[field]
             if isinstance(d, CategoricalDistribution):
                 trial.suggest_categorical(field, d.choices)
@@ -94,66 +96,67 @@ class Study:
                 trial.suggest_float(field, d.low, d.high, log=d.log)
 
     def _bury(self) -> None:
-        """Trials whose process died are queued again, once each."""
+        """Queues the trials of dead processes again, once each."""
         everything = self._study.get_trials(deepcopy=False)
         queued_again = {trial.user_attrs.get("retry_of") for trial in everything}
         for trial in everything:
-            if trial.state != State.RUNNING or trial.number in self._held or not _dead(trial):
+            if trial.state != TrialState.RUNNING or trial.number in self._held or not _dead(trial):
                 continue
             if trial.number not in queued_again:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
                 kept = {k: v for k, v in trial.user_attrs.items() if k == "default"}
                 self._study.enqueue_trial(values, user_attrs=kept | {"retry_of": trial.number})
-            self.tell(trial.number, state=State.FAIL)
+            self.tell(trial.number, state=TrialState.FAIL)
 
-    def tell(self, trial: optuna.Trial | int, value: float | None = None, **how: Any) -> None:
-        """As Optuna's; what another process has buried meanwhile stays buried."""
+    def tell(
+        self,
+        trial: optuna.Trial | int,
+        value: float | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        """As Optuna's; does nothing for a trial that another process has finished or deleted."""
         self._held.pop(trial if isinstance(trial, int) else trial.number, None)
-        with suppress(*_LOST):
-            self._study.tell(trial, value, **how)
+        with suppress(*_GONE):
+            self._study.tell(trial, value, state)
 
-    def spoil(self, trial: optuna.Trial) -> None:
-        """It cannot be trained; it counts, so that the search ends, and has no value."""
-        trial.set_user_attr("spoilt", True)
-        self.tell(trial, state=State.FAIL)
+    def fail(self, trial: optuna.Trial) -> None:
+        """For a trial that cannot be trained: no value, but it counts, so that the search ends."""
+        trial.set_user_attr("untrainable", True)
+        self.tell(trial, state=TrialState.FAIL)
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:
         """An intermediate value."""
-        with suppress(*_LOST):
+        with suppress(*_GONE):
             trial.report(value, epoch)
 
-    def trials(self, *states: Any) -> list[Any]:
-        """Those in one of `states`, by number."""
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in one of `states`, by number."""
         return self._study.get_trials(deepcopy=False, states=states)
 
-    def _counted(self) -> list[Any]:
-        """What has been given out and not lost."""
+    def _counted(self) -> list[FrozenTrial]:
+        """The trials that were handed out, without those of dead processes."""
         everything = self._study.get_trials(deepcopy=False)
-        lost = (State.FAIL, State.WAITING)
-        return [t for t in everything if t.state not in lost or t.user_attrs.get("spoilt")]
+        lost = (TrialState.FAIL, TrialState.WAITING)
+        return [t for t in everything if t.state not in lost or t.user_attrs.get("untrainable")]
 
     def importances(self) -> dict[str, float]:
         """Shares by field (PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255); {} if unknown."""
-        complete = self.trials(State.COMPLETE)
+        complete = self.trials(TrialState.COMPLETE)
         if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
             return {}
         return optuna.importance.get_param_importances(
             self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
 
-    @staticmethod
-    def is_default(trial: Any) -> bool:
-        return bool(trial.user_attrs.get("default"))
-
     @contextmanager
-    def signs_of_life(self) -> Iterator[None]:
-        """Within, other machines see that this process is at work on what it asked for."""
+    def heartbeat(self) -> Iterator[None]:
+        """Within, the trials of this process are marked as alive, for other machines to see."""
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(_BEAT):
                 for trial in list(self._held.values()):
-                    with suppress(*_LOST, SQLAlchemyError, optuna.exceptions.OptunaError):
+                    with suppress(*_GONE, SQLAlchemyError, optuna.exceptions.OptunaError):
                         trial.set_user_attr("alive", time.time())
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -167,22 +170,15 @@ class Study:
 
 @contextmanager
 def opened(
-    url: str,
-    name: str,
-    asked: Mapping[str, Any],
-    space: Space,
-    points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    *,
-    limit: int,
-    sampler: str,
-    seed: int,
-    afresh: bool,
+    config: ConfigDict, workdir: Path, identity: Values, space: Space, points: Points
 ) -> Iterator[Study]:
-    """The study `name` at `url`, made by whoever comes first; UserError where it cannot be used.
+    """The study of `config`, created by the first process; UserError if it cannot be used.
 
-    asked: what is searched, which must be the same for all; points: (values, user attributes) of
-    the first trials; afresh: delete what is there.
+    In `config.search.storage`, by default in `workdir`; identity: what must be the same in all
+    processes; points: the first trials, with a grid all of them.
     """
+    name, sampler = config.name, config.search.sampler
+    url = config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
     where = usable(url)
     shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": _PATIENCE}, "poolclass": NullPool} if sqlite else {}
@@ -194,24 +190,24 @@ def opened(
     try:
         with lock:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
-            study = _made(storage, name, asked, points, afresh, alone=sqlite)
-        known = study.user_attrs.get("config", {})
-        differences = settings.differences(known, asked)
+            study = _created(storage, config, identity, points, alone=sqlite)
+        differences = settings.differences(study.user_attrs.get("config", {}), identity)
         if differences:
             raise UserError(
                 f"the study '{name}' in {shown} searches another config "
                 f"({'; '.join(differences)}); choose another --workdir, or --config.resume=False "
                 "to delete that study and start this one"
             )
-        yield Study(study, lock, space, limit, sampler, seed)
+        limit = len(points) if sampler == "grid" else config.search.trials
+        yield Study(study, lock, space, limit, sampler, config.seed)
     except (optuna.exceptions.OptunaError, SQLAlchemyError, filelock.Timeout, OSError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
         if where.password:
             reason = reason.replace(str(where.password), "***")
         raise UserError(
-            f"the study in {shown} cannot be used: {reason}; what it holds is untouched, and the "
-            "same command goes on once it can be"
+            f"the study in {shown} cannot be used: {reason}; nothing in it has changed, and "
+            "the same command continues it"
         ) from None
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -221,92 +217,77 @@ def opened(
 
 
 def usable(url: str) -> URL:
-    """The URL, taken apart; UserError, which never shows a password, where nothing can be there."""
+    """The parsed URL; UserError, never with a password, where no database can be at it."""
     field = "config.search.storage"
     try:
         where = make_url(url)
-    except (ArgumentError, ValueError):  # a port that is no number
-        raise UserError(
-            f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
-        ) from None
-    try:
-        dialect = where.get_dialect()
+        where.get_dialect().import_dbapi()
     except NoSuchModuleError:
         raise UserError(
             f"{field}: there is no database '{where.drivername}' known to SQLAlchemy; "
             "postgresql, mysql and sqlite are"
         ) from None
-    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
-        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
-    try:
-        dialect.import_dbapi()
+    except (ArgumentError, ValueError):  # a port that is no number
+        raise UserError(
+            f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
     except ImportError as error:
         name = (error.name or where.get_driver_name()).partition(".")[0]
         raise UserError(
             f"{field}={_shown(where)} needs {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
+    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
+        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
     return where
 
 
 def _shown(url: URL) -> str:
-    """For people, without the password; in a query, too, there may be one."""
+    """The URL without its password and its query, which may hold one, too."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _made(
-    storage: Any, name: str, asked: Mapping[str, Any], points: Any, afresh: bool, alone: bool
+def _created(
+    storage: optuna.storages.RDBStorage,
+    config: ConfigDict,
+    identity: Values,
+    points: Points,
+    alone: bool,
 ) -> optuna.Study:
-    there = name in optuna.get_all_study_names(storage)
-    if there and afresh:
-        optuna.delete_study(study_name=name, storage=storage)
-        there = False
-    if there:
+    """The study, created if it is not there; alone: a lock keeps other processes away."""
+    name = config.name
+    exists = name in optuna.get_all_study_names(storage)
+    if exists and config.resume:
         study = optuna.load_study(study_name=name, storage=storage)
-        end = time.time() + (0 if alone else _PATIENCE)  # whoever made it may be at it yet
+        end = time.time() + (0 if alone else _PATIENCE)  # another process may be creating it
         while "config" not in study.user_attrs and time.time() < end:
             time.sleep(0.1)
         if "config" in study.user_attrs:
             return study
-        optuna.delete_study(study_name=name, storage=storage)  # its maker died over it
+    if exists:  # to be started over, or half created by a process that died
+        optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(
         direction="maximize", storage=storage, study_name=name, load_if_exists=not alone
     )
     for values, attributes in points:
-        study.enqueue_trial(dict(values), user_attrs=dict(attributes))
-    study.set_user_attr("config", dict(asked))
+        study.enqueue_trial(values, user_attrs=attributes)
+    study.set_user_attr("config", identity)  # last: without it, a study is half created
     return study
 
 
-def _dead(trial: Any) -> bool:
-    """Has the process that asked for it ended?"""
+def _dead(trial: FrozenTrial) -> bool:
+    """Whether the process that trains the trial has ended."""
     node, pid = trial.user_attrs.get("owner", ("", 0))
     if node == platform.node():
         if pid == os.getpid():
-            return True  # an earlier process had this number
-        if platform.system() != "Windows":  # there a signal 0 would end the process
-            return not _lives(pid)
-    silent = time.time() - trial.user_attrs.get("alive", trial.datetime_start.timestamp())
+            return True  # an earlier process with the same number
+        if platform.system() != "Windows":  # where signal 0 would end the process
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return True
+            except PermissionError:
+                pass
+            return False
+    started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    silent = time.time() - trial.user_attrs.get("alive", started)
     return silent > (_SILENCE if node else _PATIENCE)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def inside(distribution: BaseDistribution, value: Any) -> bool:
-    """Could it have been drawn?"""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    one: Any = distribution
-    return one.low <= value <= one.high
-
-
-def database(workdir: Path) -> str:
-    """The URL of a workdir's own study."""
-    return f"sqlite:///{workdir.absolute() / 'study.db'}"

@@ -1,0 +1,71 @@
+"""The accuracy of a run on many more pairs of digits than its test split holds."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from digits_jax.analysis.runs import Addition, open_run
+from digits_jax.console import console
+from digits_jax.data import dataset
+from digits_jax.data.recipes import draw_pairs, generator
+from digits_jax.errors import UserError
+from digits_jax.report import artifacts, stats, tables
+
+DRAWS = 25  # of pairs, each as many as the test split has
+
+
+def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
+    """Adds `pairs` to summary.json: the accuracy over DRAWS more draws of pairs of test digits.
+
+    The accuracy of a run varies more from one draw of pairs to the next than from seed to seed.
+    With `report_test` off, pairs of validation digits. Keys: `split`, `draws`, `examples`, those of
+    summary.json for a test split, and `draw_std`, the standard deviation of one draw's mean.
+    `config`: as in `open_run`; out: as in `Addition`. Raises UserError as they do, for single
+    digits, for folds, and where no digits are held out.
+    """
+    trained = open_run(config, workdir)
+    data = trained.config.data
+    if trained.recipe.digits == 1:
+        raise UserError(
+            f"--mode=more-pairs is for pairs of digits; {data.dataset} tests every digit once"
+        )
+    name = "test" if trained.config.report_test else "validation"
+    if data.folds:
+        raise UserError("--mode=more-pairs goes without data.folds, whose members share digits")
+    if name == "validation" and not data.validation:
+        raise UserError(
+            "--mode=more-pairs of a run with report_test=False needs validation digits: train with "
+            "--config.data.validation=0.1"
+        )
+    addition = Addition(workdir, out, "more pairs are drawn", name)
+    split = getattr(dataset.load(data), name)
+    rng, pool = generator(data.seed, "more"), np.asarray(split.pool)
+    draws = []
+    for _ in track(
+        range(DRAWS), "pairs", console=console, transient=True, disable=not console.is_terminal
+    ):
+        rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
+        images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
+        draws.append(artifacts.test_metrics(labels, trained.predict(images)))
+    accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
+    tests = [draw["test"] for draw in draws]
+    found = {
+        "split": name,
+        "draws": DRAWS,
+        "examples": DRAWS * split.size,
+        **stats.spread(accuracy),
+        "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
+        "all_heads": np.mean([t["all_heads"] for t in tests]),
+        "draw_std": np.std([t["accuracy"] for t in tests], ddof=1),
+    }
+    if len(accuracy) > 1:
+        found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])
+    addition.write("pairs", found)
+    console.print(
+        f"{found['examples']:,} pairs of {name} digits: "
+        f"{tables.percent(found['mean'], found['std'])} %; on the split's {split.size:,} it was "
+        f"{tables.percent(addition.summary[name]['accuracy'])} % (one draw varies by "
+        f"± {tables.percent(found['draw_std'])})"
+    )
