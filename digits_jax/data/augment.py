@@ -37,7 +37,7 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
 
 
 def _pen(key: Array, images: Array, reach: float) -> Array:
-    """Thicker: part of a dilation by a cross, which adds 2 px; thinner: the faint borders cut off."""
+    """Thicker: part of a dilation by a cross, which adds 2 px; thinner: without faint borders."""
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
     across = jnp.maximum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
     along = jnp.maximum(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
