@@ -5,8 +5,8 @@ other derivative. The times below are of one core, unless stated otherwise.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,8 @@ def convolution(
     *,
     lhs_dilation: Sequence[int] = (),
     rhs_dilation: Sequence[int] = (),
-    dimension_numbers: jax.lax.ConvDimensionNumbers,
     feature_group_count: int = 1,
-    precision: jax.lax.PrecisionLike = None,
+    **options: Any,
 ) -> Array:
     """`jax.lax.conv_general_dilated` of [B, H, W, C], as `nn.Conv` calls it.
 
@@ -45,18 +44,16 @@ def convolution(
         padding=padding,
         lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
-        precision=precision,
+        **options,
     )
-    dense, depthwise = feature_group_count == 1, feature_group_count == x.shape[-1]
-    depthwise = depthwise and feature_group_count == kernel.shape[-1]
-    steps = itertools.chain(window_strides, lhs_dilation, rhs_dilation)
-    if any(n != 1 for n in steps) or not (dense or depthwise):
+    depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1]
+    plain = all(n == 1 for n in (*window_strides, *lhs_dilation, *rhs_dilation))
+    if not plain or not (feature_group_count == 1 or depthwise):
         return convolve(x, kernel)
     sizes = x.shape[1:3], kernel.shape[:2]
     pads = tuple(jax.lax.padtype_to_pads(*sizes, window_strides, padding))
-    if not dense:
+    if feature_group_count > 1:
         return _depthwise(pads, x, kernel)
     if kernel.shape[:2] == (1, 1):
         return product(x, kernel[0, 0])
