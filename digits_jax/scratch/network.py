@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from digits_jax.errors import UserError, check_choice
 from digits_jax.scratch import layers
 from digits_jax.scratch.optim import Tree
+from digits_jax.types import PyTree
 
 NETWORKS = ("mlp", "cnn", "lenet5")
 Array = np.ndarray
-Saved = Any  # what a layer's forward function keeps for its backward one
+Saved = PyTree  # what a layer's forward function keeps for its backward one
 
 
 class Layer(NamedTuple):
@@ -61,10 +62,10 @@ def build(config: ConfigDict, heads: Mapping[str, int]) -> Network:
     trunk: list[Layer] = []
     count: Counter[str] = Counter()
 
-    def add(kind: str, flax: str = "", **fields: Any) -> None:
-        """Appends a layer of `layers`; with weights, it has the name that `flax` would give it."""
-        name = f"{flax}_{count[flax]}" if flax else ""
-        count[flax] += 1
+    def add(kind: str, flax_kind: str = "", **fields: Any) -> None:
+        """Appends a layer of `layers`; one with weights is named and numbered as Flax does."""
+        name = f"{flax_kind}_{count[flax_kind]}" if flax_kind else ""
+        count[flax_kind] += 1
         trunk.append(_layer(kind, name, gain=gain, **fields))
 
     def conv(features: int, size: int, padding: int) -> None:

@@ -1,12 +1,14 @@
 """SGD and Adam by hand, over trees {layer: {weight: array}}."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from digits_jax.types import PyTree
+
 Tree = dict[str, dict[str, np.ndarray]]
-Memory = Any  # a pytree of arrays, as each rule has it
+Memory = PyTree  # of arrays; each rule has its own structure
 
 
 class Rule(NamedTuple):
