@@ -285,7 +285,6 @@ def _plain_flax() -> Iterator[None]:
     with (
         mock.patch.object(layers.MaxPool, "__call__", max_pool),
         mock.patch.object(layers.BatchNorm, "__call__", nn.BatchNorm.__call__),
-        mock.patch.object(layers, "convolution", jax.lax.conv_general_dilated),
-        mock.patch.object(layers, "_product", jnp.dot),
+        layers.portable(),
     ):
         yield

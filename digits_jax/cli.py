@@ -21,10 +21,7 @@ from digits_jax.errors import UserError, nearest
 
 
 class Mode(NamedTuple):
-    """What --mode=NAME calls, with the values of its flags.
-
-    'room.file' calls the function of that name in digits_jax/room/file.py, 'room.file:name' another.
-    """
+    """What --mode=NAME calls: 'room.file:function'; 'room.file' where both have one name."""
 
     call: str
     flags: tuple[str, ...]
@@ -51,7 +48,6 @@ MODES = {  # those with --out read a finished run
     "demo": Mode("export.export:demo", ("port", "out"), "serve a page to draw digits on"),
 }
 HELP = [f"{name}{' --'.join(('', *mode.flags))}: {mode.help}" for name, mode in MODES.items()]
-
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant].", lock_config=True)
 flags.DEFINE_string("workdir", None, "The run's folder; default runs/NAME[-variant], or runs.")
@@ -83,17 +79,17 @@ def dispatch(argv: list[str]) -> None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
-    module, _, name = mode.call.partition(":")
-    name = name or module.rpartition(".")[2]
-    function = pkgutil.resolve_name(f"digits_jax.{module}:{name}")
+    call = mode.call if ":" in mode.call else f"{mode.call}:{mode.call.rpartition('.')[2]}"
+    function = pkgutil.resolve_name(f"digits_jax.{call}")
     from digits_jax.data.dataset import cache_dir
     from digits_jax.devices import backend, hosts
 
     values = {flag: FLAGS[flag].value for flag in mode.flags if flag not in CLUSTER}
     if FLAGS.mode == "compare":
         values["flag"] = FLAGS["config"]
+    several = FLAGS.distributed or any(FLAGS[flag].present for flag in CLUSTER[1:])
     by_hand = (FLAGS[flag].value for flag in CLUSTER[1:])
-    together = hosts.joined(FLAGS.workdir, *by_hand) if _several() else nullcontext(Interrupts)
+    together = hosts.joined(FLAGS.workdir, *by_hand) if several else nullcontext(Interrupts)
     cache = cache_dir(config.data if config else ConfigDict({"cache_dir": ""}))
     with together as listen, backend.command(cache):
         if mode.trains:
@@ -108,10 +104,6 @@ def exit_at_once() -> None:
     """From now on a signal to stop ends the process, until a run listens and when it has ended."""
     for one in set(stopping()) - {signal.SIGINT}:
         signal.signal(one, lambda *_: os._exit(errors.SAVED))
-
-
-def _several() -> bool:
-    return FLAGS.distributed or any(FLAGS[flag].value is not None for flag in CLUSTER[1:])
 
 
 def parse(argv: list[str]) -> list[str]:

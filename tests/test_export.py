@@ -258,7 +258,7 @@ def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
         export.export(config, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(export, "CLOSE", -1.0)
-        with pytest.raises(UserError, match=r"is .* from what the run"):
+        with pytest.raises(UserError, match=r"differs by .* from the run's"):
             export.export(config, workdir)
     with pytest.raises(NotImplementedError, match="primitive sort"):
         onnx_graph.convert(lambda x: (jnp.sort(x),), (2, 2), ["x"], {}, export.OPSET)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from digits_jax.errors import UserError
+from digits_jax.models import cpu
 from digits_jax.models.layers import (
     ACTIVATIONS,
     AdaptiveAveragePool,
@@ -24,6 +25,7 @@ from digits_jax.models.layers import (
     dense,
     dropout,
     float_dtype,
+    formulation,
     portable,
 )
 
@@ -56,6 +58,15 @@ def test_what_is_jitted_is_traced_anew_where_it_is_portable(getkey, monkeypatch)
     np.testing.assert_array_equal(curvature, np.diag(2.0 * (x.ravel() == 3)))
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.linearize(loss, x)[1](x)
+
+
+def test_the_backend_chooses_the_formulation_and_portable_overrules_it(monkeypatch):
+    plain = jax.lax.conv_general_dilated
+    for backend, expected in (("cpu", cpu.convolution), ("gpu", plain), ("tpu", plain)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert formulation().convolution is expected
+        with portable():
+            assert formulation().convolution is plain
 
 
 def test_max_pool_off_cpu_is_flaxs_too(getkey, monkeypatch):
@@ -93,8 +104,16 @@ def test_max_pool_refuses_what_has_no_2x2():
         lambda: SqueezeExcite(1),
     ],
     ids=(
-        *("conv", "conv_valid", "dense", "norm", "norm_train", "norm_unscaled", "depthwise"),
-        *("average", "adaptive", "squeeze"),
+        "conv",
+        "conv_valid",
+        "dense",
+        "norm",
+        "norm_train",
+        "norm_unscaled",
+        "depthwise",
+        "average",
+        "adaptive",
+        "squeeze",
     ),
 )
 def test_numeric_gradients(getkey, x64, layer):
@@ -140,7 +159,10 @@ def assert_is_laxs(module, x, kernel, groups):
 
     def theirs(x, kernel):
         return jax.lax.conv_general_dilated(
-            *(x, kernel, (1, 1), module.padding),
+            x,
+            kernel,
+            (1, 1),
+            module.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )
@@ -296,7 +318,10 @@ def test_edges_are_derivatives_of_a_gaussian(getkey):
             assert abs(kernel.sum()) < 1e-12  # flat areas give nothing
             kernel /= kernel[kernel > 0].sum()
             expected = jax.lax.conv_general_dilated(
-                *(images, jnp.asarray(kernel[:, :, None, None], images.dtype), (1, 1), "SAME"),
+                images,
+                jnp.asarray(kernel[:, :, None, None], images.dtype),
+                (1, 1),
+                "SAME",
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             chex.assert_trees_all_close(edges[..., k], nn.relu(expected[..., 0]), atol=1e-5)

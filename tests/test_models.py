@@ -141,7 +141,8 @@ def loss_of(model, rest, heads, key):
 
     def loss(params, images):
         logits, _ = model.apply(
-            *({"params": params, **rest}, images),
+            {"params": params, **rest},
+            images,
             train=True,
             dropout_rate=0.2,
             rngs={"dropout": key},
@@ -408,7 +409,10 @@ def test_separable_is_each_channel_and_then_all(getkey):
     kernels = [variables["params"][f"Conv_{i}"]["kernel"] for i in range(5)]
     for depthwise, pointwise in (kernels[:2], kernels[2:4]):
         x = jax.lax.conv_general_dilated(
-            *(x, depthwise, (1, 1), "VALID"),
+            x,
+            depthwise,
+            (1, 1),
+            "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )

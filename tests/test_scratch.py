@@ -76,7 +76,8 @@ LAYERS = {
     "conv": ((IMAGES, normal(3, 3, 3, 4), normal(4)), {"padding": 1}, jax_conv(1, 1)),
     "conv, valid": ((IMAGES, normal(5, 5, 3, 2), normal(2)), {}, jax_conv(1, 0)),
     "conv, strides": (
-        *((IMAGES, normal(3, 3, 3, 2), normal(2)), {"stride": 2, "padding": 2}),
+        (IMAGES, normal(3, 3, 3, 2), normal(2)),
+        {"stride": 2, "padding": 2},
         jax_conv(2, 2),
     ),
     "max_pool": ((IMAGES,), {}, pool("max")),
@@ -104,7 +105,8 @@ def of(case):
     return (
         lambda *a: forward(*a, **options),
         getattr(layers, f"{name}_backward"),
-        *(arrays, function),
+        arrays,
+        function,
     )
 
 

@@ -100,8 +100,13 @@ def names_of_others(raw, place):
 @pytest.mark.parametrize(
     "place",
     [
-        *("windows", "windows, packed", "kaggle", "kaggle, other names", "torchvision"),
-        *("torchvision's inner folder", "unpacked under the packed name"),
+        "windows",
+        "windows, packed",
+        "kaggle",
+        "kaggle, other names",
+        "torchvision",
+        "torchvision's inner folder",
+        "unpacked under the packed name",
         "packed under the unpacked name",
     ],
 )

@@ -1,4 +1,4 @@
-"""Random distortions of images in [0, 1], pure and per example; new pixels are background."""
+"""Random distortions of images in [0, 1], one draw per image; new pixels are background, 0."""
 
 import functools
 
@@ -13,14 +13,13 @@ _GRID = 4.0  # px between the control points of the elastic field
 
 
 def augment(key: Array, images: Array, config: ConfigDict) -> Array:
-    """images: [N, H, W] float in [0, 1] -> the same shape, each image distorted on its own.
+    """images: [N, H, W] float in [0, 1] -> the same shape, each distorted independently.
 
-    `config` holds the ranges: `shift_x`, `shift_y` (px; whole pixels where nothing else moves the
-    image), `rotate`, `shear` (degrees), `scale` (0.1: 0.9 to 1.1), all uniform; `elastic` (px,
-    standard deviation of a smooth random displacement, after Simard et al. 2003); `pen` (px, by
-    how much lines get thicker at most, or half as much thinner); `contrast` and `brightness`
-    (standard deviations). Brightness and contrast act on the ink alone, so that the background
-    stays 0, and the result is clipped to [0, 1].
+    The fields of `config`: `shift_x`, `shift_y` (px; whole pixels if nothing else moves the image),
+    `rotate`, `shear` (degrees) and `scale` (0.1: 0.9 to 1.1) are ranges of uniform draws; `elastic`
+    is the standard deviation (px) of a smooth random displacement (Simard et al. 2003); `pen` the
+    most (px) by which lines get thicker, or half of it thinner; `contrast` and `brightness` are
+    standard deviations, of the ink alone: the background stays 0. Results are clipped to [0, 1].
     """
     geometry, light = jax.random.split(key)
     if config.rotate or config.shear or config.scale or config.elastic:
@@ -38,7 +37,7 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
 
 
 def _pen(key: Array, images: Array, reach: float) -> Array:
-    """Part of a dilation by a cross, which is 2 px thicker; or the soft borders cut off."""
+    """Thicker: part of a dilation by a cross, which adds 2 px; thinner: without faint borders."""
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
     across = jnp.maximum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
     along = jnp.maximum(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
@@ -49,7 +48,7 @@ def _pen(key: Array, images: Array, reach: float) -> Array:
 
 
 def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:
-    """Whole pixels, uniform in [-dy, dy] and [-dx, dx]."""
+    """Shifts by whole pixels, uniform in [-dy, dy] and [-dx, dx]."""
     n, height, width = images.shape
     reach = jnp.asarray([[int(dy), int(dx)]])
     start = jax.random.randint(key, (n, 2), 0, 2 * reach + 1)
@@ -66,7 +65,7 @@ def _warp(key: Array, images: Array, config: ConfigDict) -> Array:
     key_affine, key_elastic = jax.random.split(key)
     unit = jax.random.uniform(key_affine, (6, n, 1, 1), dtype, -1.0, 1.0)
     angle, shear = jnp.deg2rad(config.rotate) * unit[0], jnp.deg2rad(config.shear) * unit[1]
-    # Where each output pixel comes from: scales divide, so that `scale` is that of the ink.
+    # The source of each output pixel: the inverse map, so scales divide.
     scale_x, scale_y = 1 / (1 + config.scale * unit[2]), 1 / (1 + config.scale * unit[3])
     y = (jnp.arange(height, dtype=dtype) - (height - 1) / 2)[None, :, None]
     x = (jnp.arange(width, dtype=dtype) - (width - 1) / 2)[None, None, :]
@@ -85,7 +84,7 @@ def _warp(key: Array, images: Array, config: ConfigDict) -> Array:
 
 @functools.cache
 def _smooth_basis(size: int) -> np.ndarray:
-    """[size, knots]: Gaussian bumps that turn unit noise on the knots into smooth unit noise."""
+    """[size, knots]: Gaussians that turn unit noise on the knots into smooth unit noise."""
     knots = np.arange(-_GRID, size + _GRID, _GRID)
     basis = np.exp(-(((np.arange(size)[:, None] - knots[None]) / _GRID) ** 2) / 2)
     return basis / np.linalg.norm(basis, axis=1, keepdims=True)

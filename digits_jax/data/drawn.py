@@ -1,4 +1,4 @@
-"""Handwriting drawn from stroke skeletons: an infinite data set, pure JAX, on the device.
+"""Digits drawn from stroke skeletons: an infinite data set, in pure JAX.
 
 `skeletons.json` holds, per class, families of digits (open and closed 4, barred 7, looped 2 ...);
 a family has a weight and a few exemplars of one layout: strokes of points `[x, y]` or
@@ -6,8 +6,8 @@ a family has a weight and a few exemplars of one layout: strokes of points `[x, 
 mix of one family's exemplars, bent and slanted, drawn with a round pen of random radius, and
 normalised as MNIST is: fitted to 20x20 pixels, then shifted until its centre of mass is at 14.0.
 
-No pixel of MNIST is in here, but families, weights and constants were tuned by looking at digits of
-MNIST's *training* split that a network trained on drawn digits misread.
+No pixel of MNIST is included. Families, weights and constants were tuned by looking at digits of
+MNIST's training split that a network trained on drawn digits misread.
 """
 
 import functools
@@ -34,12 +34,12 @@ _TABLE = pathlib.Path(__file__).with_name("skeletons.json")
 
 
 class Skeletons(NamedTuple):
-    """The table, padded: F families per class, E exemplars per family, P points per exemplar.
+    """skeletons.json, padded: F families a class, E exemplars a family, P points an exemplar.
 
-    cumulative: [10, F], families' share of their class up to each, 1 from the last one on;
-    exemplars: [10, F, E, P, 2]; used: [10, F, E], 1 for an exemplar and 0 for padding; basis:
-    [10, F, SAMPLES, P], from points to curve; pen_down: [10, F, SAMPLES - 1], False where a
-    segment joins two strokes. float32 and bool.
+    cumulative: [10, F] float32, cumulative probability of the families; exemplars: [10, F, E, P, 2]
+    float32; used: [10, F, E] float32, 1 for an exemplar and 0 for padding; basis: [10, F, SAMPLES,
+    P] float32, from points to curve; pen_down: [10, F, SAMPLES - 1] bool, False where a segment
+    joins two strokes.
     """
 
     cumulative: np.ndarray
@@ -50,10 +50,10 @@ class Skeletons(NamedTuple):
 
 
 def curve_basis(corner: np.ndarray, samples: int) -> np.ndarray:
-    """The matrix [samples, n] that takes a stroke's n points to points on a smooth curve.
+    """The matrix [samples, n] from a stroke's n points to points on a cubic Hermite curve.
 
-    The curve is cubic Hermite; the tangent at a point is half the way between its neighbours
-    (Catmull-Rom), and the chord of either side where `corner` [n] is 1.
+    The tangents are Catmull-Rom's where `corner` [n] is 0, and the chords of either side where it
+    is 1.
     """
     n = len(corner)
     points = np.eye(n)
@@ -69,17 +69,13 @@ def curve_basis(corner: np.ndarray, samples: int) -> np.ndarray:
 
 
 @functools.cache
-def table(even: bool = False) -> tuple[dict, Skeletons]:
-    """The constants, and the skeletons as arrays; `even`: as if all families were as common."""
+def table(even: bool = False) -> tuple[dict[str, float], Skeletons]:
+    """The constants, and the skeletons as arrays; even: all families have the same weight."""
     content = json.loads(_TABLE.read_text(encoding="utf-8"))
     families = [content["families"][str(label)] for label in range(CLASSES)]
-    f = max(len(of_class) for of_class in families)
-    e = max(len(family["exemplars"]) for of_class in families for family in of_class)
-    p = max(
-        sum(len(stroke) for stroke in family["exemplars"][0])
-        for of_class in families
-        for family in of_class
-    )
+    exemplars = [family["exemplars"] for of_class in families for family in of_class]
+    f, e = max(map(len, families)), max(map(len, exemplars))
+    p = max(sum(map(len, strokes)) for strokes, *_ in exemplars)
     skeletons = Skeletons(
         cumulative=np.ones((CLASSES, f), np.float32),
         exemplars=np.zeros((CLASSES, f, e, p, 2), np.float32),
@@ -98,7 +94,7 @@ def table(even: bool = False) -> tuple[dict, Skeletons]:
             n = points.shape[1]
             skeletons.used[label, k, : len(points)] = 1
             skeletons.exemplars[label, k, : len(points), :n] = points[..., :2]
-            # Each stroke gets samples in proportion to its points, and a block of the basis.
+            # Each stroke has samples in proportion to its points, and a block of the basis.
             starts = np.cumsum([0, *lengths])
             rows = np.round(starts * SAMPLES / n).astype(int)
             corner = points[..., 2].mean(axis=0)
@@ -109,7 +105,7 @@ def table(even: bool = False) -> tuple[dict, Skeletons]:
 
 
 def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
-    """Standard normal arrays by name, from one draw: every further one costs compile time."""
+    """Standard normal arrays by name, from a single draw, which compiles faster than many."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     flat = random.normal(key, (sum(sizes),), jnp.float32)
     pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
@@ -117,7 +113,7 @@ def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
 
 
 def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]:
-    """A digit's line before the pen: curve [SAMPLES, 2] (x, y) and pen_down [SAMPLES - 1]."""
+    """The centre line of a digit: curve [SAMPLES, 2] (x, y) and pen_down [SAMPLES - 1]."""
     c, skeletons = table(even)
     below = jnp.asarray(skeletons.cumulative)[label] < norm.cdf(z["family"])
     family = below.sum(dtype=jnp.int32)
@@ -142,7 +138,7 @@ def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]
 
 
 def _pen(z: dict[str, Array]) -> tuple[Array, Array]:
-    """The pen's radius along the curve, [SAMPLES], and its soft border, [], in pixels."""
+    """The pen's radius along the curve, [SAMPLES], and its soft border, [], in px."""
     c, _ = table()
     mean = jnp.clip(c["pen_mean"] * jnp.exp(c["pen_spread"] * z["pen"]), c["pen_min"], c["pen_max"])
     along = z["trend"] * jnp.linspace(-1, 1, SAMPLES, dtype=jnp.float32) + z["wobble"]
@@ -151,7 +147,7 @@ def _pen(z: dict[str, Array]) -> tuple[Array, Array]:
 
 
 def fit(curve: Array, radius: Array) -> Array:
-    """Scales and moves `curve` [T, 2] until, drawn with pen `radius` [T], it fills the box."""
+    """Scales and moves `curve` [T, 2] so that, drawn with pen `radius` [T], it fills the box."""
     room = BOX - 2 * radius.mean()
     low, high = curve.min(axis=0), curve.max(axis=0)
     scale = room / jnp.maximum((high - low).max(), 1e-3)
@@ -161,8 +157,8 @@ def fit(curve: Array, radius: Array) -> Array:
 def ink(curve: Array, radius: Array, pen_down: Array, soft: Array) -> Array:
     """Renders a curve in the box, anti-aliased: [BOX, BOX] float32 from 0 to 1.
 
-    curve: [T, 2] (x, y) in pixels; radius: [T] of the pen; pen_down: [T - 1]; soft: [] half the
-    width of the border where ink fades; coverage is one half at a radius from the curve.
+    curve: [T, 2] (x, y) in px; radius: [T] of the pen; pen_down: [T - 1]; soft: [] half the width
+    of the border where ink fades: it is 0.5 at `radius` from the curve.
     """
     centres = jnp.arange(BOX, dtype=jnp.float32) + 0.5
     y, x = jnp.meshgrid(centres, centres, indexing="ij")
@@ -176,21 +172,21 @@ def ink(curve: Array, radius: Array, pen_down: Array, soft: Array) -> Array:
         across = jnp.sqrt((x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2)
         return jnp.minimum(distance, across - thickness), None
 
-    # A scan over segments is twenty times faster on CPU than a minimum over an axis of them.
+    # On CPU a scan over segments is 20 times faster than a minimum over an axis of them.
     far = jnp.full((BOX, BOX), jnp.inf, jnp.float32)
     distance, _ = lax.scan(nearer, far, (start, step, inverse, thickness))
     return jnp.clip(0.5 - distance / (2 * soft), 0, 1)
 
 
 def centre(image: Array) -> Array:
-    """Puts a box [BOX, BOX] into [SIZE, SIZE], its centre of mass as near to 14.0 as can be."""
+    """Places a box [BOX, BOX] in [SIZE, SIZE], its centre of mass as near to 14.0 as possible."""
     margin = (SIZE - BOX) // 2
     index = jnp.arange(BOX, dtype=jnp.float32)
     total = jnp.maximum(image.sum(), 1e-6)
     mass = jnp.stack([image.sum(axis=1) @ index, image.sum(axis=0) @ index]) / total
     corner = jnp.clip(jnp.round(SIZE / 2 - mass), 0, 2 * margin).astype(jnp.int32)
     place = corner[:, None] + jnp.arange(BOX, dtype=jnp.int32)[None]
-    # A shift as products with one-hot matrices: exact, and far faster than a gather on CPU.
+    # A shift as products with one-hot matrices: exact, and much faster than a gather on CPU.
     rows, columns = jax.nn.one_hot(place, SIZE, dtype=jnp.float32)
     return rows.T @ image @ columns
 
@@ -210,8 +206,8 @@ def _digit(key: Array, label: Array, even: bool) -> Array:
 def draw(key: Array, labels: Array, even: bool = False) -> Array:
     """Draws one digit per label: labels [N] int to images [N, 28, 28] uint8. Pure and jittable.
 
-    even: every family of a digit as often as any other, so that rare hands are not rare; some of
-    them have no weight else. Image i depends on `key`, i and its label, and on nothing else.
+    Image i depends on `key`, i and its label alone. even: all families of a class are equally
+    frequent, including those of weight 0.
     """
     index = jnp.arange(labels.shape[0], dtype=jnp.uint32)
     keys = jax.vmap(random.fold_in, (None, 0))(key, index)
@@ -225,7 +221,7 @@ _draw = jax.jit(draw, static_argnames="even")
 def digits(seed: int, n: int, even: bool = False) -> Digits:
     """`n` digits in NumPy arrays; the first m of them are `digits(seed, m)`. even: as in `draw`.
 
-    Every CHUNK digits hold as many of each class, in random order.
+    Each chunk of CHUNK digits holds the same number of each class, in random order.
     """
 
     def chunk(i):

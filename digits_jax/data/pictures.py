@@ -1,7 +1,7 @@
-"""Images of the user's own, as the networks expect them: ink bright on dark, centred like MNIST.
+"""The user's own images, prepared as MNIST is: bright ink on dark, centred.
 
-An .npz file holds images of exactly the model's size; a .png file, or a folder of them, anything
-that one would draw, scan or photograph.
+An .npz file holds images of the model's size. A .png file, or a folder of them, may be drawn,
+scanned or photographed.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from digits_jax.errors import UserError, check_choice
 INKS = ("auto", "bright", "dark")
 MOST_BYTES = 1 << 30
 LONGEST_SIDE = 512  # larger pictures are reduced to this first
-LEAST_CONTRAST = 0.1  # of the full range, between ink and paper
-SPECK = 0.03  # a connected piece with less than this part of the ink is dirt
-FAINT = 25  # of 255: up to this it is no stroke
+LEAST_CONTRAST = 0.1  # between ink and paper, of the full range
+SPECK = 0.03  # a connected piece with a smaller share of the ink is dirt
+FAINT = 25  # of 255: a pixel up to this belongs to no stroke
 
 
 class Pictures(NamedTuple):
     """What was read.
 
-    images: [N, H, W] uint8, ink bright on dark; labels: {head: [N] int32}, None without; names: one
-    for each image; unread: {name: why it could not be read}; notes: what else to know, a line each.
+    images: [N, H, W] uint8, bright ink on dark; labels: {head: [N] int32}, or None; names: [N];
+    unread: {name: why it could not be read}; notes: warnings for the user, a line each.
     """
 
     images: np.ndarray
@@ -42,12 +42,12 @@ class Pictures(NamedTuple):
 def read(path: str | Path, ink: str, recipe: Recipe) -> Pictures:
     """Reads the images at `path` for a model of `recipe`.
 
-    path: .npz with `images` [N, H, W] uint8 and perhaps `labels` ([N] or [N, heads] integers),
-    or a .png, or a folder of .png files, taken by name. ink: 'bright' on dark, 'dark' on bright, or
-    'auto', which looks at each .png, and at the images of an .npz as a whole. Images of an .npz
-    keep their pixels. A .png keeps them where it is already as `recipe` composes MNIST's digits; in
-    any other one the digits are found, scaled to fit 20x20 and placed by their centre of mass.
-    Raises UserError, naming the file and what is wrong with it, where nothing could be read.
+    path: an .npz with `images` [N, H, W] uint8 and optionally `labels` ([N] or [N, heads]
+    integers), a .png, or a folder of .png files. ink: 'bright' on dark, 'dark' on bright, or
+    'auto', decided for each .png and for an .npz as a whole. Images of an .npz keep their pixels,
+    as does a .png that looks as `recipe` composes MNIST's digits. In any other .png the digits are
+    found, scaled to fit 20x20 and placed by their centre of mass. Raises UserError, naming the
+    file and the problem, where nothing could be read.
     """
     check_choice("--ink", ink, INKS)
     path = Path(path)
@@ -69,23 +69,20 @@ def read(path: str | Path, ink: str, recipe: Recipe) -> Pictures:
 
 
 def told(unread: dict[str, str], most: int = 10) -> list[str]:
-    """A line for each file that could not be read; for each reason, where they are very many."""
+    """A line for each file that could not be read; above `most` files, a line for each reason."""
     if len(unread) <= most:
         return [f"{name}: {reason}" for name, reason in unread.items()]
     first = {reason: name for name, reason in reversed(unread.items())}
-    reasons = Counter(unread.values()).most_common()
-    lines = [
-        f"{first[reason]}{f' and {n - 1:,} more' if n > 1 else ''}: {reason}"
-        for reason, n in reasons[:most]
-    ]
-    if rest := sum(n for _, n in reasons[most:]):
-        lines.append(f"{rest:,} more, for other reasons")
-    return lines
+    lines, rest = [], len(unread)
+    for reason, n in Counter(unread.values()).most_common(most):
+        lines.append(f"{first[reason]}{f' and {n - 1:,} more' if n > 1 else ''}: {reason}")
+        rest -= n
+    return [*lines, f"{rest:,} more, for other reasons"] if rest else lines
 
 
 def _read_folder(folder: Path, ink: str, recipe: Recipe) -> Pictures:
     try:
-        # What is hidden is no business of the user's, if it does not claim to be a picture.
+        # Hidden files count only if they claim to be pictures.
         paths = sorted(
             path
             for path in folder.iterdir()
@@ -113,7 +110,7 @@ def _read_folder(folder: Path, ink: str, recipe: Recipe) -> Pictures:
 
 
 def _name(path: Path) -> str:
-    """The name of `path`, fit to print and to be written: on Linux it can be any bytes."""
+    """The name of `path` as valid text: on Linux it can be any bytes."""
     return path.name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -126,7 +123,7 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
             }
     except UserError:
         raise
-    except Exception as error:  # zlib, zipfile and numpy raise a dozen kinds for a damaged file
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"not a readable .npz file ({error})") from None
     height, width = recipe.shape
     if "images" not in arrays:
@@ -151,19 +148,17 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Reads an .npy file, but none that asks for objects or more than MOST_BYTES of memory."""
+    """Reads an .npy file; UserError for objects or more than MOST_BYTES of memory."""
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > MOST_BYTES:
         raise UserError(f"`{name}` has {info.file_size:,} bytes; the most is {MOST_BYTES:,}")
-    # zipfile unpacks what NumPy writes in steps, anything else at once, however large.
+    # zipfile unpacks these two in steps, the others at once, however large.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"`{name}` is compressed as np.savez never does; write the file with that")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            header = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
+        one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = one(file) if version == (1, 0) else two(file)
         if dtype.kind not in "biuf":
             raise UserError(f"`{name}` must hold plain numbers, not {dtype}")
         size = math.prod(shape) * dtype.itemsize
@@ -173,9 +168,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
-    """[N, H, W] uint8 -> the same with ink bright on dark, and notes on it.
+    """[N, H, W] uint8 -> (the same with bright ink on dark, notes).
 
-    The paper of an image is what most of its rim shows; most images decide for all.
+    An image's paper is the median of its rim; the majority of images decides for all.
     """
     rim = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     paper = np.median(rim, axis=1)
@@ -240,16 +235,16 @@ def _read_png(path: Path, ink: str, recipe: Recipe) -> np.ndarray:
 
 
 def _composed(image: np.ndarray, recipe: Recipe) -> bool:
-    """Whether `image` [H, W] uint8 may be MNIST's digits as `recipe` composes them.
+    """Whether `image` [H, W] uint8 looks as `recipe` composes MNIST's digits, as all of MNIST's do.
 
-    Of MNIST's own it always is: on paper of exactly 0, in full ink, each in its place.
+    That is: on paper of exactly 0, in full ink, each digit in its place.
     """
     if image.max() < 255 - FAINT or np.mean(image == 0) < 0.4:
         return False
     if recipe.shape[0] == 28:
         return all(map(_placed, np.split(image, recipe.digits, axis=1)))
-    # Stacked digits overlap and cannot be looked at one by one; a million such pairs keep these
-    # bounds. The last one: they do not fill the image and yet leave rows free between them.
+    # Stacked digits overlap and cannot be checked one by one; a million such pairs keep these
+    # bounds. The last one: a pair that fills the image leaves few rows free in the middle.
     rows = np.flatnonzero(image.max(axis=1) > FAINT)
     middle = image.sum(axis=0) @ np.arange(28) / image.sum()
     free = 14 - np.sum((rows >= 14) & (rows < 28))
@@ -258,7 +253,7 @@ def _composed(image: np.ndarray, recipe: Recipe) -> bool:
 
 
 def _placed(digit: np.ndarray) -> bool:
-    """Whether `digit` [28, 28] uint8 has MNIST's size and place, give or take a pixel or two."""
+    """Whether `digit` [28, 28] uint8 has MNIST's size and place, within a pixel or two."""
     if not digit.any():
         return False
     spans = [np.flatnonzero(digit.max(axis) > FAINT) for axis in (1, 0)]
@@ -267,20 +262,20 @@ def _placed(digit: np.ndarray) -> bool:
 
 
 def _brightness(path: Path) -> np.ndarray:
-    """The picture, upright, as [h, w] float32: 0 black to 1 white, transparent parts as paper."""
+    """The picture, upright, as [h, w] float32 from 0 black to 1 white; transparent is paper."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
         raise UserError("no file that could be opened")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with its text or its orientation
+            warnings.simplefilter("ignore")  # about its text or its orientation
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
-                image.verify()  # the checksums of pixels, which `load` skips
+                image.verify()  # the pixels' checksums, which `load` skips
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
-                with contextlib.suppress(Exception):  # a damaged orientation is none
+                with contextlib.suppress(Exception):  # a damaged orientation is ignored
                     ImageOps.exif_transpose(image, in_place=True)
                 if image.mode.startswith("I"):
                     light = np.asarray(image, np.float32) / 65535
@@ -294,11 +289,11 @@ def _brightness(path: Path) -> np.ndarray:
         if path.name.startswith("._"):
             raise UserError("a companion file of macOS, not a picture") from None
         raise UserError("not a readable .png file (there is no PNG in it)") from None
-    except Exception as error:  # Pillow raises a dozen kinds for a damaged file
+    except Exception as error:  # a damaged file can raise anything
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"not a readable .png file ({reason})") from None
     if alpha.min() < 1:
-        # Most of the picture is paper. Where most is transparent, what is opaque is the ink.
+        # Most of the picture is paper. Where most of it is transparent, the rest is ink.
         inside = float(np.median(light[alpha > 0.5])) if (alpha > 0.5).any() else 0.0
         paper = inside if alpha.mean() > 0.5 else float(inside < 0.5)
         light = alpha * light + (1 - alpha) * paper
@@ -309,9 +304,9 @@ def _brightness(path: Path) -> np.ndarray:
 
 
 def _lift(amount: np.ndarray) -> np.ndarray:
-    """Takes the paper off: [h, w] brightness, ink bright -> 0 paper to 1 ink.
+    """Removes the paper: [h, w] brightness with bright ink -> 0 paper to 1 ink.
 
-    The paper is a plane, so that light from one side does no harm, fitted to what is not ink.
+    The paper is a plane fitted to what is not ink, to correct for light from one side.
     """
     height, width = amount.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -329,7 +324,7 @@ def _lift(amount: np.ndarray) -> np.ndarray:
 
 
 def _pieces(ink: np.ndarray) -> np.ndarray:
-    """[K, h, w]: the connected pieces of ink, without specks of dirt."""
+    """[K, h, w]: the connected pieces of ink, without dirt (SPECK)."""
     from scipy import ndimage
 
     label, _ = ndimage.label(ink > 0, structure=np.ones((3, 3)))
@@ -339,9 +334,9 @@ def _pieces(ink: np.ndarray) -> np.ndarray:
 
 
 def _split(pieces: np.ndarray, axis: int) -> list[np.ndarray]:
-    """Two digits: the pieces before and after the widest gap along `axis`.
+    """Two digits: the pieces before and after the widest gap between centres along `axis`.
 
-    Where the digits touch, they are cut where there is least ink around the middle.
+    Digits that touch are cut where there is least ink around the middle.
     """
     profiles = pieces.sum(axis=2 - axis)
     centres = profiles @ np.arange(profiles.shape[1]) / profiles.sum(1)
@@ -357,7 +352,7 @@ def _split(pieces: np.ndarray, axis: int) -> list[np.ndarray]:
     cut = first + quarter + int(np.argmin(profile[first + quarter : last + 1 - quarter]))
     before = np.arange(profiles.shape[1]) < cut
     before = before if axis == 1 else before[:, None]
-    return [pieces.sum(0) * before, pieces.sum(0) * ~before]
+    return [pieces.sum(0) * side for side in (before, ~before)]
 
 
 def _centre(ink: np.ndarray) -> np.ndarray:
@@ -366,11 +361,11 @@ def _centre(ink: np.ndarray) -> np.ndarray:
 
     profiles = [ink.sum(1), ink.sum(0)]
     spans = [np.flatnonzero(profile)[[0, -1]] + [0, 1] for profile in profiles]
-    pixel = max(end - start for start, end in spans) / 20  # in pixels of the drawing
+    pixel = max(end - start for start, end in spans) / 20  # in px of the drawing
     box = []
     for profile, (start, end) in zip(profiles, spans, strict=True):
         middle = profile @ (np.arange(len(profile)) + 0.5) / profile.sum()
-        # All ink stays inside, however lopsided.
+        # All ink stays inside, however far its centre of mass is from the middle.
         middle = np.clip(middle, end - 13.5 * pixel, start + 14.5 * pixel)
         box.append([middle - 14.5 * pixel, middle + 13.5 * pixel])
     margin = math.ceil(15 * pixel)
@@ -379,6 +374,6 @@ def _centre(ink: np.ndarray) -> np.ndarray:
     digit = np.asarray(
         canvas.resize((28, 28), Image.Resampling.HAMMING, box=(left, top, right, bottom))
     )
-    # Thin strokes fade when they are made small.
+    # Thin strokes fade when they are scaled down.
     strong = np.median(digit[digit > 0.5 * digit.max()])
     return np.rint(255 * np.clip(digit / strong, 0, 1)).astype(np.uint8)

@@ -1,12 +1,9 @@
-"""The recipes: how examples of a dataset are composed of single MNIST digits.
+"""Recipes: how examples of a dataset are composed of single MNIST digits.
 
-A recipe is pure functions of arrays and works the same within jit, outside of it, and for the
-published builders. What is random is drawn by NumPy, so that a seed means the same split and the
-same pairs on every backend and JAX version: `generator(seed, use)` is
-`Generator(PCG64(SeedSequence([seed, STREAMS[use]])))`, read once, in the order of the code below.
-
-mnist100 is how the public MNIST-100 file is built; two_digit rebuilds the images of the public
-MITx 6.86x file. Both keep MNIST's natural, uneven class frequencies.
+A recipe is pure functions of arrays, within jit or not. Splits and pairs are drawn by NumPy, so a
+seed gives the same ones on every backend and JAX version. mnist100 is built as the public MNIST-100
+file; two_digit rebuilds the images of the public MITx 6.86x file. Both keep MNIST's uneven class
+frequencies.
 """
 
 from collections.abc import Callable
@@ -24,10 +21,10 @@ STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4}
 class Recipe(NamedTuple):
     """How `digits` single digits make one example.
 
-    shape: (H, W) of an image; heads: {head: classes}; train, test: examples of the undivided
-    recipe; compose: images [B, digits, 28, 28] of any dtype -> [B, H, W] of the same dtype;
-    label: labels [B, digits] of any integer dtype -> {head: [B] int32}; target: probabilities
-    [B, digits, 10] of each digit by itself -> {head: [B, C]}.
+    shape: (H, W) of an image; heads: {head: classes}; train, test: numbers of examples before any
+    validation split; compose: images [B, digits, 28, 28] of any dtype -> [B, H, W] of the same
+    dtype; label: labels [B, digits] of any integer dtype -> {head: [B] int32}; target:
+    probabilities [B, digits, 10] of each digit by itself -> {head: [B, C]}.
     """
 
     digits: int
@@ -43,8 +40,9 @@ class Recipe(NamedTuple):
         return hash((self.digits, self.shape))  # a dict has none
 
 
-def _alone(images: Array) -> jax.Array:
-    return jnp.asarray(images)[:, 0]
+def _per_head(*heads: str, dtype: type | None = None) -> Callable[[Array], dict[str, jax.Array]]:
+    """-> values [B, digits, ...] as {head: [B, ...]}, one head for each digit."""
+    return lambda values: {h: jnp.asarray(values, dtype)[:, i] for i, h in enumerate(heads)}
 
 
 def _side_by_side(images: Array) -> jax.Array:
@@ -60,22 +58,9 @@ def _stacked(images: Array) -> jax.Array:
     return jnp.maximum(upper, lower)
 
 
-def _digit(labels: Array) -> dict[str, jax.Array]:
-    return {"digit": jnp.asarray(labels, jnp.int32)[:, 0]}
-
-
 def _number(labels: Array) -> dict[str, jax.Array]:
     labels = jnp.asarray(labels, jnp.int32)
     return {"number": 10 * labels[:, 0] + labels[:, 1]}
-
-
-def _upper_and_lower(labels: Array) -> dict[str, jax.Array]:
-    labels = jnp.asarray(labels, jnp.int32)
-    return {"upper": labels[:, 0], "lower": labels[:, 1]}
-
-
-def _target_of_digit(p: Array) -> dict[str, jax.Array]:
-    return {"digit": jnp.asarray(p)[:, 0]}
 
 
 def _target_of_number(p: Array) -> dict[str, jax.Array]:
@@ -84,38 +69,50 @@ def _target_of_number(p: Array) -> dict[str, jax.Array]:
     return {"number": (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), 100)}
 
 
-def _targets_of_both(p: Array) -> dict[str, jax.Array]:
-    p = jnp.asarray(p)
-    return {"upper": p[:, 0], "lower": p[:, 1]}
-
-
-_PAIR = {"upper": 10, "lower": 10}
 RECIPES = {
     "mnist": Recipe(
-        *(1, (28, 28), {"digit": 10}, 60_000, 10_000),
-        *(_alone, _digit, _target_of_digit),
+        digits=1,
+        shape=(28, 28),
+        heads={"digit": 10},
+        train=60_000,
+        test=10_000,
+        compose=lambda images: jnp.asarray(images)[:, 0],
+        label=_per_head("digit", dtype=np.int32),
+        target=_per_head("digit"),
     ),
     "mnist100": Recipe(
-        *(2, (28, 56), {"number": 100}, 60_000, 10_000),
-        *(_side_by_side, _number, _target_of_number),
+        digits=2,
+        shape=(28, 56),
+        heads={"number": 100},
+        train=60_000,
+        test=10_000,
+        compose=_side_by_side,
+        label=_number,
+        target=_target_of_number,
     ),
     "two_digit": Recipe(
-        *(2, (42, 28), _PAIR, 40_000, 4_000), *(_stacked, _upper_and_lower, _targets_of_both)
+        digits=2,
+        shape=(42, 28),
+        heads={"upper": 10, "lower": 10},
+        train=40_000,
+        test=4_000,
+        compose=_stacked,
+        label=_per_head("upper", "lower", dtype=np.int32),
+        target=_per_head("upper", "lower"),
     ),
 }
 
 
 def generator(seed: int, use: str) -> np.random.Generator:
-    """The random stream of `seed` for one `use`, a key of STREAMS; the uses are independent."""
+    """The random stream of `seed` for one `use`, a key of STREAMS; the streams are independent."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, STREAMS[use]])))
 
 
 def split_digits(
     rng: np.random.Generator, n: int, fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits `fraction` of `n` digits off at random, before any pairing.
+    """-> (train, validation): sorted int32 indices of `n` digits, split at random.
 
-    Returns (train, validation): int32 indices, each sorted, together every index once;
     validation has round(fraction * n) of them. Raises ValueError unless 0 <= fraction < 1.
     """
     if not 0 <= fraction < 1:
@@ -128,9 +125,9 @@ def split_digits(
 def split_folds(
     rng: np.random.Generator, n: int, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(kept, held out) of each of `folds` folds: int32 indices, each sorted; [] without folds.
+    """(kept, held out) of each of `folds` folds: sorted int32 indices; [] without folds.
 
-    Every fold holds out n // folds digits and no two the same; what is left over always trains.
+    The held out parts are disjoint, n // folds digits each; the remainder always trains.
     """
     if not folds:
         return []
@@ -140,10 +137,10 @@ def split_folds(
 
 
 def draw_pairs(rng: np.random.Generator, n_examples: int, n_digits: int, k: int) -> np.ndarray:
-    """Which digits make each example: [n, k] int32 indices into `n_digits` digits.
+    """The digits of each example: [n_examples, k] int32 indices into `n_digits` digits.
 
-    Drawn independently, uniformly and with replacement, n = n_examples. Where an example is a
-    single digit (k = 1) nothing is drawn: every digit once, in order, n = n_digits.
+    Drawn independently, uniformly and with replacement. For k = 1, each digit once, in order:
+    [n_digits, 1].
     """
     if k == 1:
         return np.arange(n_digits, dtype=np.int32)[:, None]

@@ -1,7 +1,7 @@
 """MNIST: the four IDX files of LeCun, Cortes and Burges (1998) as arrays.
 
-They come from a folder of the user's, a prepared cache, or a download by tensorflow-datasets from
-its official address. Whichever way, the SHA-256 of their content must be MNIST's.
+They come from the user's folder, a prepared cache, or a download by tensorflow-datasets. In each
+case the SHA-256 of their content is checked.
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,11 +25,14 @@ from digits_jax import files
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds of silence after which the network counts as absent
+PATIENCE = 10.0  # seconds of silence after which a download gives up
 
-_UINT8, _BYTES = 8, {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # IDX's types, and a value's bytes
+_UINT8, _BYTES = 8, {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # IDX's types, bytes per value
 _GZIP = b"\x1f\x8b"
 
 # {file: (shape of its uint8 array, SHA-256 of the whole IDX file, unpacked)}
@@ -56,10 +59,8 @@ FILES: dict[str, tuple[tuple[int, ...], str]] = {
 def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
     """MNIST's train (60,000) and test (10,000) digits as read-only NumPy arrays.
 
-    Read from `raw_dir` where one is given, see `read`, else from the cache in `cache_dir`/mnist,
-    else downloaded, which gives up within 15 s where there is no network. What did not come from
-    the cache is written there.
-    Raises UserError where the digits can't be had or are not MNIST's.
+    From `raw_dir` if given (see `read`), else from the cache `cache_dir`/mnist, else downloaded;
+    then cached. Raises UserError where that fails, without a network within 15 s.
     """
     cache = cache_dir / "mnist"
     if raw_dir:
@@ -75,7 +76,7 @@ def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
 
 
 def expanded(field: str, path: str) -> pathlib.Path:
-    """`path` with the home directory for its ~; UserError, naming `field`, where there is none."""
+    """`path` with ~ expanded; UserError, naming `field`, where no home directory is known."""
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -87,10 +88,9 @@ def expanded(field: str, path: str) -> pathlib.Path:
 def read(raw_dir: str) -> list[np.ndarray]:
     """Train images and labels, test images and labels, from the four files in a folder.
 
-    Plain or packed, whatever their names say, and where others keep them: in MNIST/raw
-    (torchvision), as train-images.idx3-ubyte, or in folders of these names (Kaggle). Of several
-    copies the first counts whose content is MNIST's.
-    Raises UserError naming the file that is missing, unreadable or another.
+    Plain or gzipped, whatever their suffix, in the layouts of torchvision (MNIST/raw) and Kaggle
+    (train-images.idx3-ubyte, or folders of these names). Of several copies, the first with the
+    right content counts. Raises UserError naming the file that is missing or wrong.
     """
     folder = expanded("data.raw_dir", raw_dir)
     arrays = []
@@ -102,14 +102,13 @@ def read(raw_dir: str) -> list[np.ndarray]:
     return arrays
 
 
-def download(manager: Any = None) -> list[np.ndarray]:
-    """The same four arrays, fetched by tensorflow-datasets.
+def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.ndarray]:
+    """The same four arrays, downloaded by tensorflow-datasets, or as it downloaded them before.
 
-    `manager`: a tfds DownloadManager; without, one on the usual folder (~/tensorflow_datasets).
-    What tfds downloaded before is taken from there, without asking the network.
+    manager: a tfds DownloadManager; by default one on tfds' own folder (~/tensorflow_datasets).
     Raises UserError, with the ways out, within 15 s where there is no network.
     """
-    import tensorflow_datasets as tfds  # slow, and rarely needed
+    import tensorflow_datasets as tfds  # slow to import, and rarely needed
 
     usual = f"{tfds.core.constants.DATA_DIR}/downloads"
     folder = expanded(
@@ -120,11 +119,11 @@ def download(manager: Any = None) -> list[np.ndarray]:
         ways = 'builder_kwargs={"raw_dir": "DIR"}'
     infos = tfds.builder_cls("mnist").url_infos.items()
     urls = {url.rpartition("/")[2].removesuffix(".gz"): (url, info) for url, info in infos}
-    private = f"digits_jax.{uuid.uuid4().hex}"  # of other processes' files none may be touched
+    private = f"digits_jax.{uuid.uuid4().hex}"  # apart from the files of other processes
     arrays = []
     try:
         with _quick_and_quiet():
-            # One by one, so that the first to fail leaves no other behind on a thread.
+            # One by one, so that no thread outlives the first failure.
             for name in FILES:
                 array = _downloaded(folder, name, *urls[name])
                 if array is None:
@@ -132,11 +131,14 @@ def download(manager: Any = None) -> list[np.ndarray]:
                         tfds.disable_progress_bar()
                         new = tfds.download.DownloadManager
                         manager = new(download_dir=folder, dataset_name="mnist")
-                    asked = tfds.download.Resource(url=urls[name][0], relative_download_dir=private)
-                    path = pathlib.Path(manager.download(asked))
+                    url = urls[name][0]
+                    resource = tfds.download.Resource(url=url, relative_download_dir=private)
+                    path = pathlib.Path(manager.download(resource))
                     array = _read_idx(path, name)
-                    if path.parent.name == private:
-                        _move_up(path)
+                    if path.parent.name == private:  # to where tfds looks for it
+                        with contextlib.suppress(OSError):  # Windows: another process reads it
+                            for part in (path.with_name(f"{path.name}.INFO"), path):
+                                part.replace(part.parent.parent / part.name)
                 arrays.append(array)
     except Exception as error:  # requests', urllib3's, tfds' and the file system's
         raise UserError(
@@ -149,8 +151,10 @@ def download(manager: Any = None) -> list[np.ndarray]:
     return arrays
 
 
-def _downloaded(folder: pathlib.Path, name: str, url: str, info: Any) -> np.ndarray | None:
-    """The array of what tfds keeps of `url`, for whatever data set it was; None without."""
+def _downloaded(
+    folder: pathlib.Path, name: str, url: str, info: "tfds.core.download.checksums.UrlInfo | None"
+) -> np.ndarray | None:
+    """The array in the file that tfds keeps of `url`, for any data set; None without."""
     from tensorflow_datasets.core.download import resource
 
     names = [resource.get_dl_fname(url, checksum) for checksum in (info and info.checksum, None)]
@@ -163,15 +167,8 @@ def _downloaded(folder: pathlib.Path, name: str, url: str, info: Any) -> np.ndar
         return None
 
 
-def _move_up(path: pathlib.Path) -> None:
-    """Moves a download, and tfds' notes on it, to where tfds looks for them."""
-    with contextlib.suppress(OSError):  # on Windows, where another process reads it there
-        for part in (path.with_name(f"{path.name}.INFO"), path):
-            part.replace(part.parent.parent / part.name)
-
-
 def _reason(error: BaseException) -> str:
-    """The kind of error, and the words of the operating system where it said some."""
+    """The type of the error, and the operating system's message if there is one."""
     link: BaseException | None = error
     while link and not getattr(link, "strerror", None):
         link = link.__cause__ or link.__context__
@@ -181,9 +178,9 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quick_and_quiet() -> Iterator[None]:
-    """Within, a download by tfds neither outlasts PATIENCE in silence nor logs its every step.
+    """Within, a download by tfds gives up after PATIENCE seconds of silence, and logs little.
 
-    Left alone, tfds waits for ever for a firewall that drops packets, and retries for minutes.
+    On its own, tfds waits for ever for a firewall that drops packets, and retries for minutes.
     """
     import requests
 
@@ -191,9 +188,11 @@ def _quick_and_quiet() -> Iterator[None]:
     absl_log = logging.getLogger("absl")
     send, level = adapter.send, absl_log.level
 
-    def send_in_time(self: Any, request: Any, **kwargs: Any) -> Any:
+    def send_in_time(
+        self: requests.adapters.HTTPAdapter, request: requests.PreparedRequest, **kwargs: Any
+    ) -> requests.Response:
         self.max_retries = self.max_retries.new(total=0)
-        answer: concurrent.futures.Future = concurrent.futures.Future()
+        answer: concurrent.futures.Future[requests.Response] = concurrent.futures.Future()
 
         def run() -> None:
             try:
@@ -201,7 +200,7 @@ def _quick_and_quiet() -> Iterator[None]:
             except Exception as error:
                 answer.set_exception(error)
 
-        # requests' own timeout covers neither the name look-up nor a host of many addresses.
+        # requests' own timeout covers neither DNS look-ups nor hosts with many addresses.
         threading.Thread(target=run, daemon=True).start()
         return answer.result(PATIENCE)
 
@@ -216,7 +215,7 @@ def _quick_and_quiet() -> Iterator[None]:
 
 def _header(shape: tuple[int, ...]) -> bytes:
     """An IDX header: two zero bytes, 8 for uint8, the number of axes and their lengths."""
-    return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    return bytes([0, 0, _UINT8, len(shape)]) + np.array(shape, ">u4").tobytes()
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -247,16 +246,16 @@ def _first(paths: list[pathlib.Path], name: str) -> np.ndarray:
 
 
 def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
-    """The array in the IDX file `path`, plain or packed; UserError unless it is FILES[name]."""
+    """The array in the IDX file `path`, plain or gzipped; UserError unless it is FILES[name]."""
     shape, expected = FILES[name]
     header = _header(shape)
     size = len(header) + math.prod(shape)
     content, problem = bytearray(), ""
     try:
         with path.open("rb") as file:
-            packed = file.peek(len(_GZIP)).startswith(_GZIP)
-            unpacked: Any = gzip.GzipFile(fileobj=file) if packed else file
-            # No more than expected, however much a damaged file unpacks to.
+            gzipped = file.peek(len(_GZIP)).startswith(_GZIP)
+            unpacked = gzip.GzipFile(fileobj=file) if gzipped else file
+            # At most one byte more than expected, however much a damaged file unpacks to.
             while len(content) <= size and (part := unpacked.read1(min(1 << 20, size + 1))):
                 content += part
     except (OSError, EOFError, zlib.error) as error:
@@ -271,9 +270,9 @@ def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def _problem(content: bytearray, shape: tuple[int, ...], size: int) -> str:
-    """What is wrong with a file of FILES; of its `content` at most `size` + 1 bytes were read.
+    """What is wrong with a file whose first bytes, at most `size` + 1, are `content`.
 
-    shape, size: of the array and the whole file that are expected.
+    shape, size: of the expected array, and of the whole expected file in bytes.
     """
     choose, header = "choose a folder with MNIST's files", _header(shape)
     if content[: len(header)] == header[: len(content)]:

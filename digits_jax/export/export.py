@@ -1,9 +1,9 @@
-"""A trained run for others: as ONNX, whole and in 8 bits, as StableHLO; its card and its page."""
+"""Exports a trained run: ONNX in float32 and in 8 bits, StableHLO, a model card, a web page."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,21 @@ from digits_jax.types import Array
 FOLDER, PAGE = "export", "demo"
 WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "README.md"
 PLATFORMS = ("cpu", "cuda", "tpu")
-CLOSE = 1e-5  # between probabilities of JAX and of what was written
-OPSET = 18  # of ONNX, old enough for every runtime in use
-_SOME = 1000  # images that are compared, or that tell the ranges of 8 bits
+CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
+OPSET = 18  # of ONNX, which every runtime in use supports
+_SOME = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
 def export(
     config: ConfigDict, workdir: str | Path, out: str | Path | None = None
 ) -> dict[str, float]:
-    """Writes export/: the run in files that need none of this code, and a page of them.
+    """Writes export/, files that need none of this code, into `workdir` or `out`.
 
-    Into `workdir` or `out`. `config` counts as it does in `open_run`. Returns the test accuracies
-    of the two ONNX files. Raises UserError where a package is missing, where the run is not
-    finished, or where a file does not say what the run says.
+    config: as for `open_run`. Returns the test accuracies of the two ONNX files. Raises UserError
+    where a package is missing, the run is not finished, or a file gives other answers than it.
     """
     try:
-        import flatbuffers  # noqa: F401  of jax.export
+        import flatbuffers  # noqa: F401  jax.export needs it
         import onnxruntime  # noqa: F401
 
         from digits_jax.export import onnx_graph
@@ -62,10 +61,10 @@ def export(
     except (OSError, ValueError):
         raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
     folder = writable(workdir, out, FOLDER) / FOLDER
-    heads, said = run.recipe.heads, probabilities(run)
+    heads, read = run.recipe.heads, probabilities(run)
     folder.mkdir(exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)  # it comes last
-    shutil.rmtree(folder / PAGE, ignore_errors=True)  # of another network, perhaps
+    (folder / CARD).unlink(missing_ok=True)  # it is written last
+    shutil.rmtree(folder / PAGE, ignore_errors=True)  # it may be of another network
     (folder / predictor.FILE).write_bytes(weights)
 
     data = dataset.load(run.config.data)
@@ -74,20 +73,20 @@ def export(
     some = dataset.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
-        whole = onnx_graph.convert(said, run.recipe.shape, list(heads), facts, OPSET)
-        hlo = _stablehlo(said, run.recipe.shape)
+        whole = onnx_graph.convert(read, run.recipe.shape, list(heads), facts, OPSET)
+        hlo = _stablehlo(read, run.recipe.shape)
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
     onnx_graph.quantize(folder / WHOLE, folder / SMALL, _unit(some))
 
-    expected = [np.asarray(p) for p in jax.jit(said)(_unit(images[:_SOME]))]
+    expected = [np.asarray(p) for p in jax.jit(read)(_unit(images[:_SOME]))]
     for name, answer in (
         (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SOME])),
         (HLO, stablehlo.deserialize(bytearray(hlo)).call(_unit(images[:_SOME]))),
     ):
         apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
         if apart > CLOSE:
-            raise UserError(f"{folder / name} is {apart:.1e} from what the run says")
+            raise UserError(f"{folder / name} differs by {apart:.1e} from the run's probabilities")
     accuracy = {
         name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
     }
@@ -106,10 +105,9 @@ def export(
 
 
 def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
-    """Serves the run's page on 127.0.0.1:`port`, exported before where it is not.
+    """Serves the run's page on 127.0.0.1:`port`; exports the run first where that is not done.
 
-    The page lies where `export` writes it. Raises UserError as that does, without onnxruntime-web,
-    and for a port that is taken.
+    Raises UserError as `export` does, without onnxruntime-web, and for a port that is in use.
     """
     folder = Path(out or workdir) / FOLDER
     page, weights = folder / PAGE, [folder / predictor.FILE, Path(workdir) / predictor.FILE]
@@ -117,7 +115,7 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     if not done or len({path.read_bytes() for path in weights}) > 1:
         export(config, workdir, out)
     if not site.whole(page):
-        site.runtime(dataset.cache_dir(config.data))  # says what is missing
+        site.runtime(dataset.cache_dir(config.data))  # raises: it is what was missing
     site.serve(page, port)
 
 
@@ -125,27 +123,27 @@ def _unit(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def _stablehlo(said: Callable, shape: tuple[int, ...]) -> bytes:
+def _stablehlo(read: Callable[[Array], tuple[Array, ...]], shape: tuple[int, ...]) -> bytes:
     (batch,) = stablehlo.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, *shape), np.float32)
-    return bytes(stablehlo.export(jax.jit(said), platforms=PLATFORMS)(images).serialize())
+    return bytes(stablehlo.export(jax.jit(read), platforms=PLATFORMS)(images).serialize())
 
 
 def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
-    """Over all heads."""
+    """The mean over examples and heads."""
     right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
     return float(np.mean(right))
 
 
 def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
-    """[B, H, W] float32 in [0, 1] -> [B, classes] for each head: the run's calibrated answer.
+    """-> the run as a function of [B, H, W] float32 in [0, 1]: [B, classes] for each head.
 
-    Of several members, their averaged probabilities, as `evaluate` gives them.
+    Calibrated probabilities; of several members their average, as in `evaluate`.
     """
     members = [run.member(i) for i in range(run.config.population.size)]
     scale = 1 / float(run.temperature[-1])
 
-    def said(images: Array) -> tuple[Array, ...]:
+    def read(images: Array) -> tuple[Array, ...]:
         pixels = normalize(images, run.normalizer)
         logits = [apply(run.program.model, weights, pixels)[0] for weights in members]
         return tuple(
@@ -153,17 +151,20 @@ def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
             for head in run.recipe.heads
         )
 
-    return said
+    return read
 
 
-def _network(config: ConfigDict, summary: dict[str, Any]) -> str:
+Summary = Mapping[str, Any]  # the content of a run's summary.json
+
+
+def _network(config: ConfigDict, summary: Summary) -> str:
     network = f"{summary['model']['name']}, {summary['model']['parameters']:,} parameters"
     if config.population.size == 1:
         return network
     return f"the averaged probabilities of {config.population.size} networks ({network} each)"
 
 
-def _source(facts: dict[str, Any]) -> str:
+def _source(facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
     extra = facts["drawn_extra"]
@@ -171,21 +172,23 @@ def _source(facts: dict[str, Any]) -> str:
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
 
 
-def _line(run: Trained, summary: dict[str, Any]) -> str:
-    """What the page says of its network."""
+def _line(run: Trained, summary: Summary) -> str:
+    """The page's line about its network."""
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
     right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
-    twice = " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
     return (
         f"{run.config.name}: {_network(run.config, summary)}, trained on {facts['dataset']} "
-        f"({_source(facts)}){right}.{twice}"
+        f"({_source(facts)}){right}.{_twice(run)}"
     )
 
 
-def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[str, float]) -> str:
+def _twice(run: Trained) -> str:
+    return " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
+
+
+def _card(run: Trained, summary: Summary, folder: Path, accuracy: dict[str, float]) -> str:
     """The model card (Mitchell et al. 2019, arXiv:1810.03993), from the run's own files."""
     config, recipe, facts = run.config, run.recipe, summary["data"]
-    height, width = recipe.shape
     network = _network(config, summary)
     heads = ", ".join(f"`{head}` [B, {classes}]" for head, classes in recipe.heads.items())
     rows = [
@@ -205,15 +208,14 @@ def _card(run: Trained, summary: dict[str, Any], folder: Path, accuracy: dict[st
     sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
     page = ""
     if (folder / PAGE / "facts.json").is_file():
-        twice = " Of two digits it reads each on its own." if recipe.digits == 1 else ""
-        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=twice, runtime=site.RUNTIME)
+        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=_twice(run), runtime=site.RUNTIME)
     reading = " of 10 x left + right" if "number" in recipe.heads else ""
     return _CARD.format(
         name=config.name,
         network=network[0].upper() + network[1:],
         command=summary["command"],
         table=table,
-        shape=f"[B, {height}, {width}]",
+        shape="[B, {}, {}]".format(*recipe.shape),
         says=f"{heads}, probabilities{reading}",
         source=_source(facts),
         sure=sure,
@@ -253,7 +255,7 @@ static host.{twice} It brings {runtime} (MIT licence, Microsoft).
 
 
 def _averaged(logits: list[Array]) -> Array:
-    """Log-probabilities of the members' mean, up to a constant."""
+    """The logarithm of the members' mean probabilities; of one member its logits."""
     if len(logits) == 1:
         return logits[0]
     return jnp.log(sum(jax.nn.softmax(x) for x in logits) / len(logits))

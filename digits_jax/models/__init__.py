@@ -1,7 +1,7 @@
 """The networks. Each takes `heads={name: classes}` and returns `{name: logits}`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,10 +34,10 @@ MODELS: dict[str, type[nn.Module]] = {
 def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     """The network `MODELS[name]` with these heads.
 
-    Raises UserError for a name or a field that does not exist, and for a value of another kind.
+    Raises UserError for an unknown name or field, and for a value of another type.
     """
     check_choice("model.name", name, MODELS)
-    model: Any = MODELS[name]
+    model = MODELS[name]
     declared = {field.name: field for field in dataclasses.fields(model)}
     known = [field for field in declared if field not in ("heads", "parent", "name")]
     for field, value in fields.items():
@@ -52,7 +52,7 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
 
 
 def from_config(config: ConfigDict, heads: Mapping[str, int]) -> nn.Module:
-    """The network that `config.model` describes; dropout, which is a member's, is not in it."""
+    """The network of `config.model`, without its dropout rate, which belongs to a member."""
     fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
     return build(config.model.name, heads, **fields)
 
@@ -62,12 +62,12 @@ def count_parameters(params: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-# How the fields of a network are annotated: what is said of such a value, and whether it is one.
-_KINDS: dict[Any, tuple[str, Any]] = {
+# {a field's annotation: (how an error describes its values, whether a value is one)}
+_KINDS: dict[object, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number above 0", _is_size),
     float: ("a number from 0 to 1", lambda v: isinstance(v, int | float) and 0 <= v <= 1),
     bool: ("True or False", lambda v: isinstance(v, bool)),
@@ -78,6 +78,6 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     ),
     tuple[str, ...]: (
         "names",
-        lambda v: isinstance(v, tuple) and v and all(isinstance(n, str) for n in v),
+        lambda v: isinstance(v, tuple) and v != () and all(isinstance(n, str) for n in v),
     ),
 }

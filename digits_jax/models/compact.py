@@ -1,5 +1,6 @@
-"""Small convolutional networks, spelt out layer by layer."""
+"""Small convolutional networks, given layer by layer in the config."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -39,24 +40,22 @@ _GRAMMAR = (
 
 
 class Compact(nn.Module):
-    """The network that `layers` spells.
+    """The network with the given `layers`.
 
     layers: 'edges N', the N fixed filters of `layers.Edges`; 'convK N', a KxK convolution to N
-    channels with activation, BatchNorm and dropout; 'sepK N', the same separable, a KxK convolution
-    of each channel and a 1x1 one of them all (Chollet 2017, arXiv:1610.02357); 'again', the 'conv'
-    or 'sep' before it once more, which shares its convolutions and has a BatchNorm and an attention
-    of its own (Jastrzebski et al. 2018, arXiv:1710.04773); 'linearK N', a KxK convolution alone;
-    'pool', 2x2 maximum; 'average N', adaptive average to NxN (1: global); 'fc N', fully connected
-    with activation and dropout. The layer whose N is 'classes' begins each head, bare; pixels that
-    are left after it are averaged.
+    channels with activation, BatchNorm and dropout; 'sepK N', the same with a separable convolution
+    (Chollet 2017, arXiv:1610.02357); 'again', the 'conv' or 'sep' before it once more, with the
+    same convolutions and its own BatchNorm and attention (Jastrzebski et al. 2018,
+    arXiv:1710.04773); 'linearK N', a KxK convolution alone; 'pool', 2x2 maximum; 'average N',
+    adaptive average to NxN (1: global); 'fc N', fully connected with activation and dropout. Each
+    head begins with the layer whose N is 'classes', without activation; its pixels are averaged.
     heads: classes by head; activation: one of `layers.ACTIVATIONS`; norm: BatchNorm 'after' or
-    'before' the activation, or 'none'; scale: BatchNorm learns one (before ReLU and a convolution,
-    that has it in its kernel anyhow); padding; bias: of the convolutions but the depthwise ones
-    (the fully connected layers always have one); spatial: dropout takes whole channels;
-    dropout_start: the first layer's dropout as a fraction of the last one's, which is
-    `model.dropout`, and linear between; squeeze: reduction of the channel attention after each
-    'conv', 'sep' and 'again', 0 for none; residual: adds their input where the channels agree,
-    cropped where there is no padding.
+    'before' the activation, or 'none'; scale: whether BatchNorm learns one; padding; bias: of the
+    convolutions except depthwise ones (fully connected layers always have one); spatial: dropout of
+    whole channels; dropout_start: the first layer's dropout as a fraction of the last one's, which
+    is `model.dropout`, linear in between; squeeze: reduction of the channel attention after each
+    'conv', 'sep' and 'again', 0 for none; residual: adds their input, cropped to the output, where
+    the channels agree.
     """
 
     heads: Mapping[str, int]
@@ -79,7 +78,7 @@ class Compact(nn.Module):
         rates = self._dropout_rates(dropout_rate, self.layers[:begin])
         x = images[..., None]
         convolutions: list[nn.Module] = []
-        channels = 0  # that those began with
+        channels = 0  # the input channels of `convolutions`
         for i, layer in enumerate(self.layers[:begin]):
             if layer == "again":
                 if x.shape[-1] != channels:
@@ -103,19 +102,16 @@ class Compact(nn.Module):
         return logits
 
     def _convolutions(self, layer: str, channels: int) -> list[nn.Module]:
-        """The ones that a 'conv', 'sep' or 'linear' has of its own, in order."""
+        """The new convolutions of a 'conv', 'sep' or 'linear', in order; of other layers none."""
         kind, _, number = layer.partition(" ")
         if not kind.startswith(("conv", "sep", "linear")):
             return []
-        size, init = int(kind[-1]), initializer(self.activation)
-        depthwise = []
-        if kind.startswith("sep"):
-            depthwise = [conv(channels, size, padding=self.padding, bias=False, depthwise=True)]
-            size = 1
-        return [
-            *depthwise,
-            conv(int(number), size, padding=self.padding, bias=self.bias, kernel_init=init),
-        ]
+        padded = functools.partial(conv, padding=self.padding)
+        init, size = initializer(self.activation), int(kind[-1])
+        full = functools.partial(padded, int(number), bias=self.bias, kernel_init=init)
+        if not kind.startswith("sep"):
+            return [full(size)]
+        return [padded(channels, size, bias=False, depthwise=True), full(1)]
 
     def _apply(
         self,
@@ -162,10 +158,9 @@ class Compact(nn.Module):
         return next(i for i, layer in enumerate(self.layers) if layer.endswith("classes"))
 
     def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> dict[int, Array]:
-        """{index of a layer: rate of the dropout after it}: of blocks and 'fc', past their pool.
+        """{index of a layer: rate of the dropout after it}, after blocks (and their pool) and 'fc'.
 
-        Before a max pool, dropout would let the largest of the survivors pass, scaled up, which no
-        evaluation sees.
+        Not before a max pool: it would take the maximum of scaled survivors, unlike in evaluation.
         """
         sites = [i for i, layer in enumerate(layers) if layer.startswith((*_BLOCKS, "fc"))]
         rise = (1 - self.dropout_start) / max(len(sites) - 1, 1)

@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998), with the full C3 that everybody uses today."""
+"""LeNet-5 (LeCun et al. 1998), with all connections in its second convolution (C3)."""
 
 from collections.abc import Mapping
 
@@ -21,11 +21,11 @@ from digits_jax.types import Array
 class LeNet5(nn.Module):
     """conv5x5,6 (padding 2) - pool2 - conv5x5,16 - pool2 - fc120 - fc84 - a layer per head.
 
-    An activation follows every layer but the last, dropout the fully connected ones. heads: classes
-    by head; activation: one of `layers.ACTIVATIONS`; pooling: 'max' or 'average'; batch_norm:
-    before the activations of the convolutions; skip: around each convolution a 1x1 convolution,
-    the projection shortcut of He et al. 2016 (arXiv:1512.03385), is added to what it gives. Of a
-    28x28 image and one head of 10 it has 61,706 parameters, with `skip` 102 more.
+    An activation follows every layer but the last; dropout follows the fully connected ones. heads:
+    classes by head; activation: one of `layers.ACTIVATIONS`; pooling: 'max' or 'average';
+    batch_norm: before the activations of the convolutions; skip: adds to each convolution a 1x1
+    one of its input, the projection shortcut of He et al. 2016 (arXiv:1512.03385). With a 28x28
+    image and one head of 10 it has 61,706 parameters, with `skip` 102 more.
     """
 
     heads: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: the baseline that memorises pixels."""
+"""The multilayer perceptron, a baseline."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""A small residual network: the accurate one."""
+"""A small residual network."""
 
 from collections.abc import Mapping
 
@@ -42,7 +42,7 @@ class Residual(nn.Module):
 class ResNet(nn.Module):
     """conv3x3 - BatchNorm - ReLU, then stages of residual blocks, global average, layers per head.
 
-    Each stage begins with a 2x2 max pool, which costs less than a strided convolution after it.
+    Each stage begins with a 2x2 max pool, cheaper than a strided convolution.
     heads: classes by head; stem: channels of the first convolution; features: channels by stage;
     blocks: residual blocks in each stage; squeeze: reduction of the channel attention, 0 for none.
     """

@@ -13,8 +13,8 @@ class VGG(nn.Module):
     """A stage per entry of `features`, fully connected layers, a layer per head.
 
     heads: classes by head; features: channels by stage; depths: 3x3 convolutions by stage, each
-    with BatchNorm and ReLU, the last one pooled before those: on a quarter of the pixels they cost
-    a quarter; hidden: units by layer, each with BatchNorm, ReLU and dropout.
+    with BatchNorm and ReLU; the last one of a stage is pooled before these, which makes them four
+    times cheaper; hidden: units by layer, each with BatchNorm, ReLU and dropout.
     """
 
     heads: Mapping[str, int]

@@ -1,34 +1,38 @@
-"""Networks as lists of layers, forward through them and backward again.
+"""Networks as lists of layers, run forward and backward.
 
-Parameters have the names and shapes of the JAX engine's: what one has trained, the other reads.
+Parameters have the JAX engine's names and shapes, so either engine reads what the other trained.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from digits_jax.errors import UserError, check_choice
 from digits_jax.scratch import layers
 from digits_jax.scratch.optim import Tree
+from digits_jax.types import PyTree
 
 NETWORKS = ("mlp", "cnn", "lenet5")
 Array = np.ndarray
+Saved = PyTree  # what a layer's forward function keeps for its backward one
 
 
 class Layer(NamedTuple):
-    """A pair of functions, and where its weights are in the parameters, if it has any.
+    """A pair of functions of `layers`, and the names of its weights in the parameters, if any.
 
-    shape: their kernel's, without the channels that come in; gain: of the variance of its entries.
+    shape: the kernel's, without the input channels; gain: its entries have variance gain / inputs.
     """
 
-    forward: Callable[..., tuple[Any, Any]]
-    backward: Callable[..., tuple[Any, ...]]
+    forward: Callable[..., tuple[Array, Saved]]
+    backward: Callable[..., tuple[Array, ...]]
     name: str = ""
     weights: tuple[str, ...] = ()
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, int | Array] = {}
     shape: tuple[int, ...] = ()
     gain: float = 2.0
 
@@ -41,85 +45,67 @@ class Network:
     heads: Mapping[str, Layer]
 
 
-def build(config: ConfigDict, heads: Mapping[str, int]) -> Network:
-    """The network that `config`, config.model of a run, describes.
+class Tape(NamedTuple):
+    """What `forward` saves for `backward`, layer by layer; without dropout that was off."""
 
-    Raises UserError for one that is not written by hand here.
-    """
+    trunk: list[tuple[Layer, Saved]]
+    heads: dict[str, tuple[Layer, Saved]]
+
+
+def build(config: ConfigDict, heads: Mapping[str, int]) -> Network:
+    """The network of `config`, a run's config.model; UserError for one not supported here."""
     check_choice("config.engine=numpy: model.name", config.name, NETWORKS)
     if config.get("skip"):
         raise UserError("config.engine=numpy knows no model.skip; config.engine=jax does")
-    parts = _Parts(config.get("activation", "relu"))
+    act = config.get("activation", "relu")
+    check_choice("model.activation", act, _ACTIVATIONS)
+    # He et al. 2015 for ReLU, Glorot and Bengio 2010 (about) for activations linear around 0.
+    gain = 1.0 if act in ("sigmoid", "tanh") else 2.0
+    trunk: list[Layer] = []
+    count: Counter[str] = Counter()
+
+    def add(kind: str, flax_kind: str = "", **fields: Any) -> None:
+        """Appends a layer of `layers`; one with weights is named and numbered as Flax does."""
+        name = f"{flax_kind}_{count[flax_kind]}" if flax_kind else ""
+        count[flax_kind] += 1
+        trunk.append(_layer(kind, name, gain=gain, **fields))
+
+    def conv(features: int, size: int, padding: int) -> None:
+        shape, options = (size, size, features), {"padding": padding}
+        add("conv", "Conv", weights=_KERNEL, shape=shape, options=options)
+
     if config.name == "cnn":
         for features in config.features:
-            parts.conv(features, 3, padding=1 if config.padding == "SAME" else 0)
-            parts.activation()
-            parts.pool("max")
+            conv(features, 3, padding=1 if config.padding == "SAME" else 0)
+            add(act)
+            add("max_pool")
     elif config.name == "lenet5":
+        check_choice("model.pooling", config.pooling, ("max", "average"))
         for features, padding in ((6, 2), (16, 0)):
-            parts.conv(features, 5, padding=padding)
+            conv(features, 5, padding)
             if config.batch_norm:
-                parts.batch_norm()
-            parts.activation()
-            parts.pool(config.pooling)
-    parts.add("flatten")
+                add("batch_norm", "BatchNorm", weights=("scale", "bias"))
+            add(act)
+            add(f"{config.pooling}_pool")
+    add("flatten")
     for units in (120, 84) if config.name == "lenet5" else config.hidden:
-        parts.dense(units)
-        parts.activation()
-        parts.add("dropout")
-    last = {head: _linear(head, classes, 2.0) for head, classes in heads.items()}
-    return Network(tuple(parts.layers), last)
-
-
-class _Parts:
-    """A list of layers in the making; counts them by kind, as Flax names them."""
-
-    def __init__(self, activation: str):
-        self.layers: list[Layer] = []
-        self._activation = activation
-        # He et al. 2015 for ReLU, Glorot and Bengio 2010 (about) where 0 is in the middle.
-        self._gain = 1.0 if activation in ("sigmoid", "tanh") else 2.0
-        self._count: dict[str, int] = {}
-
-    def add(self, kind: str, **fields: Any) -> None:
-        pair = getattr(layers, kind), getattr(layers, f"{kind}_backward")
-        self.layers.append(Layer(*pair, **fields))
-
-    def conv(self, features: int, size: int, padding: int) -> None:
-        where = {"name": self._name("Conv"), "weights": ("kernel", "bias")}
-        shape = (size, size, features)
-        self.add("conv", **where, options={"padding": padding}, shape=shape, gain=self._gain)
-
-    def batch_norm(self) -> None:
-        self.add("batch_norm", name=self._name("BatchNorm"), weights=("scale", "bias"))
-
-    def dense(self, units: int) -> None:
-        self.layers.append(_linear(self._name("Dense"), units, self._gain))
-
-    def activation(self) -> None:
-        check_choice("model.activation", self._activation, _ACTIVATIONS)
-        self.add(self._activation)
-
-    def pool(self, kind: str) -> None:
-        check_choice("model.pooling", kind, ("max", "average"))
-        self.add(f"{kind}_pool")
-
-    def _name(self, kind: str) -> str:
-        number = self._count[kind] = self._count.get(kind, -1) + 1
-        return f"{kind}_{number}"
+        add("linear", "Dense", weights=_KERNEL, shape=(units,))
+        add(act)
+        add("dropout")
+    last = {h: _layer("linear", h, weights=_KERNEL, shape=(n,)) for h, n in heads.items()}
+    return Network(tuple(trunk), last)
 
 
 _ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh")
+_KERNEL = ("kernel", "bias")
 
 
-def _linear(name: str, units: int, gain: float) -> Layer:
-    weights = ("kernel", "bias")
-    pair = layers.linear, layers.linear_backward
-    return Layer(*pair, name=name, weights=weights, shape=(units,), gain=gain)
+def _layer(kind: str, name: str, **fields: Any) -> Layer:
+    return Layer(getattr(layers, kind), getattr(layers, f"{kind}_backward"), name, **fields)
 
 
 def initialize(
-    rng: np.random.Generator, network: Network, image_shape: tuple[int, int], dtype: Any
+    rng: np.random.Generator, network: Network, image_shape: tuple[int, int], dtype: npt.DTypeLike
 ) -> tuple[Tree, Tree]:
     """-> (params, running statistics): normal kernels of variance gain / inputs, biases of 0."""
     params: Tree = {}
@@ -128,7 +114,7 @@ def initialize(
     def draw(layer: Layer, x: Array) -> None:
         *window, features = layer.shape or [0]
         channels = len(x) if x.ndim == 4 else x.shape[-1]
-        if layer.weights == ("kernel", "bias"):
+        if layer.weights == _KERNEL:
             shape = (*window, channels, features)
             deviation = np.sqrt(layer.gain / np.prod(shape[:-1]))
             kernel = deviation * rng.standard_normal(shape)
@@ -138,7 +124,7 @@ def initialize(
             params[layer.name] = {"scale": one, "bias": zero}
             statistics[layer.name] = {"mean": zero, "var": one}
 
-    x: Any = np.zeros((1, 1, *image_shape), dtype)
+    x = np.zeros((1, 1, *image_shape), dtype)
     for layer in network.trunk:
         draw(layer, x)
         if layer.forward is not layers.dropout:
@@ -154,14 +140,14 @@ def _weights(layer: Layer, params: Tree) -> list[Array]:
 
 def forward(
     network: Network, params: Tree, images: Array, masks: Callable[[tuple[int, ...]], Array | None]
-) -> tuple[dict[str, Array], Any, Tree]:
+) -> tuple[dict[str, Array], Tape, Tree]:
     """As in training. images: [B, H, W] -> ({head: [B, C] logits}, tape, batch statistics).
 
-    masks: shape -> what dropout multiplies by there, None for no dropout. The tape is what
-    `backward` needs; the statistics are {layer: {"mean": [C], "var": [C]}} of BatchNorm.
+    masks: shape -> the factors of dropout, None for no dropout. The statistics are BatchNorm's,
+    {layer: {"mean": [C], "var": [C]}}.
     """
-    x: Any = images[None]
-    tape: list[tuple[Layer, Any]] = []
+    x, tape = images[None], Tape([], {})
+    logits: dict[str, Array] = {}
     statistics: Tree = {}
     for layer in network.trunk:
         options = layer.options
@@ -173,36 +159,36 @@ def forward(
         x, saved = layer.forward(x, *_weights(layer, params), **options)
         if layer.forward is layers.batch_norm:
             statistics[layer.name] = {"mean": saved[0], "var": saved[1]}
-        tape.append((layer, saved))
-    logits, ends = {}, {}
+        tape.trunk.append((layer, saved))
     for head, layer in network.heads.items():
-        logits[head], ends[head] = layer.forward(x, *_weights(layer, params))
-    return logits, (network, tape, ends), statistics
+        logits[head], saved = layer.forward(x, *_weights(layer, params))
+        tape.heads[head] = (layer, saved)
+    return logits, tape, statistics
 
 
-def backward(dlogits: Mapping[str, Array], tape: Any) -> Tree:
-    """The gradients of the parameters, from those of the logits: every layer in reverse.
+def backward(dlogits: Mapping[str, Array], tape: Tape) -> Tree:
+    """The gradients of the parameters, from those of the logits: every layer in reverse order.
 
-    Where the heads part, their gradients add up.
+    The gradients of several heads add up where they part.
     """
-    network, trunk, ends = tape
     gradients: Tree = {}
 
-    def step(layer: Layer, dy: Array, saved: Any) -> Array:
+    def step(layer: Layer, saved: Saved, dy: Array) -> Array:
         dx, *dweights = layer.backward(dy, saved)
         if layer.weights:
             gradients[layer.name] = dict(zip(layer.weights, dweights, strict=True))
         return dx
 
-    dx: Any = sum(step(layer, dlogits[head], ends[head]) for head, layer in network.heads.items())
-    for layer, saved in reversed(trunk):
-        dx = step(layer, dx, saved)
+    dx = sum(step(*part, dlogits[head]) for head, part in tape.heads.items())
+    assert not isinstance(dx, int)  # there is at least one head
+    for layer, saved in reversed(tape.trunk):
+        dx = step(layer, saved, dx)
     return gradients
 
 
 def predict(network: Network, params: Tree, statistics: Tree, images: Array) -> dict[str, Array]:
     """As in evaluation: no dropout, BatchNorm by `statistics`. [B, H, W] -> {head: [B, C]}."""
-    x: Any = images[None]
+    x = images[None]
     for layer in network.trunk:
         weights = _weights(layer, params)
         if layer.forward is layers.batch_norm:

