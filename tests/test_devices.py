@@ -27,7 +27,7 @@ os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-from digits_jax import train as loop
+from digits_jax.training import train as loop
 config = shrink(config_of({name!r}), {cache!r})
 config.model.update({model!r})
 config.data.train, config.batch_size, config.mesh.data = 320, 32, {data}
@@ -184,8 +184,8 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
 
 FREED = """
 import ctypes, resource, threading
-from digits_jax import devices
-devices._keep_freed_memory()
+from digits_jax.devices import backend
+backend._keep_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]

@@ -296,8 +296,8 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from conftest import config_of, shrink
 from ml_collections import ConfigDict
 from sqlalchemy.pool import NullPool
-from digits_jax import search as module
-from digits_jax import study as studies
+from digits_jax.search import search as module
+from digits_jax.search import study as studies
 
 def told(study, group, halving):
     for trial, config in group:
