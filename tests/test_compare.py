@@ -198,7 +198,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
     }
     for where in (batches, module):
         monkeypatch.setattr(where, "RECIPES", small)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: mnist)
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: mnist)
     monkeypatch.setattr(batches, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [
         *({}, {"seed": 1}, {"validation": 0.2}, {"train": 30}, {"train": small[dataset].train}),
@@ -280,7 +280,7 @@ def test_without_mnist_the_seeds_are_compared(models, tmp_path, monkeypatch):
         asked.append((raw_dir, str(cache_dir)))
         raise UserError(f"there is no MNIST in {raw_dir}; --config.data.source=drawn")
 
-    monkeypatch.setattr(batches.mnist, "load", absent)
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     lines = compare_runs(*runs).splitlines()
     assert [line.split(":")[0] for line in lines[2:]] == ["- validation", "- test", "- examples"]
     assert lines[-1] == (

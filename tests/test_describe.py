@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_of
+from conftest import CONFIGS, FAMILIES, config_of, slow_except
 from flax import linen as nn
 
 from digits_jax import models
@@ -42,7 +42,7 @@ def test_p16966_is_the_published_table():
     assert [r.jump for r in rows if r.name == "AdaptiveAveragePool_0"] == [(8, 8)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, CONFIGS))
 def test_the_rows_add_up_to_the_network(name):
     model, recipe, rows = described(name)
     shapes = jax.eval_shape(

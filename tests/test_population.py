@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_of, shrink
+from conftest import CONFIGS, FAMILIES, config_of, shrink, slow_except
 
 from digits_jax.core.population import Population, members_of, slice_size, slices
 from digits_jax.core.step import current
@@ -113,7 +113,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
         np.testing.assert_array_equal(metrics.correct[head], correct)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, CONFIGS))
 def test_every_train_step_lowers_for_every_platform(cache, name):
     """Whole chunks of the program that trains: batches, augmentation, members and scan included."""
     config = shrink(config_of(name), cache)

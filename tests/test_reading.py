@@ -349,7 +349,7 @@ COMMANDS = f"""
 import contextlib, importlib, io, json, sys
 import launch
 from absl import flags
-from digits_jax.demo import site
+from digits_jax.export.demo import site
 site.FILES = {{"x.mjs": {hashlib.sha256(b"module").hexdigest()!r}}}
 ours = [flag.name for flag in flags.FLAGS.flags_by_module_dict()["launch"]]
 for arguments in json.loads(sys.argv[1]):

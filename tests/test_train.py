@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_of, shrink
+from conftest import CONFIGS, FAMILIES, config_of, shrink, slow_except
 
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
@@ -48,7 +48,7 @@ def small(cache, **fields):
     return config
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, CONFIGS))
 def test_every_config_runs(name, cache, tmp_path):
     config = shrink(config_of(name), cache)
     config.epochs = 1
@@ -353,7 +353,7 @@ def test_every_schedule_is_known_to_depend_on_the_length_or_not():
 def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
     """Though the run decides on a source, a slice and a size; and a path may be a str."""
     monkeypatch.setattr(
-        batches.mnist, "load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
+        "digits_jax.data.sources.load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
     )
     config = small(cache)
     config.epochs, config.data.source, config.data.folds = 1, "auto", 2
@@ -377,7 +377,7 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
     def absent(*_):
         raise UserError("there is no network")
 
-    monkeypatch.setattr(batches.mnist, "load", absent)
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config)
@@ -399,13 +399,14 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
 
     unattended()
     digits = batches.drawn.digits(3, 250), batches.drawn.digits(4, 60)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: digits)
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: digits)
     train(config)
     assert "DRAWN" not in capsys.readouterr().out
     assert summary(Path("runs/mnist100-mlp"))["data"]["source"] == "mnist"
     assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
 
-    monkeypatch.setattr(batches.mnist, "load", absent)  # it goes on with its own, or not at all
+    # It goes on with its own, or not at all.
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     (Path("runs/mnist100-mlp") / "summary.json").unlink()
     with pytest.raises(UserError, match="no network"):
         train(config)
@@ -414,7 +415,9 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
 def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monkeypatch, capsys):
     config = small(cache, epochs=1)
     train(config, tmp_path)
-    monkeypatch.setattr(batches.mnist, "load", lambda *_: pytest.fail("it began with drawn digits"))
+    monkeypatch.setattr(
+        "digits_jax.data.sources.load", lambda *_: pytest.fail("it began with drawn digits")
+    )
     config.data.source = "auto"
     capsys.readouterr()
     train(config, tmp_path)
@@ -585,7 +588,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
 def test_a_resumed_run_keeps_the_source_it_began_with(cache, tmp_path, monkeypatch):
     train(small(cache, epochs=1), tmp_path)
     (tmp_path / "summary.json").unlink()
-    monkeypatch.setattr(loop.batches.mnist, "load", lambda *_: pytest.fail("began with drawn"))
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: pytest.fail("began with drawn"))
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config, tmp_path)
