@@ -60,10 +60,13 @@ CONFIGS = tuple(every_config())
 FAMILIES = ("mnist100", "mnist100:tower", "two_head:mlp", "lenet5:skip", "compact:phase5", "drawn")
 
 
-def slow_except(quick, names):
-    """Parameters of a test, of which all but the `quick` ones are marked slow."""
-    assert set(quick) <= set(names)
-    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
+def slow_except(quick, values):
+    """Values of a test's parameter, of which all but the `quick` ones are marked slow."""
+    values = list(values)
+    assert all(value in values for value in quick)
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
 
 
 def config_of(name: str):

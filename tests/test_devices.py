@@ -26,6 +26,8 @@ from conftest import config_of, shrink
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_compilation_cache_dir", {cache!r} + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from digits_jax.training import train as loop
 config = shrink(config_of({name!r}), {cache!r})
@@ -101,6 +103,7 @@ def rows(
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
+@pytest.mark.slow
 def test_members_over_four_devices(cache, tmp_path):
     """Five members, of which four share the devices and one is alone."""
     fields = {"size": 5, "width": 4}
@@ -110,25 +113,33 @@ def test_members_over_four_devices(cache, tmp_path):
         assert row == pytest.approx(other, rel=1e-9, abs=1e-9)
 
 
-def test_batches_over_devices(cache, tmp_path):
-    """Two members on 1, 4 and 8 devices, of which 1, 2 and 8 share a batch.
+def compact(workdir, cache, **how):
+    return rows(workdir, cache, "compact:phase5", COMPACT, size=2, **how)
 
-    Statistics of a part of the batch would show in the first digits.
-    """
 
-    def same(**how):
-        return rows(tmp_path, cache, "compact:phase5", COMPACT, size=2, **how)
-
-    one = same()
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    """The rows of two members on one device."""
+    one = compact(tmp_path_factory.mktemp("alone"), cache)
     assert one[0]["loss"] != one[1]["loss"]
-    for count, data in ((4, 2), (8, 8)):
-        for row, other in zip(one, same(count=count, data=data), strict=True):
-            assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
-    same(count=4, data=2, part="first")  # and it goes on on a single device
-    for row, other in zip(one, same(part="second"), strict=True):
+    return one
+
+
+@pytest.mark.parametrize(("count", "data"), [(4, 2), pytest.param(8, 8, marks=pytest.mark.slow)])
+def test_batches_over_devices(alone, cache, tmp_path, count, data):
+    """Statistics of a part of the batch would show in the first digits."""
+    for row, other in zip(alone, compact(tmp_path, cache, count=count, data=data), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 
+@pytest.mark.slow
+def test_a_run_that_began_on_four_devices_goes_on_on_one(alone, cache, tmp_path):
+    compact(tmp_path, cache, count=4, data=2, part="first")
+    for row, other in zip(alone, compact(tmp_path, cache, part="second"), strict=True):
+        assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "data"), [(4, 2)])
 def test_folds_over_devices(cache, tmp_path, count, data):
     """Members have their own validation digits, and all the same test digits."""
@@ -149,6 +160,7 @@ def test_folds_over_devices(cache, tmp_path, count, data):
     assert [m["test"] for m in first["members"]] == [m["test"] for m in second["members"]]
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_stops_alone_on_a_mesh_too(cache, tmp_path):
     one, four = (
         rows(tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)

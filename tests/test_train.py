@@ -137,7 +137,7 @@ def test_early_stopping_ends_a_member_alone(cache, tmp_path):
         assert [row["epoch"] for row in history] == list(range(1, expected + 1))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", slow_except(["adam"], ["adam", "muon"]))
 def test_two_identical_runs_and_a_resumed_one(cache, tmp_path, optimizer):
     """The tower, with BatchNorm, dropout, EMA, fresh pairs and augmentation, stopped in its second
     epoch and started again: the same rows and weights, bit for bit.
@@ -181,9 +181,11 @@ COMMAND = [
     *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=4"),
     *("--config.data.source=drawn", "--config.data.drawn_train=600", "--config.data.drawn_test=50"),
     *("--config.data.train=9600", "--config.data.test=40", "--config.batch_size=8"),
+    "--config.model.hidden=(64,)",
 ]
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
     """kill -9, twice: metrics.jsonl ends as that of the undisturbed run."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # optimised: it trains
