@@ -54,7 +54,9 @@ def test_the_rows_add_up_to_the_network(name):
     assert all(row.flops > 0 for row in rows)
 
 
-@pytest.mark.parametrize("name", ["compact", "compact:phase4", "resnet", "lenet5:skip"])
+@pytest.mark.parametrize(
+    "name", slow_except(["lenet5:skip"], ["compact", "compact:phase4", "resnet", "lenet5:skip"])
+)
 def test_receptive_fields_by_lighting_one_pixel_after_the_other(name):
     """With positive weights a unit answers exactly to the pixels that it sees."""
     model, recipe, rows = described(name)

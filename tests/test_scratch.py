@@ -290,11 +290,11 @@ def test_first_weights_have_the_shapes_of_jax_and_the_variance_of_he(x64):
     assert kernel.var() == pytest.approx(2 / len(kernel), rel=0.01)
 
 
-def small(cache, name="lenet5", **fields):
+def small(cache, name="mnist", **fields):
     config = shrink(config_of(name), cache)
     config.update(engine="numpy", **fields)
     config.model.dropout = 0.2
-    if name == "two_head":
+    if config.model.name == "cnn":
         config.model.update(features=(3, 4), hidden=(8,))
     return config
 

@@ -533,7 +533,7 @@ def test_slices_and_scanned_steps_give_the_same_run(cache, tmp_path, monkeypatch
 
 
 def test_heads_keep_their_order(cache, tmp_path):
-    config = shrink(config_of("two_head"), cache)
+    config = shrink(config_of("two_head:mlp"), cache)
     config.epochs = 1
     train(config, tmp_path)
     evaluate(config, tmp_path, None, "auto")
