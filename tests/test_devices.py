@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import config_of, shrink, slow_except
 
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
@@ -89,13 +89,14 @@ def rows(
 ):
     """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices.
 
-    part: "first" or "second" for ten of them alone; wild: the last member diverges; with folds it
-    is brought to its end, with its summary.
+    part: "whole" without a stop, "first" or "second" for ten of them alone; wild: the last member
+    diverges; with folds it is brought to its end, with its summary.
     """
-    workdir = workdir / (f"{count}-{data}-{wild}" if part == "both" else "in-parts")
+    workdir = workdir / ("in-parts" if part in ("first", "second") else f"{count}-{data}-{wild}")
     fields = {"name": name, "model": model, "count": count, "data": data, "wild": wild}
     fields["folds"] = folds
-    fields |= {"size": size, "width": width, "begin": part != "second", "end": part != "first"}
+    fields |= {"size": size, "width": width}
+    fields |= {"begin": part in ("both", "first"), "end": part != "first"}
     code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
@@ -120,15 +121,26 @@ def compact(workdir, cache, **how):
 @pytest.fixture(scope="module")
 def alone(cache, tmp_path_factory):
     """The rows of two members on one device."""
-    one = compact(tmp_path_factory.mktemp("alone"), cache)
+    one = compact(tmp_path_factory.mktemp("alone"), cache, part="whole")
     assert one[0]["loss"] != one[1]["loss"]
     return one
 
 
-@pytest.mark.parametrize(("count", "data"), [(4, 2), pytest.param(8, 8, marks=pytest.mark.slow)])
-def test_batches_over_devices(alone, cache, tmp_path, count, data):
+@pytest.mark.parametrize(
+    "how",
+    slow_except(
+        [{"count": 4, "data": 2, "part": "whole"}],
+        [
+            {"count": 4, "data": 2, "part": "whole"},
+            {"count": 4, "data": 2},
+            {"count": 8, "data": 8},
+        ],
+    ),
+    ids=str,
+)
+def test_batches_over_devices(alone, cache, tmp_path, how):
     """Statistics of a part of the batch would show in the first digits."""
-    for row, other in zip(alone, compact(tmp_path, cache, count=count, data=data), strict=True):
+    for row, other in zip(alone, compact(tmp_path, cache, **how), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 

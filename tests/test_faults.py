@@ -143,6 +143,7 @@ COMMAND = [
 ]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits(cache, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [*COMMAND, f"--config.data.cache_dir={cache}"]
@@ -315,6 +316,7 @@ def test_a_part_of_an_epoch_stays_until_what_replaces_it_is_on_disk(
     same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_more_epochs_can_be_thought_better_of(cache, tmp_path):
     """Two epochs, then five, stopped in the third: two again are the run that it was."""
 
@@ -336,6 +338,7 @@ def test_more_epochs_can_be_thought_better_of(cache, tmp_path):
         train(steady(2), run)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_was_trained_anew_does_not_mix_in(cache, tmp_path):
     """Nor do other weights to prune: what a run learns from is part of what it is."""
 
