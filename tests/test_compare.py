@@ -15,6 +15,8 @@ from digits_jax.errors import UserError
 from digits_jax.training.train import train
 from digits_jax.types import Digits
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 
 def summary(train, validation, test=None, n=10_000, **config):
     return {
@@ -72,6 +74,7 @@ def test_a_difference_within_the_noise_is_none():
     assert rows[1]["reading"].endswith("validation +0.40 ± 0.84, within the noise")
 
 
+@pytest.mark.usefixtures("pictured")
 def test_two_runs_side_by_side(cache, tmp_path):
     configs = [shrink(config_of(f"mnist:{variant}"), cache) for variant in ("mlp10", "mlp128")]
     compare(configs, tmp_path, "mnist")

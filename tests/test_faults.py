@@ -26,6 +26,8 @@ from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import Trained
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 
 

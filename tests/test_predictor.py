@@ -24,6 +24,8 @@ from digits_jax.training.predictor import FILE, Trained, epoch_file
 from digits_jax.training.run import build
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 
 def tiny(cache, **fields):
     config = shrink(config_of("two_head:mlp"), cache)

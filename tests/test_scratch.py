@@ -28,6 +28,8 @@ from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 from digits_jax.types import Batch, Hyper
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 RNG = np.random.default_rng(0)
 
 

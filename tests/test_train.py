@@ -26,6 +26,8 @@ from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import Trained
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "confusion.png"}
 FILES |= {"errors.png", "examples.png", "per_class.csv", "tensorboard", "checkpoints"}
@@ -48,6 +50,7 @@ def small(cache, **fields):
     return config
 
 
+@pytest.mark.usefixtures("pictured")
 @pytest.mark.parametrize("name", slow_except(["mnist100", "two_head:mlp"], CONFIGS))
 def test_every_config_runs(name, cache, tmp_path):
     config = shrink(config_of(name), cache)
