@@ -128,13 +128,14 @@ def pictured(monkeypatch):
 
 
 FORKS = """
-import json, os, sys
+import json, os, signal, sys
 import digits_jax.training.train  # with JAX, whose backend each child starts for itself
 sys.stdin, requests = open(os.devnull), sys.stdin
 for request in requests:
     program, arguments, output, errors = json.loads(request)
     child = os.fork()
     if not child:
+        signal.alarm(300)  # seconds, should it wait for ever
         for stream, path in ((1, output), (2, errors)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
         sys.argv = [program and "-c" or "launch.py", *arguments]
@@ -155,7 +156,7 @@ def command():
     Each runs in a process of its own, a copy of one that has imported JAX.
     """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
-    start = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", FORKS]
+    start = [sys.executable, "-W", "ignore:os.fork() was called", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
     def run(*arguments, program=""):
