@@ -8,6 +8,7 @@ import pkgutil
 import re
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,10 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
     help: str
     trains: bool = False  # can be stopped and resumed
+
+    def function(self) -> Callable[..., None]:
+        name = "" if ":" in self.call else f":{self.call.rpartition('.')[2]}"
+        return pkgutil.resolve_name(f"digits_jax.{self.call}{name}")
 
 
 CLUSTER = ("distributed", "coordinator", "num_processes", "process_id")
@@ -79,8 +84,7 @@ def dispatch(argv: list[str]) -> None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
-    call = mode.call if ":" in mode.call else f"{mode.call}:{mode.call.rpartition('.')[2]}"
-    function = pkgutil.resolve_name(f"digits_jax.{call}")
+    function = mode.function()
     from digits_jax.data.dataset import cache_dir
     from digits_jax.devices import backend, hosts
 
@@ -137,12 +141,8 @@ def main() -> None:
                 elsewhere = "--out=DIR writes elsewhere"
             elif mode.trains and FLAGS.config and not FLAGS.runs:
                 resume = errors.again(FLAGS.config.resume, FLAGS.mode == "train")
-        _leave(*errors.ending(error, resume, elsewhere))
-
-
-def _leave(code: int, line: str) -> None:
-    """Ends the process without waiting for threads of libraries or for a run's other processes."""
-    with suppress(OSError):  # a lost terminal
-        print(line, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-    os._exit(code)
+        code, line = errors.ending(error, resume, elsewhere)
+        with suppress(OSError):  # a lost terminal
+            print(line, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        os._exit(code)  # without waiting for threads of libraries, or for a run's other processes

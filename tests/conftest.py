@@ -18,24 +18,57 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
 }
 
+import contextlib
 import importlib
+import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+SAVEFIG = Figure.savefig
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests marked slow, unless they are selected: --slow, -k, -m, or file::test."""
+    chosen = config.option.slow or config.option.keyword or config.option.markexpr
+    if not chosen and not any("::" in argument for argument in config.args):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 def every_config():
     """'NAME' for the default variant of each config, 'NAME:variant' for the others."""
-    for path in sorted(Path(__file__).parent.parent.glob("configs/*.py")):
+    for path in sorted(ROOT.glob("configs/*.py")):
         if path.stem not in ("__init__", "base"):
             _, *others = importlib.import_module(f"configs.{path.stem}").VARIANTS
             yield from (path.stem, *(f"{path.stem}:{variant}" for variant in others))
 
 
 CONFIGS = tuple(every_config())
+# One variant for each kind of network and dataset.
+FAMILIES = ("mnist100", "mnist100:tower", "two_head:mlp", "lenet5:skip", "compact:phase5", "drawn")
+
+
+def slow_except(quick, values):
+    """Values of a test's parameter, of which all but the `quick` ones are marked slow."""
+    values = list(values)
+    assert all(value in values for value in quick)
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
 
 
 def config_of(name: str):
@@ -63,13 +96,87 @@ def built(config):
     return build(resolve(config))
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One cache of drawn digits and compiled programs for the whole session."""
-    folder = tmp_path_factory.mktemp("cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+@pytest.fixture(scope="session", autouse=True)
+def compiled(request, tmp_path_factory):
+    """The folder of compiled programs, which the next session finds again: it compiles little.
+
+    It lies in .pytest_cache, and pytest's --cache-clear deletes it. Processes may share it: JAX
+    compiles anew what another one has not written to its end.
+    """
+    folder = tmp_path_factory.mktemp("xla")
+    with contextlib.suppress(AttributeError, OSError):  # no such plugin, or nothing may be written
+        folder = request.config.cache.mkdir("xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(compiled, tmp_path_factory):
+    """A data.cache_dir for the whole session: drawn digits, and the compiled programs."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "xla").symlink_to(compiled)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpictured():
+    """For files that look at no pictures: they are empty, which halves the time of a run.
+
+    `pictured` draws those of one test there.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b""))
+        yield
+
+
+@pytest.fixture
+def pictured(monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
+
+
+FORKS = """
+import json, os, signal, sys
+import digits_jax.training.train  # with JAX, whose backend each child starts for itself
+sys.stdin, requests = open(os.devnull), sys.stdin
+for request in requests:
+    program, arguments, output, errors = json.loads(request)
+    child = os.fork()
+    if not child:
+        signal.alarm(300)  # seconds, should it wait for ever
+        for stream, path in ((1, output), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = [program and "-c" or "launch.py", *arguments]
+        if program:
+            exec(program, {"__name__": "__main__"})
+        else:
+            import runpy
+            runpy.run_path("launch.py", run_name="__main__")
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def command():
+    """`python launch.py ARGUMENTS`, or a program like `python -c`; -> (exit code, stdout, stderr).
+
+    Each runs in a process of its own, a copy of one that has imported JAX.
+    """
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
+    start = [sys.executable, "-W", "ignore:os.fork() was called", "-c", FORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def run(*arguments, program=""):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [f"{folder}/output", f"{folder}/errors"]
+            print(json.dumps([program, arguments, *paths]), file=server.stdin, flush=True)
+            code = int(server.stdout.readline())
+            return code, *(Path(path).read_text().strip() for path in paths)
+
+    with subprocess.Popen(start, cwd=ROOT, env=environment, **pipes) as server:
+        yield run
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +188,7 @@ def demo(tmp_path_factory):
     from digits_jax.training.predictor import Trained
 
     folder = tmp_path_factory.mktemp("demo")
-    run = Trained(Path(__file__).parent.parent / "results" / "demo")
+    run = Trained(ROOT / "results" / "demo")
     said = export.probabilities(run)
     with layers.portable():
         graph = onnx_graph.convert(said, run.recipe.shape, ["digit"], {}, export.OPSET)

@@ -15,6 +15,8 @@ from digits_jax.errors import UserError
 from digits_jax.training.train import train
 from digits_jax.types import Digits
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 
 def summary(train, validation, test=None, n=10_000, **config):
     return {
@@ -72,6 +74,7 @@ def test_a_difference_within_the_noise_is_none():
     assert rows[1]["reading"].endswith("validation +0.40 ± 0.84, within the noise")
 
 
+@pytest.mark.usefixtures("pictured")
 def test_two_runs_side_by_side(cache, tmp_path):
     configs = [shrink(config_of(f"mnist:{variant}"), cache) for variant in ("mlp10", "mlp128")]
     compare(configs, tmp_path, "mnist")
@@ -198,7 +201,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
     }
     for where in (dataset, module):
         monkeypatch.setattr(where, "RECIPES", small)
-    monkeypatch.setattr(dataset.sources, "load", lambda *_: mnist)
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: mnist)
     monkeypatch.setattr(dataset, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [
         {},
@@ -292,7 +295,7 @@ def test_without_mnist_the_seeds_are_compared(models, tmp_path, monkeypatch):
         asked.append((raw_dir, str(cache_dir)))
         raise UserError(f"there is no MNIST in {raw_dir}; --config.data.source=drawn")
 
-    monkeypatch.setattr(dataset.sources, "load", absent)
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     lines = compare_runs(*runs).splitlines()
     assert [line.split(":")[0] for line in lines[2:]] == ["- validation", "- test", "- examples"]
     assert lines[-1] == (

@@ -210,6 +210,7 @@ def bars(page):
     return [line.split()[0] for line in page.locator("#bars li").all_inner_texts()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digit", range(10))
 def test_one_digit_by_mouse(page, digit):
     assert page.inner_text("#note") == "Draw a digit."
@@ -220,6 +221,7 @@ def test_one_digit_by_mouse(page, digit):
     assert page.inner_text("#said").startswith(f"Reads {digit}, ")
 
 
+@pytest.mark.slow
 def test_two_digits_and_the_tools(page):
     page.check("input[name=count][value='2']", force=True)
     assert page.inner_text("#note") == "Draw two digits."
@@ -242,6 +244,7 @@ def test_two_digits_and_the_tools(page):
     assert re.fullmatch(r"\d\d", drawings.answer(page))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_said(page):
     drawings.draw(page, [np.array([[100.0, 100.0]])])
     drawings.answer(page)
@@ -260,6 +263,7 @@ def test_what_cannot_be_read_is_said(page):
     assert page.inner_text("#note") == "These look like more than two digits."
 
 
+@pytest.mark.slow
 def test_ink_stays_on_the_paper(page):
     """A line out of the paper, which would leave one of two digits without ink."""
     page.check("input[name=count][value='2']", force=True)
@@ -268,6 +272,7 @@ def test_ink_stays_on_the_paper(page):
     assert "NaN" not in page.inner_text("main")
 
 
+@pytest.mark.slow
 def test_a_pen_that_was_lifted_unseen_draws_no_further(page):
     drawings.draw(page, example(1))
     page.evaluate("addEventListener('pointerup', (event) => event.stopPropagation(), true)")
@@ -280,6 +285,7 @@ def test_a_pen_that_was_lifted_unseen_draws_no_further(page):
     assert drawings.answer(page) == "1"
 
 
+@pytest.mark.slow
 def test_what_was_drawn_before_the_network_came_stays(chromium, folder):
     """facts.json comes late: two digits are chosen and drawn already."""
     with drawings.served(folder) as address:
@@ -299,6 +305,7 @@ def test_what_was_drawn_before_the_network_came_stays(chromium, folder):
         page.close()
 
 
+@pytest.mark.slow
 def test_with_the_keyboard(page):
     """A seven: a bar to the right, then a stem down."""
     page.focus("#paper")
@@ -311,6 +318,7 @@ def test_with_the_keyboard(page):
     assert drawings.answer(page) == "7"
 
 
+@pytest.mark.slow
 def test_on_a_dark_phone_by_touch(chromium, folder):
     with drawings.served(folder) as address:
         how = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3}
@@ -339,6 +347,7 @@ def test_on_a_dark_phone_by_touch(chromium, folder):
         page.context.close()
 
 
+@pytest.mark.slow
 def test_ink_is_centred_as_in_user_images(page):
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -358,6 +367,7 @@ def test_ink_is_centred_as_in_user_images(page):
         assert np.abs(255 * np.reshape(seen, (28, 28)) - ours).max() < 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [export.WHOLE, export.SMALL])
 def test_the_browser_reads_as_python_does(page, demo, name):
     """WebAssembly and this processor; where 8 bits round a tie, a level may differ here or there,
@@ -372,6 +382,7 @@ def test_the_browser_reads_as_python_does(page, demo, name):
     assert np.mean(apart < 1e-5) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist100", "two_head"])
 def test_pages_of_other_networks(chromium, runtime, tmp_path, name):
     """Two digits in one image, random weights: the same answers as without a browser."""
@@ -418,6 +429,7 @@ def test_pages_of_other_networks(chromium, runtime, tmp_path, name):
         assert ours[f"{number:02d}"] == pytest.approx(p, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_missing_is_said(chromium, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "page")
     (tmp_path / "page" / "model.onnx").unlink()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_of
+from conftest import CONFIGS, FAMILIES, config_of, slow_except
 from flax import linen as nn
 
 from digits_jax import models
@@ -43,7 +43,7 @@ def test_p16966_is_the_published_table():
     assert [r.jump for r in rows if r.name == "AdaptiveAveragePool_0"] == [(8, 8)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, CONFIGS))
 def test_the_rows_add_up_to_the_network(name):
     model, recipe, rows = described(name)
     shapes = jax.eval_shape(
@@ -55,7 +55,9 @@ def test_the_rows_add_up_to_the_network(name):
     assert all(row.flops > 0 for row in rows)
 
 
-@pytest.mark.parametrize("name", ["compact", "compact:phase4", "resnet", "lenet5:skip"])
+@pytest.mark.parametrize(
+    "name", slow_except(["lenet5:skip"], ["compact", "compact:phase4", "resnet", "lenet5:skip"])
+)
 def test_receptive_fields_by_lighting_one_pixel_after_the_other(name):
     """With positive weights a unit answers exactly to the pixels that it sees."""
     model, recipe, rows = described(name)

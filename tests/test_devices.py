@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import built, config_of, shrink
+from conftest import built, config_of, shrink, slow_except
 
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
@@ -25,6 +25,8 @@ from conftest import config_of, shrink
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_compilation_cache_dir", {cache!r} + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from digits_jax.training import train as loop
 from digits_jax.training.resolve import resolve
@@ -84,13 +86,14 @@ def rows(
 ):
     """metrics.jsonl of 20 steps, resumed after the first ten, on `count` devices.
 
-    part: "first" or "second" for ten of them alone; wild: the last member diverges; with folds it
-    is brought to its end, with its summary.
+    part: "whole" without a stop, "first" or "second" for ten of them alone; wild: the last member
+    diverges; with folds it is brought to its end, with its summary.
     """
-    workdir = workdir / (f"{count}-{data}-{wild}" if part == "both" else "in-parts")
+    workdir = workdir / ("in-parts" if part in ("first", "second") else f"{count}-{data}-{wild}")
     fields = {"name": name, "model": model, "count": count, "data": data, "wild": wild}
     fields["folds"] = folds
-    fields |= {"size": size, "width": width, "begin": part != "second", "end": part != "first"}
+    fields |= {"size": size, "width": width}
+    fields |= {"begin": part in ("both", "first"), "end": part != "first"}
     code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
@@ -98,6 +101,7 @@ def rows(
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
+@pytest.mark.slow
 def test_members_over_four_devices(cache, tmp_path):
     """Five members, of which four share the devices and one is alone."""
     fields = {"size": 5, "width": 4}
@@ -107,25 +111,44 @@ def test_members_over_four_devices(cache, tmp_path):
         assert row == pytest.approx(other, rel=1e-9, abs=1e-9)
 
 
-def test_batches_over_devices(cache, tmp_path):
-    """Two members on 1, 4 and 8 devices, of which 1, 2 and 8 share a batch.
+def compact(workdir, cache, **how):
+    return rows(workdir, cache, "compact:phase5", COMPACT, size=2, **how)
 
-    Statistics of a part of the batch would show in the first digits.
-    """
 
-    def same(**how):
-        return rows(tmp_path, cache, "compact:phase5", COMPACT, size=2, **how)
-
-    one = same()
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    """The rows of two members on one device."""
+    one = compact(tmp_path_factory.mktemp("alone"), cache, part="whole")
     assert one[0]["loss"] != one[1]["loss"]
-    for count, data in ((4, 2), (8, 8)):
-        for row, other in zip(one, same(count=count, data=data), strict=True):
-            assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
-    same(count=4, data=2, part="first")  # and it goes on on a single device
-    for row, other in zip(one, same(part="second"), strict=True):
+    return one
+
+
+@pytest.mark.parametrize(
+    "how",
+    slow_except(
+        [{"count": 4, "data": 2, "part": "whole"}],
+        [
+            {"count": 4, "data": 2, "part": "whole"},
+            {"count": 4, "data": 2},
+            {"count": 8, "data": 8},
+        ],
+    ),
+    ids=str,
+)
+def test_batches_over_devices(alone, cache, tmp_path, how):
+    """Statistics of a part of the batch would show in the first digits."""
+    for row, other in zip(alone, compact(tmp_path, cache, **how), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 
+@pytest.mark.slow
+def test_a_run_that_began_on_four_devices_goes_on_on_one(alone, cache, tmp_path):
+    compact(tmp_path, cache, count=4, data=2, part="first")
+    for row, other in zip(alone, compact(tmp_path, cache, part="second"), strict=True):
+        assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "data"), [(4, 2)])
 def test_folds_over_devices(cache, tmp_path, count, data):
     """Members have their own validation digits, and all the same test digits."""
@@ -146,6 +169,7 @@ def test_folds_over_devices(cache, tmp_path, count, data):
     assert [m["test"] for m in first["members"]] == [m["test"] for m in second["members"]]
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_stops_alone_on_a_mesh_too(cache, tmp_path):
     one, four = (
         rows(tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)

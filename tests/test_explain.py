@@ -197,8 +197,9 @@ def test_the_halves_of_a_number_lie_side_by_side(getkey):
     np.testing.assert_allclose(cam, np.hstack(each), rtol=1e-5, atol=1e-9)
 
 
-def test_lenet5_explained(cache, tmp_path, capsys):
-    config = shrink(config_of("lenet5"), cache)
+def test_a_cnn_explained(cache, tmp_path, capsys):
+    config = shrink(config_of("mnist"), cache)
+    config.model.update(features=(3, 4), hidden=(8,))
     config.update(epochs=1, report_test=False)
     train(config, tmp_path)
     explain.explain(config, tmp_path, 7)

@@ -1,8 +1,6 @@
 """The command line: every mistake is one clear line and exit code 1."""
 
 import inspect
-import os
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,24 +11,10 @@ from digits_jax import settings
 from launch import cli
 
 ROOT = Path(__file__).parent.parent
-CPU = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
 CONFIG = "--config=configs/mnist100.py"
 COMPARE = ("--mode=compare", "--variants=cnn,tower")
 RUNS = ("--mode=compare", "--runs={tmp}/a,{tmp}/b")
 LENET = "--config=configs/lenet5.py"
-
-
-def launch(*arguments):
-    process = subprocess.run(
-        [sys.executable, "launch.py", *arguments],
-        cwd=ROOT,
-        env=CPU,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return process.returncode, process.stderr.strip()
 
 
 @pytest.mark.parametrize(
@@ -77,8 +61,8 @@ def launch(*arguments):
     ],
     ids=str,
 )
-def test_mistakes(arguments, said, tmp_path):
-    code, error = launch(*(argument.format(tmp=tmp_path) for argument in arguments))
+def test_mistakes(command, arguments, said, tmp_path):
+    code, _, error = command(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert code == 1
     assert said in error
     assert error.startswith("error: ")
@@ -112,16 +96,10 @@ MAKE_ROOM = "error: x.csv: Disk full; make room, or"
     ],
     ids=str,
 )
-def test_an_end_that_nobody_planned_leads_on_where_something_goes_on(arguments, end, said):
-    process = subprocess.run(
-        [sys.executable, "-c", ENDS, end, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.stderr.strip() == said
-    assert process.returncode == (130 if end == "ctrl-c" else 1)
+def test_an_end_that_nobody_planned_leads_on_where_something_goes_on(command, arguments, end, said):
+    code, _, error = command(end, *arguments, program=ENDS)
+    assert error == said
+    assert code == (130 if end == "ctrl-c" else 1)
 
 
 def test_help():
@@ -143,7 +121,7 @@ def test_help():
 @pytest.mark.parametrize("name", cli.MODES)
 def test_a_mode_names_a_function_that_takes_its_flags(name):
     mode = cli.MODES[name]
-    parameters = inspect.signature(pkgutil.resolve_name(f"digits_jax.{mode.call}")).parameters
+    parameters = inspect.signature(mode.function()).parameters
     assert {*mode.flags} - {*cli.CLUSTER} <= parameters.keys()
     assert all(flag in cli.FLAGS for flag in mode.flags)
     assert mode.trains == ("listen" in parameters)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import config_of, shrink
+from conftest import config_of, shrink, slow_except
 
 from digits_jax import console
 from digits_jax.analysis import evaluate, more_pairs, robustness
@@ -62,7 +62,7 @@ def test_characters_that_an_encoding_lacks_are_replaced(monkeypatch, encoding):
     assert "the rate -> 0" in said
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", slow_except(["ascii"], ENCODINGS))
 def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     written = strict(monkeypatch, encoding)
     workdir = Path(shutil.copytree(finished, tmp_path / "lr[/0.1][adam]"))
@@ -104,7 +104,7 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     assert "+-" in said or "±" in said
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", slow_except(["ascii"], ENCODINGS))
 def test_two_modes_as_commands(encoding, cache, finished):
     """A population's evaluation and a comparison: with plus-minus signs and arrows."""
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}

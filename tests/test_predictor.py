@@ -29,6 +29,8 @@ from digits_jax.types import Teacher
 
 RESULTS = Path(__file__).parent.parent / "results"
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 
 def tiny(cache, **fields):
     config = shrink(config_of("two_head:mlp"), cache)
@@ -548,8 +550,9 @@ def test_more_pairs_come_after_the_run(cache, pair, tmp_path, summary):
 
 
 def test_more_pairs_of_numbers(cache, tmp_path):
-    """One head alone, by the README's first config, made small."""
-    config = shrink(config_of("mnist100"), cache)
+    """One head alone, of numbers 0 to 99."""
+    config = shrink(config_of("mnist100:mlp"), cache)
+    config.model.hidden = (8,)
     config.epochs = 1
     train(config, tmp_path)
     more_pairs(config, tmp_path)

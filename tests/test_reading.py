@@ -28,6 +28,8 @@ from digits_jax.export.demo import site
 from digits_jax.training.predictor import Trained
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 NAME, CONFIG = "two_head-mlp", "--config=configs/two_head.py:mlp"
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import config_of, shrink
+from conftest import config_of, shrink, slow_except
 from flax import linen as nn
 
 from digits_jax import models
@@ -27,6 +27,8 @@ from digits_jax.scratch import step as numpy_step
 from digits_jax.training.predictor import FILE, Trained
 from digits_jax.training.train import train
 from digits_jax.types import Batch, Hyper, Weights
+
+pytestmark = pytest.mark.usefixtures("unpictured")
 
 RNG = np.random.default_rng(0)
 
@@ -204,7 +206,7 @@ def test_optimisers_are_those_of_optax(mine, theirs, x64):
 NETWORKS = {  # config: the fields that make it small, or try what no config has
     "mnist:mlp10": {},
     "mnist:mlp128-tuned": {},
-    "mnist100:mlp": {"dropout": 0.3},
+    "mnist100:mlp": {"dropout": 0.3, "hidden": (8, 6)},
     "two_head:mlp": {"dropout": 0.3},
     "mnist": {"features": (3, 4)},
     "mnist100": {"features": (3, 4), "hidden": (8,)},
@@ -216,7 +218,7 @@ NETWORKS = {  # config: the fields that make it small, or try what no config has
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", [np.float64, np.float32])
+@pytest.mark.parametrize("precision", slow_except([np.float64], [np.float64, np.float32]))
 def test_a_step_of_a_network_is_that_of_jax(name, precision, monkeypatch):
     """From the same weights and batch, with the same masks: loss, gradients, the next state."""
     with jax.enable_x64(precision == np.float64):
@@ -289,10 +291,12 @@ def test_first_weights_have_the_shapes_of_jax_and_the_variance_of_he(x64):
     assert kernel.var() == pytest.approx(2 / len(kernel), rel=0.01)
 
 
-def small(cache, name="lenet5", **fields):
+def small(cache, name="mnist", **fields):
     config = shrink(config_of(name), cache)
     config.update(engine="numpy", **fields)
     config.model.dropout = 0.2
+    if config.model.name == "cnn":
+        config.model.update(features=(3, 4), hidden=(8,))
     return config
 
 

@@ -25,6 +25,8 @@ from digits_jax.search import search as module
 from digits_jax.search import study as studies
 from digits_jax.search.search import rungs, search, space_of
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 RATE = {"optimizer": {"learning_rate": ("log", 1e-4, 1e-1)}}
 

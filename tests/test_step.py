@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import slow_except
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
@@ -89,7 +90,7 @@ class Variants(chex.TestCase):
         assert int(after.step) == 1
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp", "tower", "vgg"])
+@pytest.mark.parametrize("name", slow_except(["cnn"], ["cnn", "mlp", "tower", "vgg"]))
 def test_a_few_steps_learn_a_batch(getkey, name):
     model = tiny(name)
     state, step = a_step(model, optax.scale_by_adam())
@@ -101,7 +102,7 @@ def test_a_few_steps_learn_a_batch(getkey, name):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp", "tower"])
+@pytest.mark.parametrize("name", slow_except(["cnn"], ["cnn", "mlp", "tower"]))
 def test_bfloat16_in_the_network_alone(getkey, name):
     """The same step to bfloat16's 8 bits; what is kept stays float32."""
     model = tiny(name)

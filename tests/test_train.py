@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import CONFIGS, built, config_of, shrink
+from conftest import CONFIGS, built, config_of, shrink, slow_except
 
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
@@ -27,6 +27,8 @@ from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import Trained
 from digits_jax.training.resolve import resolve
 from digits_jax.training.train import train
+
+pytestmark = pytest.mark.usefixtures("unpictured")
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "confusion.png"}
@@ -50,7 +52,8 @@ def small(cache, **fields):
     return config
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("pictured")
+@pytest.mark.parametrize("name", slow_except(["mnist100", "two_head:mlp"], CONFIGS))
 def test_every_config_runs(name, cache, tmp_path):
     config = shrink(config_of(name), cache)
     config.epochs = 1
@@ -139,7 +142,7 @@ def test_early_stopping_ends_a_member_alone(cache, tmp_path):
         assert [row["epoch"] for row in history] == list(range(1, expected + 1))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", slow_except(["adam"], ["adam", "muon"]))
 def test_two_identical_runs_and_a_resumed_one(cache, tmp_path, optimizer):
     """The tower, with BatchNorm, dropout, EMA, fresh pairs and augmentation, stopped in its second
     epoch and started again: the same rows and weights, bit for bit.
@@ -183,9 +186,11 @@ COMMAND = [
     *(sys.executable, "launch.py", "--config=configs/mnist100.py:mlp", "--config.epochs=4"),
     *("--config.data.source=drawn", "--config.data.drawn_train=600", "--config.data.drawn_test=50"),
     *("--config.data.train=9600", "--config.data.test=40", "--config.batch_size=8"),
+    "--config.model.hidden=(64,)",
 ]
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_started_again(cache, tmp_path):
     """kill -9, twice: metrics.jsonl ends as that of the undisturbed run."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # optimised: it trains
@@ -355,7 +360,7 @@ def test_every_schedule_is_known_to_depend_on_the_length_or_not():
 def test_a_config_stays_as_it_was(cache, tmp_path, monkeypatch):
     """Though the run decides on a source, a slice and a size; and a path may be a str."""
     monkeypatch.setattr(
-        dataset.sources, "load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
+        "digits_jax.data.sources.load", lambda *_: (_ for _ in ()).throw(UserError("no MNIST"))
     )
     config = small(cache)
     config.epochs, config.data.source, config.data.folds = 1, "auto", 2
@@ -378,7 +383,7 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
     def absent(*_):
         raise UserError("there is no network")
 
-    monkeypatch.setattr(dataset.sources, "load", absent)
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config)
@@ -400,13 +405,14 @@ def test_what_auto_trains_on_drawn_digits_has_a_folder_of_its_own(
 
     unattended()
     digits = dataset.drawn.digits(3, 250), dataset.drawn.digits(4, 60)
-    monkeypatch.setattr(dataset.sources, "load", lambda *_: digits)
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: digits)
     train(config)
     assert "DRAWN" not in capsys.readouterr().out
     assert summary(Path("runs/mnist100-mlp"))["data"]["source"] == "mnist"
     assert summary(Path("runs/mnist100-mlp-drawn"))["data"]["source"] == "drawn"
 
-    monkeypatch.setattr(dataset.sources, "load", absent)  # it goes on with its own, or not at all
+    # It goes on with its own, or not at all.
+    monkeypatch.setattr("digits_jax.data.sources.load", absent)
     (Path("runs/mnist100-mlp") / "summary.json").unlink()
     with pytest.raises(UserError, match="no network"):
         train(config)
@@ -416,7 +422,7 @@ def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monke
     config = small(cache, epochs=1)
     train(config, tmp_path)
     monkeypatch.setattr(
-        dataset.sources, "load", lambda *_: pytest.fail("it began with drawn digits")
+        "digits_jax.data.sources.load", lambda *_: pytest.fail("it began with drawn digits")
     )
     config.data.source = "auto"
     capsys.readouterr()
@@ -533,7 +539,7 @@ def test_slices_and_scanned_steps_give_the_same_run(cache, tmp_path, monkeypatch
 
 
 def test_heads_keep_their_order(cache, tmp_path):
-    config = shrink(config_of("two_head"), cache)
+    config = shrink(config_of("two_head:mlp"), cache)
     config.epochs = 1
     train(config, tmp_path)
     evaluate(config, tmp_path, None, "auto")
@@ -590,7 +596,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
 def test_a_resumed_run_keeps_the_source_it_began_with(cache, tmp_path, monkeypatch):
     train(small(cache, epochs=1), tmp_path)
     (tmp_path / "summary.json").unlink()
-    monkeypatch.setattr(dataset.sources, "load", lambda *_: pytest.fail("began with drawn"))
+    monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: pytest.fail("began with drawn"))
     config = small(cache, epochs=1)
     config.data.source = "auto"
     train(config, tmp_path)

@@ -334,7 +334,7 @@ def dropout(x: Array, rate: Array | float, key: Array, *, spatial: bool = False)
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:size].reshape(shape)
-    keep = halves >= jnp.rint(65536 * rate).astype(jnp.uint32)
+    keep = halves.astype(jnp.uint32) >= jnp.rint(65536 * rate).astype(jnp.uint32)
     return x * jnp.where(keep, 1 / (1 - rate), 0).astype(x.dtype)
 
 
