@@ -25,8 +25,19 @@ from digits_jax.devices import backend
 from digits_jax.errors import UserError, check_choice
 
 NETWORKS = (
-    *("mnist100:mlp", "mnist100", "compact", "compact:phase2", "compact:phase3", "compact:phase5"),
-    *("mnist:mlp10", "mnist:mlp128-tuned", "mnist", "two_head:mlp", "two_head", "lenet5", "resnet"),
+    "mnist100:mlp",
+    "mnist100",
+    "compact",
+    "compact:phase2",
+    "compact:phase3",
+    "compact:phase5",
+    "mnist:mlp10",
+    "mnist:mlp128-tuned",
+    "mnist",
+    "two_head:mlp",
+    "two_head",
+    "lenet5",
+    "resnet",
 )
 SECTIONS = ("throughput", "start", "memory", "accuracy", "scaling", "population", "roofline")
 MODELS = ("mnist:mlp128", "mnist100", "lenet5", "compact", "resnet", "drawn", "mnist100:tower")

@@ -28,7 +28,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, results
 from digits_jax.training.checkpoint import Checkpoints
-from digits_jax.training.predictor import FILE, Trained
+from digits_jax.training.predictor import FILE, Predictor
 from digits_jax.training.train import train
 
 _SECONDS = 20  # after which a reader counts as hanging
@@ -145,7 +145,7 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
     config.model.hidden, config.epochs, config.batch_size = (4,), 2, 32
     run = folder / "run"
     train(config, run)
-    trained = Trained(run)
+    trained = Predictor(run)
 
     def user(path: Path) -> Any:
         return pictures.read(path, "auto", recipe)[:2]

@@ -185,10 +185,10 @@ def demo(tmp_path_factory):
     from digits_jax.data import drawn
     from digits_jax.export import export, onnx_graph
     from digits_jax.models import layers
-    from digits_jax.training.predictor import Trained
+    from digits_jax.training.predictor import Predictor
 
     folder = tmp_path_factory.mktemp("demo")
-    run = Trained(ROOT / "results" / "demo")
+    run = Predictor(ROOT / "results" / "demo")
     said = export.probabilities(run)
     with layers.portable():
         graph = onnx_graph.convert(said, run.recipe.shape, ["digit"], {}, export.OPSET)

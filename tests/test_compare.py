@@ -260,7 +260,7 @@ def test_over_the_examples_that_both_read(models, cache, capsys):
     data = dataset.load(shrink(config_of("mnist:mlp10"), cache).data)
     images, labels = dataset.examples(data.test, data.recipe)
     right = [
-        module.Trained(models / name).predict(images)["digit"][0].argmax(-1) == labels["digit"]
+        module.Predictor(models / name).predict(images)["digit"][0].argmax(-1) == labels["digit"]
         for name in ("few", "many")
     ]
     only = [sum(right[0] & ~right[1]), sum(right[1] & ~right[0])]

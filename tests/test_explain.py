@@ -14,7 +14,7 @@ from digits_jax.data import dataset
 from digits_jax.errors import UserError
 from digits_jax.models.describe import layers as layers_of
 from digits_jax.models.layers import conv, dense
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 
@@ -209,7 +209,7 @@ def test_a_cnn_explained(cache, tmp_path, capsys):
         assert picture.std() > 0.01
     data = dataset.load(config.data)
     images, labels = dataset.examples(data.test, data.recipe)
-    predicted = Trained(tmp_path).predict(images[7:8])["digit"].argmax()
+    predicted = Predictor(tmp_path).predict(images[7:8])["digit"].argmax()
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"example 7: digit {labels['digit'][7]}, predicted {predicted}; ")
     assert said.endswith(str(tmp_path))
@@ -227,7 +227,7 @@ def test_an_mlp_explained(cache, tmp_path, capsys):
     assert imread(tmp_path / "filters.png").shape[1] == 1280
     data = dataset.load(config.data)
     images, labels = dataset.examples(data.test, data.recipe)
-    log_p = Trained(tmp_path).predict(images[39:])
+    log_p = Predictor(tmp_path).predict(images[39:])
     said = (f"{h} {labels[h][39]}, predicted {log_p[h].argmax()}" for h in ("upper", "lower"))
     assert f"example 39: {'; '.join(said)}; " in capsys.readouterr().out
     for example in (-1, 40):

@@ -24,7 +24,7 @@ from digits_jax.errors import UserError
 from digits_jax.export import export, onnx_graph
 from digits_jax.export.demo import site
 from digits_jax.models import layers
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 # Fields of networks that no config uses.
@@ -92,7 +92,7 @@ def run(cache, tmp_path_factory):
 
 def test_an_exported_ensemble_says_what_it_says(run):
     config, workdir = run
-    trained, folder = Trained(workdir), workdir / export.FOLDER
+    trained, folder = Predictor(workdir), workdir / export.FOLDER
     images = np.random.default_rng(0).integers(0, 256, (7, *trained.recipe.shape), np.uint8)
     log_p = trained.predict(images)
     hlo = stablehlo.deserialize(bytearray((folder / export.HLO).read_bytes()))

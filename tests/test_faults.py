@@ -27,7 +27,7 @@ from digits_jax.training import epoch as epochs
 from digits_jax.training import run as building
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unpictured")
@@ -52,7 +52,7 @@ def rows(workdir):
 
 def same(one, two):
     assert rows(one) == rows(two)
-    weights = (jax.tree.leaves(Trained(folder).weights) for folder in (one, two))
+    weights = (jax.tree.leaves(Predictor(folder).weights) for folder in (one, two))
     for a, b in zip(*weights, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -116,18 +116,6 @@ def test_stopped_when_all_epochs_are_done(cache, whole, tmp_path):
 def test_a_run_that_began_anew_does_not_begin_anew_again(cache, tmp_path):
     with pytest.raises(Stopped, match=r"the command without --config\.resume=False goes on"):
         train(small(cache, resume=False), tmp_path, lambda: Asked(4))
-
-
-def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
-    state = {"x": np.arange(3, dtype=np.float32)}
-    monkeypatch.setattr(
-        "digits_jax.training.checkpoint._DIGEST", "seconds"
-    )  # which then has no digest
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"seconds": 1.0})
-    monkeypatch.undo()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore(state)[0] == 1
 
 
 def test_a_damaged_part_of_an_epoch_is_done_again(cache, whole, tmp_path, caplog):
@@ -464,7 +452,7 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
     assert members[1]["diverged"]["step"] == first
     assert members[1]["diverged"]["epoch"] == 1
     assert members[1]["best_epoch"] == 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Trained(tmp_path).weights))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Predictor(tmp_path).weights))
     if stop is None:
         assert f"member 1 stopped being a number in step {first}" in capsys.readouterr().out
 
@@ -491,7 +479,7 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
     assert epochs._stop_diverged(run, 0, 2, sound, stopped).all()
     assert not epochs._stop_diverged(run, 1, 2, sound, stopped).any()
     for a, b in zip(
-        jax.tree.leaves(kept), jax.tree.leaves(Trained(tmp_path / "one").weights[0]), strict=True
+        jax.tree.leaves(kept), jax.tree.leaves(Predictor(tmp_path / "one").weights[0]), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 

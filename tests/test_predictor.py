@@ -23,7 +23,7 @@ from digits_jax.data import dataset, drawn
 from digits_jax.data.recipes import STREAMS
 from digits_jax.errors import UserError
 from digits_jax.training import distill, predictor
-from digits_jax.training.predictor import FILE, Trained, epoch_file
+from digits_jax.training.predictor import FILE, Predictor, epoch_file
 from digits_jax.training.train import train
 from digits_jax.types import Teacher
 
@@ -60,10 +60,10 @@ def three(cache, tmp_path_factory):
 
 
 def test_the_artefact_is_the_checkpoint(pair, tmp_path):
-    one = Trained(pair)
+    one = Predictor(pair)
     (tmp_path / "checkpoints").symlink_to(pair / "checkpoints")
     (tmp_path / "config.json").write_bytes((pair / "config.json").read_bytes())
-    other = Trained(tmp_path)
+    other = Predictor(tmp_path)
     chex.assert_trees_all_equal(one.weights, other.weights)
     chex.assert_trees_all_equal(one.normalizer, other.normalizer)
     assert one.epochs == other.epochs
@@ -75,7 +75,7 @@ def test_the_artefact_is_the_checkpoint(pair, tmp_path):
 
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted(RESULTS.glob("*/model.npz"))])
 def test_committed_weights_read_drawn_digits(name):
-    run = Trained(RESULTS / name)
+    run = Predictor(RESULTS / name)
     digits = drawn.digits(0, 200)
     log_p = run.predict(digits.images)["digit"]
     assert log_p.shape == (run.config.population.size, 200, 10)
@@ -86,7 +86,7 @@ def test_committed_weights_read_drawn_digits(name):
 def test_a_digest_does_not_depend_on_the_slices(pair, monkeypatch):
     """A student may begin on one backend and go on on another."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    first, wide = Trained(pair), Trained(pair)
+    first, wide = Predictor(pair), Predictor(pair)
     for run, width in ((first, 1), (wide, 2)):
         run.config.population.slice = width
         run._slice()
@@ -116,9 +116,9 @@ def test_no_more_members_at_once_than_in_training(
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / kept).symlink_to(three / kept)
     images = np.random.default_rng(0).integers(0, 256, (3, 42, 28), np.uint8)
-    expected = Trained(three).predict(images)
+    expected = Predictor(three).predict(images)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    run, computed = Trained(tmp_path), []
+    run, computed = Predictor(tmp_path), []
     program = predictor._predict
 
     def predict(weights, *rest, **static):
@@ -132,7 +132,7 @@ def test_no_more_members_at_once_than_in_training(
 
 def test_predictions_are_in_memory_once(pair):
     """Batch by batch, and a part of one at the end; none of no images."""
-    run = Trained(pair)
+    run = Predictor(pair)
     images = np.random.default_rng(0).integers(0, 256, (8010, 42, 28), np.uint8)
     run.config.eval_batch_size = 100
     run.predict(images[:100])
@@ -152,7 +152,7 @@ def test_predictions_are_in_memory_once(pair):
 def test_temperatures_belong_to_the_artefact(pair):
     """One of each member and one of the ensemble, and what they do stands in the summary."""
     summary = json.loads((pair / "summary.json").read_text())["calibration"]
-    temperature = Trained(pair).temperature
+    temperature = Predictor(pair).temperature
     assert temperature.shape == (3,)
     assert summary["temperature"] == pytest.approx(temperature[:2].mean())
     assert summary["ensemble"]["temperature"] == pytest.approx(temperature[2])
@@ -179,7 +179,7 @@ def test_a_damaged_artefact(pair, tmp_path, damage):
     if damage == "cut":
         (tmp_path / FILE).write_bytes((pair / FILE).read_bytes()[:500])
     with pytest.raises(UserError, match="is not the model of this run"):
-        Trained(tmp_path)
+        Predictor(tmp_path)
 
 
 def test_cross_validation(cache, tmp_path):
@@ -192,7 +192,7 @@ def test_cross_validation(cache, tmp_path):
     assert [member["seed"] for member in summary["members"]] == [0, 1]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["fold"] for row in rows] == [0, 1]
-    trained, data = Trained(tmp_path), dataset.load(config.data)
+    trained, data = Predictor(tmp_path), dataset.load(config.data)
     for fold, member in enumerate(summary["members"]):
         images, labels = dataset.examples(data.validation.of(fold), data.recipe)
         log_p = trained.predict(images)
@@ -227,7 +227,7 @@ def test_distillation_by_hand(getkey, x64):
 
 def test_a_teachers_targets(cache, pair):
     """The mean over its members of their softened probabilities, with its own normaliser."""
-    teacher = Trained(pair)
+    teacher = Predictor(pair)
     soften = functools.partial(population.soften, temperature=3.0, program=teacher.program)
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
     targets = soften(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
@@ -292,7 +292,7 @@ def test_precomputed_targets_are_what_the_teacher_predicts_for_distorted_digits(
     ink = copies.sum(axis=(2, 3)) / plain.sum(axis=(1, 2))
     assert ink.min() > 0.6
     assert 0.9 < np.median(ink) < 1.1
-    expected = softened(Trained(teachers).predict(images)["digit"])
+    expected = softened(Predictor(teachers).predict(images)["digit"])
     np.testing.assert_allclose(run.shared.teacher.probabilities, expected, atol=5e-4)  # 16 bits
 
 
@@ -429,7 +429,7 @@ def test_the_best_test_epoch(cache, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary.pop("best_test_epoch")
     assert summary == before
-    run, test = Trained(tmp_path), dataset.load(config.data).test
+    run, test = Predictor(tmp_path), dataset.load(config.data).test
     chosen = jax.tree.map(np.array, run.weights)
     images, labels = dataset.examples(test, run.recipe)
     accuracy = []
@@ -475,7 +475,7 @@ def test_more_pairs_by_hand(cache, pair, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary.pop("pairs")
     assert summary == before
-    test, run = dataset.load(config.data).test, Trained(tmp_path)
+    test, run = dataset.load(config.data).test, Predictor(tmp_path)
     digits, labels = np.asarray(test.images), np.asarray(test.labels)
     stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])
     rng = np.random.Generator(np.random.PCG64(stream))
@@ -522,7 +522,7 @@ def test_more_pairs_of_validation_digits(cache, tmp_path):
     found = json.loads((tmp_path / "summary.json").read_text())["pairs"]
     assert found["split"] == "validation"
     assert "ensemble" not in found
-    data, run = dataset.load(config.data), Trained(tmp_path)
+    data, run = dataset.load(config.data), Predictor(tmp_path)
     held_out = np.asarray(data.validation.pool)
     assert not set(held_out) & set(np.asarray(data.train.pool))
     stream = np.random.SeedSequence([config.data.seed, STREAMS["more"]])

@@ -55,7 +55,7 @@ from digits_jax.devices import backend
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.training.train import train
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 before = state()
 verbosity = absl.logging.get_verbosity()
 with backend.command(Path({folder!r}) / "cache"):
@@ -71,7 +71,7 @@ folder = Path({folder!r})
 train(config, folder / "one")
 same(before, "training")
 evaluate(config, folder / "one", None, "auto")
-Trained(folder / "one").predict(numpy.zeros((1, 28, 28), numpy.uint8))
+Predictor(folder / "one").predict(numpy.zeros((1, 28, 28), numpy.uint8))
 train(config, folder / "two")
 compare_runs(folder / "one", folder / "two")
 same(before, "reading")

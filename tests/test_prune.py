@@ -13,7 +13,7 @@ from digits_jax.analysis.evaluate import evaluate
 from digits_jax.errors import UserError
 from digits_jax.search.search import search
 from digits_jax.training import prune
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 PARAMS = {
@@ -54,10 +54,10 @@ def runs(cache, tmp_path_factory):
 def test_what_is_gone_stays_away(runs):
     folder, _, config = runs
     assert config.population.size == 1  # of the caller's; the run's own copy has three
-    whole = Trained(folder / "whole").member(0)
+    whole = Predictor(folder / "whole").member(0)
     first, state = prune.begin(config, range(3))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), (first, state), whole)
-    after = Trained(folder / "pruned").weights[0]
+    after = Predictor(folder / "pruned").weights[0]
     sizes = 0
     for name, layer in after.items():
         for field, w in layer.items():

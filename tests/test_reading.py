@@ -25,7 +25,7 @@ from digits_jax.data import batches
 from digits_jax.errors import UserError
 from digits_jax.export import export
 from digits_jax.export.demo import site
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unpictured")
@@ -236,7 +236,7 @@ def test_a_run_without_weights_stays_as_it_is(config, run):
     with pytest.raises(UserError, match="holds no weights"):
         export.demo(config, run, 0)
     with pytest.raises(UserError, match="holds no weights"):
-        Trained(str(run))
+        Predictor(str(run))
     assert "share" not in compare_runs(run, run)
     assert snapshot(run) == before
 
@@ -261,7 +261,7 @@ def test_a_checkpoint_is_read_and_left_alone(config, run):
     evaluate.evaluate(config, run, None, "auto")
     assert changed(before, snapshot(run)) == {"predictions.csv"}
     before = snapshot(run / "checkpoints")
-    Trained(run)
+    Predictor(run)
     assert snapshot(run / "checkpoints") == before
 
 
@@ -276,7 +276,7 @@ def test_what_may_not_be_read_is_not_called_damaged(run, monkeypatch, name):
 
     monkeypatch.setattr(io, "open", refused)  # what pathlib calls
     with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied$"):
-        Trained(run)
+        Predictor(run)
 
 
 # ---- Another folder to write into

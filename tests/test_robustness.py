@@ -10,7 +10,7 @@ from conftest import config_of, shrink
 from digits_jax.analysis.robustness import CORRUPTIONS, corrupt, robustness
 from digits_jax.data import dataset
 from digits_jax.errors import UserError
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
 
 
@@ -99,7 +99,7 @@ def test_a_run_says_how_it_takes_damage(cache, tmp_path):
         name: list(kind.levels) for name, kind in CORRUPTIONS.items()
     }
     assert (tmp_path / "robustness.png").stat().st_size > 1000
-    test, run = dataset.load(config.data).test, Trained(tmp_path)
+    test, run = dataset.load(config.data).test, Predictor(tmp_path)
     for name, level in (("rotation", 20), ("noise", 0.4)):
         digits = corrupt(np.asarray(test.images), name, level)
         images = np.zeros((test.size, 42, 28), np.uint8)

@@ -24,7 +24,7 @@ from digits_jax.scratch import example, layers, network
 from digits_jax.scratch import optim as rules
 from digits_jax.scratch import population as numpy_population
 from digits_jax.scratch import step as numpy_step
-from digits_jax.training.predictor import FILE, Trained
+from digits_jax.training.predictor import FILE, Predictor
 from digits_jax.training.train import train
 from digits_jax.types import Batch, Hyper, Weights
 
@@ -307,7 +307,7 @@ def test_a_run_by_numpy(cache, tmp_path):
     train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [member["seed"] for member in summary["members"]] == [0, 1]
-    run, data = Trained(tmp_path), dataset.load(config.data)
+    run, data = Predictor(tmp_path), dataset.load(config.data)
     images, labels = dataset.examples(data.test, data.recipe)
     log_p = run.predict(images)
     right = (log_p["digit"].argmax(-1) == labels["digit"]).mean(1)
@@ -316,7 +316,7 @@ def test_a_run_by_numpy(cache, tmp_path):
     mine = numpy_population.predict(run.weights, images[:5], run.normalizer, program=program)
     np.testing.assert_allclose(mine["digit"], log_p["digit"][:, :5], atol=1e-5)
     (tmp_path / FILE).unlink()  # then the checkpoint is read
-    np.testing.assert_array_equal(Trained(tmp_path).predict(images)["digit"], log_p["digit"])
+    np.testing.assert_array_equal(Predictor(tmp_path).predict(images)["digit"], log_p["digit"])
 
 
 def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):

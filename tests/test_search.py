@@ -169,7 +169,7 @@ def test_no_teacher_is_deleted(cache, tmp_path, monkeypatch, guessed, retrained)
             search(config, "s")
         assert not (tmp_path / "s").exists()
     teacher = SimpleNamespace(digest=str)
-    monkeypatch.setattr(module, "Trained", lambda _: teacher)
+    monkeypatch.setattr(module, "Predictor", lambda _: teacher)
     for fields in ({"resume": True}, {"search": {"retrain": 3}}):  # nothing would be deleted
         config = small(cache, RATE, trials=2, retrain=2)
         config.distill.teacher, config.resume = teachers[0], False

@@ -24,7 +24,7 @@ from digits_jax.errors import UserError
 from digits_jax.training import finish as finishing
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.resolve import resolve
 from digits_jax.training.train import train
 
@@ -168,7 +168,7 @@ def test_two_identical_runs_and_a_resumed_one(cache, tmp_path, optimizer):
     assert len(rows(parts)) == 2  # the second epoch's row is there, its checkpoint is not
     train(tower(), parts)
     assert rows(parts) == rows(whole)
-    one, two = Trained(whole), Trained(parts)
+    one, two = Predictor(whole), Predictor(parts)
     for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(two.weights), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -267,12 +267,12 @@ def test_starting_over_deletes_nothing_until_the_new_run_can_start(cache, tmp_pa
     with pytest.raises(UserError, match="cosine"):
         train(config, tmp_path)
     assert summary(tmp_path)["epochs"] == 2
-    assert len(Trained(tmp_path).predict(np.zeros((1, 28, 56), np.uint8))["number"]) == 1
+    assert len(Predictor(tmp_path).predict(np.zeros((1, 28, 56), np.uint8))["number"]) == 1
 
 
 def test_finished_means_that_summary_and_weights_are_there(cache, tmp_path, capsys):
     train(small(cache), tmp_path)
-    first = Trained(tmp_path).weights
+    first = Predictor(tmp_path).weights
     shutil.rmtree(tmp_path / "checkpoints")
     train(small(cache), tmp_path)  # as a clone has it: the summary and model.npz
     assert "This run is finished" in capsys.readouterr().out
@@ -281,7 +281,7 @@ def test_finished_means_that_summary_and_weights_are_there(cache, tmp_path, caps
     train(small(cache), tmp_path)
     assert "This run is finished" not in capsys.readouterr().out
     assert (tmp_path / "model.npz").exists()
-    jax.tree.map(np.testing.assert_array_equal, Trained(tmp_path).weights, first)
+    jax.tree.map(np.testing.assert_array_equal, Predictor(tmp_path).weights, first)
 
 
 def test_more_epochs_of_a_constant_rate_go_on(cache, tmp_path, monkeypatch):
@@ -583,7 +583,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(cache, tmp_path, caplog):
         if path.is_file():
             path.write_bytes(b"")
     (tmp_path / "model.npz").unlink()
-    Trained(tmp_path)
+    Predictor(tmp_path)
     assert "epoch 3 cannot be read" in caplog.text
     before = rows(tmp_path)
     (tmp_path / "summary.json").unlink()

@@ -21,7 +21,7 @@ from digits_jax.data.recipes import RECIPES
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, figures, stats, tables
-from digits_jax.training.predictor import FILE, Trained
+from digits_jax.training.predictor import FILE, Predictor
 from digits_jax.training.train import train
 
 _SPLITS = ("validation", "test")
@@ -377,7 +377,7 @@ def _over_examples(
             raise UserError(f"{path} holds no {FILE}; `command` in its summary.json makes it anew")
     recorded = [run["config"]["data"] for run in runs]
     where = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
-    models = [Trained(path) for path in paths]
+    models = [Predictor(path) for path in paths]
     try:
         data = dataset.load(_only(splits, models[0].config.data.to_dict() | where))
     except UserError as error:

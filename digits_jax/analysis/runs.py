@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from digits_jax import files
 from digits_jax.errors import UserError
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 
 SUMMARY = "summary.json"
 Summary = dict[str, Any]  # or a part of one
@@ -19,14 +19,14 @@ _IDENTITY = ("config", "members", "date", "seconds")  # of a summary: equal only
 _PATIENCE = 10  # seconds to wait for other processes that add; training holds the lock for longer
 
 
-def open_run(config: ConfigDict, workdir: str | Path) -> Trained:
+def open_run(config: ConfigDict, workdir: str | Path) -> Predictor:
     """The run of `config` in `workdir`, which reads data from the folders that `config` names.
 
     Nothing but the name and these folders is taken from `config`: the workdir records the rest.
-    Raises UserError as `Trained` does, and for a run of another config.
+    Raises UserError as `Predictor` does, and for a run of another config.
     """
     workdir = Path(workdir)
-    trained = Trained(workdir)
+    trained = Predictor(workdir)
     if trained.config.prune.run and trained.config.population.size > 1:
         raise UserError(
             f"{workdir} holds a network pruned to several fractions; prune it to one, for example "

@@ -1,1 +1,4 @@
-"""Data: MNIST, digits drawn by a program, and the pairs made of either."""
+"""From MNIST, drawn digits or a user's pictures to datasets and the batches of a step.
+
+May import devices and the files of `digits_jax` itself.
+"""

@@ -67,7 +67,7 @@ def cache_dir(config: ConfigDict) -> Path:
 
 
 def _temporary() -> Path:
-    """A folder for this user's eyes only, and by nobody else: others may write beside it."""
+    """A folder that belongs to this user alone: others may write beside it."""
     user = os.getuid() if hasattr(os, "getuid") else 0  # as Windows has it in st_uid
     try:
         folder = Path(tempfile.gettempdir()) / f"digits_jax-{user}"
@@ -117,7 +117,7 @@ def load(config: ConfigDict) -> Dataset:
     """The data set that `config` (`config.data` of a run) describes, on the default device.
 
     With source 'auto', MNIST, and digits drawn by a program where no way to MNIST works. Raises
-    UserError where the asked source cannot be had.
+    UserError where the source cannot be had.
     """
     check_choice("data.dataset", config.dataset, RECIPES)
     check_choice("data.normalize", config.normalize, NORMALIZERS)
@@ -135,9 +135,9 @@ def load(config: ConfigDict) -> Dataset:
     parts = split_folds(rng, n, config.folds) or [split_digits(rng, n, fraction)]
     kept, held_out = ([part[i] for part in parts] for i in range(2))
     if len(kept[0]) == 0 or (fraction and len(held_out[0]) == 0):
-        asked = "folds" if config.folds else "validation"
+        field = "folds" if config.folds else "validation"
         raise UserError(
-            f"data.{asked}={config[asked]} of {n} digits leaves none for training or for validation"
+            f"data.{field}={config[field]} of {n} digits leaves none for training or for validation"
         )
 
     if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them

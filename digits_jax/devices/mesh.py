@@ -121,7 +121,7 @@ def shares() -> int:
 def over_data(x: Array) -> Array:
     """[B, ...] where each device of a row computes with its part of the examples.
 
-    As it is where nobody shares them, or where they do not divide evenly.
+    Unchanged where devices share no batch, or where the examples do not divide evenly.
     """
     if shares() == 1 or len(x) % shares():
         return x

@@ -25,7 +25,7 @@ from digits_jax.export.demo import site
 from digits_jax.models import layers
 from digits_jax.report.tables import LEFT, RIGHT, markdown
 from digits_jax.training import predictor
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.types import Array
 
 FOLDER, PAGE = "export", "demo"
@@ -135,7 +135,7 @@ def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float
     return float(np.mean(right))
 
 
-def probabilities(run: Trained) -> Callable[[Array], tuple[Array, ...]]:
+def probabilities(run: Predictor) -> Callable[[Array], tuple[Array, ...]]:
     """-> the run as a function of [B, H, W] float32 in [0, 1]: [B, classes] for each head.
 
     Calibrated probabilities; of several members their average, as in `evaluate`.
@@ -172,7 +172,7 @@ def _source(facts: Summary) -> str:
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
 
 
-def _line(run: Trained, summary: Summary) -> str:
+def _line(run: Predictor, summary: Summary) -> str:
     """The page's line about its network."""
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
     right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
@@ -182,11 +182,11 @@ def _line(run: Trained, summary: Summary) -> str:
     )
 
 
-def _twice(run: Trained) -> str:
+def _twice(run: Predictor) -> str:
     return " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
 
 
-def _card(run: Trained, summary: Summary, folder: Path, accuracy: dict[str, float]) -> str:
+def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, float]) -> str:
     """The model card (Mitchell et al. 2019, arXiv:1810.03993), from the run's own files."""
     config, recipe, facts = run.config, run.recipe, summary["data"]
     network = _network(config, summary)

@@ -1,4 +1,7 @@
-"""The networks. Each takes `heads={name: classes}` and returns `{name: logits}`."""
+"""The networks, a family per file. Each takes `heads={name: classes}` and returns `{name: logits}`.
+
+May import devices and data, and the files of `digits_jax` itself.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -2,5 +2,7 @@
 
 To read in this order: `example` (a 2-3-1 network and its gradients), `layers` (formula,
 forward, backward), `optim`, `network` (layers in a row, and back again), `step` (one step of
-training); `population` puts it behind the loop. tests/test_scratch.py has a case for each layer.
+training); `population` has the signatures of `core.population`.
+
+May import core and all before it. tests/test_scratch.py has a case for each layer.
 """

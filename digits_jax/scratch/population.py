@@ -42,13 +42,13 @@ def program(
     config: ConfigDict, pipeline: batches.Pipeline, teacher: Program | None = None
 ) -> Program:
     """As `core.population.program`. Raises UserError for what this engine cannot do."""
-    asked_for = {
+    unsupported = {
         "bfloat16": config.bfloat16,
         "prune.run": config.prune.run,
         "distill.teacher": config.distill.teacher,
     }
-    for field, asked in asked_for.items():
-        if asked:
+    for field, value in unsupported.items():
+        if value:
             raise UserError(f"config.{field} is for config.engine=jax")
     optimizer = config.optimizer
     return Program(

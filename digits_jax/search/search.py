@@ -36,7 +36,7 @@ from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.report import artifacts, figures
 from digits_jax.search.study import Points, Space, Study, Values, opened, usable
 from digits_jax.training import train as loop
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.training.resolve import resolve
 
 KINDS = ("log", "uniform", "choice")
@@ -123,7 +123,7 @@ def _identity(config: ConfigDict) -> Values:
     identity = settings.as_dict(config)
     how = identity.pop("search")
     if config.distill.teacher:
-        identity["inputs"] = {"distill.teacher": Trained(Path(config.distill.teacher)).digest()}
+        identity["inputs"] = {"distill.teacher": Predictor(Path(config.distill.teacher)).digest()}
     return identity | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
 
 

@@ -104,7 +104,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _reader(self) -> ocp.CheckpointManager:
-        """Of several processes each reads all, so that one that cannot has nobody wait for it."""
+        """Of several processes each reads all by itself: one that fails keeps no other waiting."""
         if jax.process_count() == 1:
             return self._manager
         me = jax.process_index()
@@ -139,8 +139,7 @@ class Checkpoints:
                 log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
             state, meta = items["state"], items["meta"]
-            # Earlier versions knew only the seconds, and no digest.
-            if meta.keys() == {"seconds"} or meta.pop(_DIGEST, "") == digest(state, meta):
+            if meta.pop(_DIGEST, "") == digest(state, meta):
                 return epoch, state, meta
             reason = "its content was altered"  # Orbax would not notice
             log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)

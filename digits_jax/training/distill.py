@@ -24,14 +24,14 @@ from digits_jax.core import population
 from digits_jax.data import augment, batches
 from digits_jax.data.dataset import cache_dir
 from digits_jax.devices import backend
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.types import Array, PrecomputedTargets, Split, Teacher
 
 _PART = 100  # digits at a time: of ten small networks on a CPU 1.4 times as fast as of 500
 
 
 def make(
-    config: ConfigDict, split: Split, teacher: Trained, *, shapes: bool = False
+    config: ConfigDict, split: Split, teacher: Predictor, *, shapes: bool = False
 ) -> PrecomputedTargets:
     """`config.distill.views` copies of each training digit, distorted as `config.augment` says.
 

@@ -32,7 +32,7 @@ FILE = "model.npz"
 EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
 
 
-class Trained:
+class Predictor:
     """A workdir's run: the weights that it is judged by, [P, ...] each.
 
     A finished run's `model.npz`, else its latest checkpoint; `read` takes those of an epoch. Raises
@@ -162,7 +162,7 @@ def write(
     epochs: list[int],
     temperature: np.ndarray,
 ) -> None:
-    """Writes a `model.npz` whole or not at all; the arguments are `Trained`'s attributes."""
+    """Writes a `model.npz` whole or not at all; the arguments are `Predictor`'s attributes."""
     tree = {"weights": weights._asdict()}
     flat = traverse_util.flatten_dict(jax.device_get(tree), sep="/")
     path.parent.mkdir(exist_ok=True)

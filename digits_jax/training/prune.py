@@ -15,7 +15,7 @@ from digits_jax import files
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, figures, tables
 from digits_jax.settings import flatten
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.types import PyTree, Weights
 
 _FREE = ("data.raw_dir", "data.cache_dir", "data.drawn_test", "data.test", "model.dropout")
@@ -40,7 +40,7 @@ def begin(config: ConfigDict, ids: range) -> Weights:
 
     Raises UserError where there is no such run, or one of another network or other data.
     """
-    source = Trained(Path(config.prune.run))
+    source = Predictor(Path(config.prune.run))
     theirs, ours = flatten(source.config), flatten(config)
     for field in ours.keys() & theirs.keys() - set(_FREE):
         if field.startswith(("model.", "data.")) and theirs[field] != ours[field]:

@@ -25,7 +25,7 @@ from digits_jax.errors import UserError
 from digits_jax.training import distill, prune
 from digits_jax.training.checkpoint import digest
 from digits_jax.training.engines import ENGINES
-from digits_jax.training.predictor import Trained
+from digits_jax.training.predictor import Predictor
 from digits_jax.types import (
     Members,
     Metrics,
@@ -268,7 +268,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     """Data on the device, the network, and fresh states, as a resolved `config` says.
 
     members: those to train instead of the config's own. shapes: the states are
-    `jax.ShapeDtypeStruct`s and no teacher is asked; enough to compile.
+    `jax.ShapeDtypeStruct`s and no teacher predicts: enough to compile.
     """
     engine = ENGINES[config.engine]
     if hosts.several() and not engine.COMPILED:
@@ -325,17 +325,17 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     )
 
 
-def _learned_from(config: ConfigDict) -> Trained:
+def _learned_from(config: ConfigDict) -> Predictor:
     """The run that teaches; UserError where it cannot teach this one."""
-    teacher = Trained(Path(config.distill.teacher))
+    teacher = Predictor(Path(config.distill.teacher))
     theirs, ours = teacher.config.data, config.data
     where = f"config.distill.teacher={config.distill.teacher}"
-    taught = "mnist" if config.distill.views else ours.dataset
-    if theirs.dataset != taught:
-        way = "views are of single digits" if taught != ours.dataset else "choose another"
+    needed = "mnist" if config.distill.views else ours.dataset
+    if theirs.dataset != needed:
+        way = "views are of single digits" if needed != ours.dataset else "choose another"
         if theirs.dataset == "mnist":
             way = "with --config.distill.views=20 it can teach pairs, too"
-        raise UserError(f"{where} knows {theirs.dataset}, not {taught}; {way}")
+        raise UserError(f"{where} knows {theirs.dataset}, not {needed}; {way}")
     if config.distill.views and RECIPES[ours.dataset].digits > 1 and not config.augment.per_digit:
         raise UserError(
             f"config.distill.views={config.distill.views} are copies of single digits; they go "

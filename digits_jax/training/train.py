@@ -114,14 +114,14 @@ def _resolved(config: ConfigDict, workdir: str | Path | None) -> tuple[FrozenCon
 
 
 def _say_finished(config: ConfigDict, workdir: Path, auto: bool) -> None:
-    console.print(f"This run is finished; its result stands in {workdir / 'summary.json'}.")
+    console.print(f"This run is finished; its result is in {workdir / 'summary.json'}.")
     if auto and config.data.source == "drawn":
         console.print("It is a run on DRAWN digits. For MNIST choose another --workdir.")
     console.print("--config.resume=False starts it over, --mode=eval evaluates it again.")
 
 
 def _save(run: Run, folder: Path, checkpoints: Checkpoints, number: int, clock: Clock) -> None:
-    """Saves a finished epoch; what a signal left of it goes once that is on disk."""
+    """Saves a finished epoch, then deletes the part of it that a signal had stopped."""
     if run.config.keep_epochs:
         _keep(run, folder, number)
     checkpoints.save(number, run.saved(), _meta(run, clock))
@@ -137,9 +137,9 @@ def _meta(run: Run, clock: Clock) -> dict[str, Any]:
 
 
 def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
-    """Goes on from the last checkpoint, or from where a signal stopped the epoch after it.
+    """Resumes from the last checkpoint, or from the step where a signal stopped the next epoch.
 
-    -> the epochs that are done.
+    -> how many epochs are done.
     """
     restored, done, where = checkpoints.restore(run.saved()), 0, ""
     if restored:
@@ -151,11 +151,11 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         except UserError as error:  # then the epoch is done again
             part = None
             log.warning("%s", error)
-        if part and part[2].get("epoch", part[0]) == done + 1 <= run.config.epochs:
+        if part and part[2]["epoch"] == done + 1 <= run.config.epochs:
             restored, where = part, f"in epoch {done + 1}"
     if restored:
         _, saved, meta = restored
-        for field, digest in meta.get("inputs", run.inputs).items():
+        for field, digest in meta["inputs"].items():
             if digest != run.inputs[field]:
                 raise UserError(
                     f"the weights in config.{field}={settings.flatten(run.config)[field]} are not "
@@ -163,7 +163,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
                     "--workdir, or --config.resume=False to start this run over with the new ones"
                 )
         run.take(saved)
-        run.diverged = {int(member): facts for member, facts in meta.get("diverged", {}).items()}
+        run.diverged = {int(member): facts for member, facts in meta["diverged"].items()}
         if "position" in meta:
             run.position = Position.of(meta["position"])
         clock.add(meta["seconds"])
@@ -173,14 +173,14 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
 
 
 def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
-    """Saves an unfinished epoch, and waits until it is written; an earlier part stays till then."""
+    """Saves an unfinished epoch and waits until it is written; the earlier part stays until then."""
     with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
         parts.save(max(parts.epochs(), default=0) + 1, run.saved(), files.plain(meta))
 
 
 def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
-    """Says which members lost their way in this epoch; UserError if nobody is left."""
+    """Warns of the members that diverged in this epoch; UserError if none is left."""
     new = {m: facts for m, facts in run.diverged.items() if facts["epoch"] == number}
     for member, facts in new.items():
         text = (
@@ -197,7 +197,7 @@ def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
 
 
 def _keep(run: Run, workdir: Path, number: int) -> None:
-    """Writes the weights that this epoch was evaluated with."""
+    """Writes the weights with which this epoch was evaluated."""
     size = run.config.population.size
     weights = fetch([*map(current, run.states)])
     if not hosts.leads():

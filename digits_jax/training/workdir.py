@@ -16,15 +16,27 @@ from digits_jax.training import predictor
 from digits_jax.training.checkpoint import FOLDER, PART
 
 RESULTS = (  # what a finished run has in its workdir, and what other modes make of it
-    *("summary.json", predictor.FILE, "per_class.csv", "predictions.csv", "pruning.md", "export"),
-    *("curves.png", "confusion.png", "errors.png", "examples.png", "augmented.png"),
-    *("calibration.png", "robustness.png", "pruning.png", "filters.png", "feature_maps.png"),
+    "summary.json",
+    predictor.FILE,
+    "per_class.csv",
+    "predictions.csv",
+    "pruning.md",
+    "curves.png",
+    "confusion.png",
+    "errors.png",
+    "examples.png",
+    "augmented.png",
+    "calibration.png",
+    "robustness.png",
+    "pruning.png",
+    "filters.png",
+    "feature_maps.png",
     "attribution.png",
+    "export",
 )
-# All that is a run's; what makes it one goes last when they are deleted.
-OWN_FILES = (
-    *(FOLDER, PART, "tensorboard", "metrics.jsonl", predictor.EPOCHS, *RESULTS, "config.json"),
-)
+_PARTS = (FOLDER, PART, "tensorboard", "metrics.jsonl", predictor.EPOCHS)
+# All that is a run's; what makes it one is deleted last.
+OWN_FILES = (*_PARTS, *RESULTS, "config.json")
 
 
 @contextmanager
