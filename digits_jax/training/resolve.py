@@ -22,8 +22,8 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict
     The sources of the digits, where they are 'auto', and `population.slice`, where it is 0, are
     those of the run in `workdir` that goes on; else what `dataset.find` finds, and as many members
     as `slice_size` says, or as the device's memory holds. With `data.folds` a population of one
-    becomes one member per fold, with `prune.run` one per fraction. Raises UserError where the digits
-    cannot be had.
+    becomes one member per fold, with `prune.run` one per fraction. Raises UserError where
+    the digits cannot be had.
     """
     config = config.copy_and_resolve_references()
     recorded = settings.read(workdir) if workdir and config.resume else None
