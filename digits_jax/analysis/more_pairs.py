@@ -50,15 +50,15 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
         draws.append(artifacts.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
-    tests = [draw["test"] for draw in draws]
+    mean = stats.means([draw["test"] for draw in draws])
     found = {
         "split": name,
         "draws": DRAWS,
         "examples": DRAWS * split.size,
         **stats.spread(accuracy),
-        "heads": {head: np.mean([t["heads"][head] for t in tests]) for head in tests[0]["heads"]},
-        "all_heads": np.mean([t["all_heads"] for t in tests]),
-        "draw_std": np.std([t["accuracy"] for t in tests], ddof=1),
+        "heads": mean["heads"],
+        "all_heads": mean["all_heads"],
+        "draw_std": np.std([draw["test"]["accuracy"] for draw in draws], ddof=1),
     }
     if len(accuracy) > 1:
         found["ensemble"] = np.mean([draw["ensemble"] for draw in draws])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from digits_jax.data.augment import augment
@@ -143,9 +144,9 @@ def _gather(images: Array, rows: Array) -> Array:
     return flat.reshape(*rows.shape, *images.shape[1:])
 
 
-def unit(images: Array) -> Array:
-    """uint8 to float in [0, 1]."""
-    return images.astype(jnp.result_type(float)) / 255
+def unit(images: Array, dtype: DTypeLike = float) -> Array:
+    """uint8 to floats in [0, 1]; by default of the precision that JAX is set to."""
+    return images.astype(jnp.result_type(dtype)) / 255
 
 
 def normalize(images: Array, normalizer: Normalizer) -> Array:

@@ -232,7 +232,8 @@ def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:
         total, squares = np.zeros(recipe.shape), np.zeros(recipe.shape)
         index = np.asarray(split.rows)
         for start in range(0, len(index), 10_000):
-            images = np.asarray(recipe.compose(split.images[index[start : start + 10_000]])) / 255
+            composed = recipe.compose(split.images[index[start : start + 10_000]])
+            images = np.asarray(composed, np.float64) / 255
             total += images.sum(axis=0)
             squares += (images**2).sum(axis=0)
         mean, square = total / len(index), squares / len(index)

@@ -173,7 +173,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
 
 
 def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
-    """Saves an unfinished epoch and waits until it is on disk; the part before it stays till then."""
+    """Saves an unfinished epoch; an earlier part of it is deleted once this one is on disk."""
     with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
         parts.save(max(parts.epochs(), default=0) + 1, run.saved(), files.plain(meta))
