@@ -97,7 +97,7 @@ CORRUPTIONS = {
 def corrupt(images: np.ndarray, name: str, level: float) -> np.ndarray:
     """images: [N, 28, 28] uint8, ink bright -> the same, corrupted; the same at every call."""
     rng = np.random.default_rng(0)
-    corrupted = CORRUPTIONS[name].of(rng, unit(images, np.float32), level)
+    corrupted = CORRUPTIONS[name].of(rng, np.asarray(unit(images, np.float32)), level)
     return np.rint(255 * np.clip(corrupted, 0, 1)).astype(np.uint8)
 
 

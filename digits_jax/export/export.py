@@ -77,7 +77,7 @@ def export(
         hlo = _stablehlo(read, run.recipe.shape)
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
-    onnx_graph.quantize(folder / WHOLE, folder / SMALL, unit(some, np.float32))
+    onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(unit(some, np.float32)))
 
     expected = [np.asarray(p) for p in jax.jit(read)(unit(images[:_SOME], np.float32))]
     for name, answer in (
