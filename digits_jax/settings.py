@@ -149,7 +149,7 @@ def read(workdir: Path) -> Fields | None:
         ):
             raise TypeError
         return recorded
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

@@ -286,11 +286,11 @@ def test_fewer_single_digits_train_beside_all_drawn_ones(numbered, tmp_path, fol
     np.testing.assert_array_equal(few.validation.rows, every.validation.rows)
 
 
-@pytest.mark.parametrize("dataset", ["mnist100", "two_digit"])
+@pytest.mark.parametrize("name", ["mnist100", "two_digit"])
 @pytest.mark.parametrize("folds", [0, 3])
-def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, dataset, folds):
+def test_fresh_pairs_are_of_the_digits_that_train(numbered, tmp_path, name, folds):
     """With `data.train` of those that its pairs are made of, without of all that are kept."""
-    fields = {"dataset": dataset, "drawn_extra": 500, "cache_dir": str(tmp_path), "folds": folds}
+    fields = {"dataset": name, "drawn_extra": 500, "cache_dir": str(tmp_path), "folds": folds}
     few, every = (dataset.load(data_config(**fields, train=n, fresh_pairs=True)) for n in (40, 0))
     for fold in range(folds or 1):
         own = few.train.of(fold)

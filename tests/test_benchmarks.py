@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,7 +79,7 @@ def sections(tmp_path, monkeypatch):
     path.write_text('{"rows": [], "versions": {"torch": "2.0", "jax": "0"}}', encoding="utf-8")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(run.backend, "start", lambda _: None)
+    monkeypatch.setattr(run.backend, "command", lambda _: nullcontext())
     monkeypatch.setattr(run.costs, "start", lambda: [{"cache": "cold", "seconds": 4.5}])
     monkeypatch.setattr(tables, "write", lambda *_: None)
 

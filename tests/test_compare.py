@@ -186,8 +186,8 @@ _DATA = {
 }
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "two_digit"])
-def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, dataset):
+@pytest.mark.parametrize("name", ["mnist", "two_digit"])
+def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, name):
     """`made_of` agrees for two configs if and only if `dataset.load` gives both the same."""
 
     def digits(seed, n):
@@ -196,8 +196,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
 
     mnist = digits(98, RECIPES["mnist"].train // 500), digits(99, 50)
     small = {
-        name: recipe._replace(train=recipe.train // 500, test=50)
-        for name, recipe in RECIPES.items()
+        key: recipe._replace(train=recipe.train // 500, test=50) for key, recipe in RECIPES.items()
     }
     for where in (dataset, module):
         monkeypatch.setattr(where, "RECIPES", small)
@@ -208,7 +207,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
         {"seed": 1},
         {"validation": 0.2},
         {"train": 30},
-        {"train": small[dataset].train},
+        {"train": small[name].train},
         {"test": 20},
         {"test": 50},
         {"drawn_train": 140},
@@ -221,7 +220,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, d
     ]
     made = []
     for source, change in itertools.product(("mnist", "drawn"), changes):
-        data = _DATA | {"dataset": dataset, "source": source, "cache_dir": str(tmp_path)} | change
+        data = _DATA | {"dataset": name, "source": source, "cache_dir": str(tmp_path)} | change
         loaded = dataset.load(module.ConfigDict(data))
         for split in ("validation", "test"):
             images, labels = dataset.examples(getattr(loaded, split), loaded.recipe)

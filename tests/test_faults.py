@@ -212,7 +212,10 @@ def test_a_lost_terminal_takes_no_run_with_it():
     program = LISTENS.format(before="") + "print('not reached')"
     program = program.replace("sys.exit(75)", "signals.console.print('after'); sys.exit(75)")
     terminal, other = os.openpty()
-    program = program.replace("sys.exit(75)", "import launch; launch.cli._leave(75, 'saved')")
+    stops = "def stop(*_, **__): raise Stopped('saved')\ncli.app.run = stop; cli.main()"
+    program = program.replace(
+        "sys.exit(75)", f"\nfrom launch import cli\nfrom digits_jax.errors import Stopped\n{stops}"
+    )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=other, stderr=other) as process:
         os.close(other)

@@ -80,8 +80,8 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     modes = {
         "train": lambda: (train(config, tmp_path / "new[/0.1]"), train(config, workdir)),
         "eval": lambda: evaluate.evaluate(config, workdir, None, "auto"),
-        "epochs": lambda: best_test_epoch(config, workdir),
-        "pairs": lambda: more_pairs.more_pairs(config, workdir),
+        "best-test-epoch": lambda: best_test_epoch(config, workdir),
+        "more-pairs": lambda: more_pairs.more_pairs(config, workdir),
         "robustness": lambda: robustness.robustness(config, workdir),
         "describe": lambda: describe(config),
         "explain": lambda: explain(config, workdir, 0),

@@ -37,11 +37,11 @@ def program_of(config, data):
     return population.program(config, pipeline)
 
 
-def beginning(program, data, members):
+def beginning(program, data, members, init=first):
     """Those members before their first step."""
     order = population.order(members, 1, program=program, n=data.train.size)
     zeros = population.zeros(len(members.seed), program=program)
-    return Slice(first(members, program=program), zeros, order, members)
+    return Slice(init(members, program=program), zeros, order, members)
 
 
 SMALL = {  # every network, as small as it can be made
@@ -130,7 +130,7 @@ def test_every_train_step_lowers_for_every_platform(cache, name):
     config = shrink(config_of(name), cache)
     data = dataset.load(config.data)
     program, members = program_of(config, data), members_of(config, range(2))
-    own = jax.eval_shape(lambda members: beginning(program, data, members), members)
+    own = jax.eval_shape(lambda: beginning(program, data, members, population.init))
     shared = Shared(data.train, data.normalizer)
     for steps in (1, 2):
         traced = train.trace(own, shared, program=program, steps=steps)

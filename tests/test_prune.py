@@ -15,6 +15,7 @@ from digits_jax.search.search import search
 from digits_jax.training import prune
 from digits_jax.training.predictor import Predictor
 from digits_jax.training.train import train
+from digits_jax.types import Weights
 
 PARAMS = {
     "a": {"kernel": np.array([[0.5, -3.0], [1.0, -0.25]]), "bias": np.array([0.1, 0.2])},
@@ -56,7 +57,7 @@ def test_what_is_gone_stays_away(runs):
     assert config.population.size == 1  # of the caller's; the run's own copy has three
     whole = Predictor(folder / "whole").member(0)
     first, state = prune.begin(config, range(3))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), (first, state), whole)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), Weights(first, state), whole)
     after = Predictor(folder / "pruned").weights[0]
     sizes = 0
     for name, layer in after.items():

@@ -21,7 +21,7 @@ from digits_jax.analysis import evaluate, more_pairs, robustness, runs
 from digits_jax.analysis.best_test_epoch import best_test_epoch
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.explain import explain
-from digits_jax.data import batches
+from digits_jax.data import dataset
 from digits_jax.errors import UserError
 from digits_jax.export import export
 from digits_jax.export.demo import site
@@ -134,13 +134,13 @@ def test_what_other_modes_add_meanwhile_stays(config, run, monkeypatch):
 
 def test_additions_wait_for_each_other(run, monkeypatch):
     """Eight at once, each slow to write what it has read."""
-    write, before = runs.report.write_json, summary_of(run)
+    write, before = runs.files.write_json, summary_of(run)
 
     def slowly(*arguments):
         time.sleep(0.02)
         write(*arguments)
 
-    monkeypatch.setattr(runs.report, "write_json", slowly)
+    monkeypatch.setattr(runs.files, "write_json", slowly)
     additions = [runs.Addition(run, None, "") for _ in range(8)]
     threads = [
         threading.Thread(target=addition.write, args=(f"found {i}", {"mean": i}))
@@ -312,7 +312,7 @@ def test_what_cannot_be_written_is_said_before_the_work(config, run, tmp_path, m
         raise AssertionError
 
     monkeypatch.setattr(runs.tempfile, "TemporaryFile", sealed)
-    monkeypatch.setattr(batches, "load", worked)
+    monkeypatch.setattr(dataset, "load", worked)
     folder = tmp_path / out if out else run
     way = "choose another --out" if out else "--out=DIR"
     for look, _ in looking(config, run, folder if out else None).values():

@@ -187,8 +187,8 @@ def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
     before = config.to_dict()
     drawn = module.dataset.load(small(cache, RATE).data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.batches, "load", lambda _: drawn)
-        patch.setattr(module.batches, "find", lambda _: ("drawn", "no network"))
+        patch.setattr(module.dataset, "load", lambda _: drawn)
+        patch.setattr(module.dataset, "_why_drawn", lambda *_: "no network")
         search(config, str(tmp_path))
     assert config.to_dict() == before
     assert next(run.data.source for run in retrained.values()) == "drawn"
@@ -424,7 +424,7 @@ def unclosed():
 def test_storages_that_cannot_be(cache, tmp_path, monkeypatch, url, module_name, said):
     """One line before anything is loaded: the package to install, and never a password."""
     monkeypatch.setitem(sys.modules, module_name, None)  # as if it were not installed
-    monkeypatch.setattr(module.batches, "load", lambda _: pytest.fail("too late"))
+    monkeypatch.setattr(module.dataset, "load", lambda _: pytest.fail("too late"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"config.search.storage.*{re.escape(said)}") as caught:
         search(small(cache, RATE, storage=url), tmp_path / "s")

@@ -21,6 +21,7 @@ from digits_jax.core import optim
 from digits_jax.core.population import slice_size
 from digits_jax.data import dataset
 from digits_jax.errors import UserError
+from digits_jax.report.figures import draw
 from digits_jax.training import finish as finishing
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
@@ -435,10 +436,9 @@ def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monke
 
 def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
     titles = []
-    noted = finishing.figures.noted
-    monkeypatch.setattr(
-        finishing.figures, "noted", lambda *x: titles.append(noted(*x)) or titles[-1]
-    )
+    noted = draw.noted
+    for module in (draw, finishing.figures):
+        monkeypatch.setattr(module, "noted", lambda *x: titles.append(noted(*x)) or titles[-1])
     curves = finishing.figures.curves
     monkeypatch.setattr(
         finishing.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)

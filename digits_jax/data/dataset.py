@@ -105,11 +105,11 @@ def find(config: ConfigDict) -> tuple[ConfigDict, str]:
 def _why_drawn(config: ConfigDict, field: str) -> str:
     """Why MNIST can't be had, '' where it can; UserError if a `raw_dir` was to have it."""
     try:
-        _mnist(config, field)
+        sources.load(config.raw_dir, cache_dir(config))
         return ""
     except UserError as error:
         if config.raw_dir:
-            raise
+            raise _about(error, config, field) from None
         return str(error)
 
 
@@ -192,12 +192,17 @@ def _mnist(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
     try:
         return sources.load(config.raw_dir, cache_dir(config))
     except UserError as error:
-        if field == "source":
-            raise
-        raise UserError(
-            f"the test digits, data.test_source={config.test_source}: {error}; "
-            "--config.data.test_source=drawn tests on drawn digits"
-        ) from None
+        raise _about(error, config, field) from None
+
+
+def _about(error: UserError, config: ConfigDict, field: str) -> UserError:
+    """The error, saying so where it is about the test digits alone."""
+    if field == "source":
+        return error
+    return UserError(
+        f"the test digits, data.test_source={config.test_source}: {error}; "
+        "--config.data.test_source=drawn tests on drawn digits"
+    )
 
 
 def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
