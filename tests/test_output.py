@@ -20,6 +20,8 @@ from digits_jax.models.describe import describe
 from digits_jax.search.search import search
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 ENCODINGS = ("ascii", "cp1252")
 
