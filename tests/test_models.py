@@ -154,7 +154,7 @@ def loss_of(model, rest, heads, key):
     return loss
 
 
-@pytest.mark.parametrize("name", slow_except(("mlp", "tower"), models.MODELS))
+@pytest.mark.parametrize("name", slow_except(("mlp", "cnn"), models.MODELS))
 def test_second_derivatives(getkey, x64, name):
     """Along a line through weights and images: the slope is the gradient's, and how the gradient
     changes is what it is a bit further on less what it was a bit before, by the layers' own rules.

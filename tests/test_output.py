@@ -21,6 +21,8 @@ from digits_jax.export.demo import site
 from digits_jax.search.search import search
 from digits_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 ROOT = Path(__file__).parent.parent
 ENCODINGS = ("ascii", "cp1252")
 

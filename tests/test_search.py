@@ -327,6 +327,7 @@ def start(cache, workdir, kill=-1):
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(cache, tmp_path):
     """Together they make exactly the trials that were asked for, none twice."""
     processes = [start(cache, tmp_path) for _ in range(2)]
