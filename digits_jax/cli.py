@@ -97,7 +97,7 @@ def dispatch(argv: list[str]) -> None:
     cache = cache_dir(config.data if config else ConfigDict({"cache_dir": ""}))
     with together as listen, backend.command(cache):
         if mode.trains:
-            function(config, FLAGS.workdir, listen, **values)
+            function(config, FLAGS.workdir or None, listen, **values)
         elif "out" in mode.flags:
             function(config, FLAGS.workdir or settings.finished(config.name), **values)
         else:

@@ -114,8 +114,8 @@ def check(config: ConfigDict) -> None:
 
 
 def fractions_of(config: ConfigDict) -> tuple[float, ...]:
-    """By member, of the weights that `config.prune` takes away."""
-    return tuple(config.prune.fractions) or (FRACTIONS if config.prune.run else ())
+    """By member, of the weights that `config.prune` takes away; () without a run to prune."""
+    return (tuple(config.prune.fractions) or FRACTIONS) if config.prune.run else ()
 
 
 def size_of(config: ConfigDict) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import built, config_of, shrink, slow_except
 
-from digits_jax.devices import backend
+from digits_jax.devices import backend, mesh
 from digits_jax.errors import UserError
 from digits_jax.training import resolve as resolving
 
@@ -201,6 +201,14 @@ def test_slices_are_halved_until_they_fit(cache, monkeypatch):
     assert run.config.population.slice == 3
     assert sum(len(members.seed) for members in run.members) == 6
     np.testing.assert_array_equal(run.members[1].seed, [3, 4, 5])
+
+
+def test_shapes_are_laid_out_as_arrays_are():
+    like = jax.ShapeDtypeStruct((2, 3), np.float32)
+    assert mesh._fetch(like) is like  # of several processes, too
+    layout = mesh.Layout(1, 4)
+    layout.alone = False
+    assert layout.over_members([like])[0].sharding.spec == jax.P("member")
 
 
 FREED = """

@@ -22,7 +22,7 @@ from digits_jax.core.step import distillation
 from digits_jax.data import dataset, drawn
 from digits_jax.data.recipes import STREAMS
 from digits_jax.errors import UserError
-from digits_jax.training import distill, predictor
+from digits_jax.training import distill
 from digits_jax.training.predictor import FILE, Predictor, epoch_file
 from digits_jax.training.train import train
 from digits_jax.types import Teacher
@@ -119,13 +119,13 @@ def test_no_more_members_at_once_than_in_training(
     expected = Predictor(three).predict(images)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     run, computed = Predictor(tmp_path), []
-    program = predictor._predict
+    program = run._predict
 
-    def predict(weights, *rest, **static):
+    def predict(weights, *rest):
         computed.append(len(jax.tree.leaves(weights)[0]))
-        return program(weights, *rest, **static)
+        return program(weights, *rest)
 
-    monkeypatch.setattr(predictor, "_predict", predict)
+    run._predict = predict
     chex.assert_trees_all_close(run.predict(images), expected, rtol=1e-5, atol=1e-6)
     assert computed == at_once
 

@@ -136,3 +136,11 @@ def test_a_damaged_section_is_one_clear_line(runs, tmp_path):
         settings.read(tmp_path)
     with pytest.raises(UserError, match="holds no finished run"):
         compare_runs(tmp_path, tmp_path)
+
+
+def test_fractions_count_where_a_run_is_pruned_alone():
+    config = config_of("lenet5")
+    config.prune.fractions = (0.5, 0.9)
+    assert settings.size_of(config) == 1
+    config.prune.run = "a run"
+    assert settings.size_of(config) == 2

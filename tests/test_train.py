@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -608,3 +609,19 @@ def test_divergence_is_one_clear_line(cache, tmp_path):
     config.optimizer.update(name="sgd", learning_rate=1e30)
     with pytest.raises(UserError, match="a lower --config"):
         train(config, tmp_path)
+
+
+def test_the_programs_of_a_run_go_with_it(cache):
+    """A search of many rounds would else fill the memory."""
+    client = jax.local_devices()[0].client
+
+    def one():
+        run = built(small(cache))
+        loop.epoch(run, 1, loop.Clock())
+
+    counts = []
+    for _ in range(3):
+        one()
+        gc.collect()
+        counts.append(len(client.live_executables()))
+    assert counts[1] == counts[2]

@@ -120,6 +120,9 @@ def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -
     if not known:
         found, reason = dataset.find(unresolved[0].data)
         source = found.source
+        for config in unresolved:
+            if config.data.test_source == "auto":
+                config.data.test_source = found.test_source or "auto"
     for config in unresolved:
         config.data.source = source
     if source == "drawn" and not known:

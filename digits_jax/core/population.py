@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from digits_jax import models
 from digits_jax.core import optim
@@ -49,11 +49,11 @@ def program(
     config: ConfigDict, pipeline: batches.Pipeline, teacher: Program | None = None
 ) -> Program:
     """What `config` describes. teacher: the program of the run that it learns from."""
-    optimizer = FrozenConfigDict(config.optimizer)
+    optimizer = config.optimizer
     return Program(
         model=models.from_config(config, pipeline.recipe.heads),
-        tx=_transformation(optimizer),
-        schedule=_schedule(optimizer, config.epochs, pipeline.steps_per_epoch),
+        tx=optim.transformation(optimizer),
+        schedule=optim.unit_schedule(optimizer, config.epochs, pipeline.steps_per_epoch),
         pipeline=pipeline,
         ema=optimizer.ema,
         decoupled=optimizer.decoupled,
@@ -66,11 +66,6 @@ def program(
         min_delta=config.early_stopping.min_delta,
         teacher=teacher,
     )
-
-
-# One object for equal configs, so that their programs are equal.
-_transformation = functools.cache(optim.transformation)
-_schedule = functools.cache(optim.unit_schedule)
 
 
 def hyper_of(config: ConfigDict) -> Hyper:

@@ -18,7 +18,7 @@ from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainSt
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is static in a run. Equal programs are the same for `jax.jit`.
+    """What is static in a run; hashable, as `jax.jit` needs it of a static argument.
 
     ema: the decay of the averaged weights, 0 without. decoupled, sparse: as in `apply_gradient`.
     bfloat16: the network computes in it; weights, BatchNorm's statistics, the loss and the update

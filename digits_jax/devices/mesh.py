@@ -82,8 +82,8 @@ class Layout:
         So have its arguments, but for numbers and those of the type `Shared`, which every device
         holds. Keywords are static; `how` goes to `jax.jit`.
         """
-        if self.alone:
-            return jax.jit(function, **how)
+        if self.alone:  # a function of its own, so that its programs go when the run goes
+            return jax.jit(functools.partial(function), **how)
 
         @functools.cache
         def compiled(spec: jax.P) -> Any:
@@ -135,6 +135,8 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.tree.map(_fetch, tree)
 
 
-def _fetch(x: Any) -> np.ndarray:
+def _fetch(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
     whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
     return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)

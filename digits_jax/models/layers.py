@@ -295,7 +295,8 @@ class AdaptiveAveragePool(nn.Module):
         if self.size == 1:
             return x.mean(axis=(1, 2), keepdims=True)
         window, strides = adaptive_window(x.shape[1:3], self.size)
-        return nn.avg_pool(x, window, strides)
+        total = nn.pooling.pool(x, 0.0, jax.lax.add, window, strides, "VALID")
+        return total / float(math.prod(window))
 
 
 def adaptive_window(shape: tuple[int, ...], size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -5,7 +5,8 @@ normalisation) are the JAX engine's, so that both train on the same examples; we
 are drawn by NumPy, from generators that are seeded by the keys of the JAX engine.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -69,16 +70,17 @@ def init(members: Members, *, program: Program) -> TrainState:
 
 
 def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
-    done = []
+    states, totals = [], []
     for m in range(len(own.members.seed)):
         one = _part(_numpy(own), m)
         for _ in range(steps):
-            batch, key = _draw(one, shared, program=program)
+            batch, key = _drawing(program)(one, shared)
             batch, hyper = _numpy(batch), one.members.hyper
             state, new = train_step(one.state, batch, _generator(key), hyper, program)
             one = one._replace(state=state, totals=jax.tree.map(np.add, one.totals, new))
-        done.append(one)
-    return _stack(done)
+        states.append(one.state)
+        totals.append(one.totals)
+    return own._replace(state=_stack(states), totals=_stack(totals))
 
 
 def evaluate(
@@ -108,7 +110,11 @@ def shapes(members: Members, *, program: Program) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
 
 
-_draw = jax.jit(member_batch, static_argnames="program")
+@functools.lru_cache(maxsize=2)  # the programs of a run go soon after it
+def _drawing(program: Program) -> Callable[[Slice, Shared], tuple[Batch, jax.Array]]:
+    return jax.jit(functools.partial(member_batch, program=program))
+
+
 _examples = jax.jit(batches.eval_batch, static_argnames="recipe")
 
 

@@ -71,7 +71,8 @@ def search(
     if config.search.storage:
         usable(config.search.storage)
     auto = config.data.source == "auto"
-    config.data, reason = dataset.find(config.data)
+    found, reason = dataset.find(config.data)
+    config.data.source = found.source
     workdir = _folder_of(config, workdir, auto and config.data.source == "drawn")
     _keep_teachers(config, workdir, space)
     if auto and config.data.source == "drawn":

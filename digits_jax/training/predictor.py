@@ -8,6 +8,7 @@ averaged probabilities.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Predictor:
         self.recipe = RECIPES[config.data.dataset]
         self._pipeline = batches.pipeline_of(config, self.recipe, n=1)
         self.program = population.program(config, self._pipeline)
+        self._predict = jax.jit(partial(population.predict, program=self.program))
         size = config.population.size
         self.temperature = np.ones(size + 1)
         if (workdir / FILE).exists():
@@ -134,14 +136,11 @@ class Predictor:
             part = images[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0)))
             for ids, weights in zip(self._ids, self._slices, strict=True):
-                answers = _predict(weights, padded, self.normalizer, program=self.program)
+                answers = self._predict(weights, padded, self.normalizer)
                 for head, values in answers.items():
                     found = np.asarray(values)[:, : len(part)]
                     log_p[head][ids.start : ids.stop, start : start + size] = found
         return log_p
-
-
-_predict = jax.jit(population.predict, static_argnames="program")
 
 
 def _check_shape(like: Any, array: np.ndarray) -> None:

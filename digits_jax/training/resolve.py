@@ -26,6 +26,8 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict
     the digits cannot be had.
     """
     config = config.copy_and_resolve_references()
+    if workdir:
+        hosts.agree_on(workdir)  # what follows depends on it
     recorded = settings.read(workdir) if workdir and config.resume else None
     if recorded:
         for field in ("source", "test_source"):

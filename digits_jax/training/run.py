@@ -286,7 +286,8 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     if source and config.distill.views:
         teacher = distill.make(config, data.train, source, shapes=shapes)
         same = "what their teacher says; one --config.data.cache_dir for all of them ends that"
-        hosts.agree(same, *jax.tree.leaves(teacher))
+        if not shapes:
+            hosts.agree(same, *jax.tree.leaves(teacher))
     arrays = data.train, data.validation, data.test, data.normalizer, teacher
     train, validation, test, normalizer, teacher = layout.everywhere(arrays)
     data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import files, settings
@@ -46,8 +46,9 @@ def train(
     stop and all is saved.
     """
     clock, auto = Clock(), config.data.source == "auto"
-    config, workdir, reason = _resolved(config, workdir)
+    config, workdir, reason = _placed(config, workdir)
     with hosts.reports(workdir) as folder, owned(folder, again(config.resume)):
+        config = resolve(config, workdir)
         through = finished(config, workdir)
         hosts.agree("whether they are finished", bytes([through]))
         if through:
@@ -92,8 +93,8 @@ def train(
         finish(run, folder, clock)
 
 
-def _resolved(config: ConfigDict, workdir: str | Path | None) -> tuple[FrozenConfigDict, Path, str]:
-    """-> (the config that is trained, its folder, why MNIST could not be had)."""
+def _placed(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Path, str]:
+    """-> (the checked config, its folder, why MNIST could not be had)."""
     settings.check(config)
     hosts.agree("their configs", settings.fingerprint(config))
     folder, reason = Path("runs") / config.name if workdir is None else Path(workdir), ""
@@ -110,7 +111,7 @@ def _resolved(config: ConfigDict, workdir: str | Path | None) -> tuple[FrozenCon
                 f"config.{field}={source} is the --workdir, and a run cannot learn from itself; "
                 "choose another --workdir"
             )
-    return resolve(config, folder), folder, reason
+    return config, folder, reason
 
 
 def _say_finished(config: ConfigDict, workdir: Path, auto: bool) -> None:
