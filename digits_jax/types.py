@@ -1,4 +1,4 @@
-"""The few data types that every room shares."""
+"""Data types used throughout the package."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ class Digits(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Examples as draws from digits in memory.
+    """Examples as indices into digits in memory.
 
     images: [D, 28, 28] uint8; labels: [D] uint8; rows: [N, k] int32, the digits of each example;
-    pool: [P] int32, sorted, the digits it is made of and fresh pairs are drawn from. With
+    pool: [P] int32, sorted, all digits of the split; fresh pairs are sampled from it. With
     cross-validation, `rows` and `pool` have a leading axis of folds.
     """
 
@@ -40,7 +40,7 @@ class Split(NamedTuple):
         return self.rows.shape[-2]
 
     def of(self, fold: Array | int) -> "Split":
-        """As a member sees it that leaves out `fold`."""
+        """The split of a member that holds out `fold`."""
         if self.rows.ndim == 2:
             return self
         return self._replace(rows=self.rows[fold], pool=self.pool[fold])
@@ -56,8 +56,8 @@ class Normalizer(NamedTuple):
 class Batch(NamedTuple):
     """Examples as a step takes them.
 
-    images: [B, H, W] float, augmented and normalised; labels: {head: [B] int32}; mask: [B] float,
-    1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's
+    images: [B, H, W] float, normalised, in training augmented; labels: {head: [B] int32}; mask: [B]
+    float, 1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's
     probabilities at the program's temperature, None without a teacher.
     """
 
@@ -70,9 +70,9 @@ class Batch(NamedTuple):
 class Metrics(NamedTuple):
     """Sums over examples, so that metrics of parts add up to those of the whole.
 
-    loss: [] summed cross-entropy (mean over heads); correct: {head: []} right on that head;
-    all_heads: [] right on every head; examples: [] how many there were; finite: [] how many parts,
-    steps say, had a loss that is a number.
+    loss: [] the summed loss (mean over heads), as it is trained on or evaluated; correct:
+    {head: []} right on that head; all_heads: [] right on every head; examples: [] how many there
+    were; finite: [] how many batches had a finite loss.
     """
 
     loss: Array
@@ -93,7 +93,7 @@ class Metrics(NamedTuple):
 
 @struct.dataclass
 class Hyper:
-    """What may differ between the members of a population: float32 arrays, [] each."""
+    """Hyperparameters that may differ between members: floats, [] each."""
 
     learning_rate: Array
     weight_decay: Array
@@ -189,8 +189,7 @@ class Slice(NamedTuple):
 class Shared(NamedTuple):
     """What all members of a slice share.
 
-    An argument of this type is mapped over by no `vmap`, and every device holds all of it; all
-    other arguments have a leading axis of members. mask: [B], of a batch to evaluate.
+    Not vmapped (`in_axes=None`), and replicated on every device. mask: [B], in evaluation only.
     """
 
     split: Split

@@ -1,4 +1,4 @@
-"""Optimisers and schedules, free of the learning rate, so that members may differ in it."""
+"""Optimisers and schedules without the learning rate, which may differ between members."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def transformation(optimizer: ConfigDict) -> optax.GradientTransformation:
     BatchNorm, depthwise kernels and convolutions of grey images. The heads are Muon's, unlike
     Jordan's, and so are `momentum` and `nesterov`.
 
-    The updates are in the direction of the gradient: the step scales them by minus the rate.
+    Updates point uphill; `apply_gradient` multiplies them by minus the learning rate.
     """
     check_choice("optimizer.name", optimizer.name, OPTIMIZERS)
     if optimizer.name == "sgd":

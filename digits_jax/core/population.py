@@ -1,8 +1,8 @@
 """A run as a population: the pure functions of a step, vmapped over the members of a slice.
 
-A member's weights, its order of batches, its augmentation and its dropout are streams of its seed,
-each folded with the step, so nothing random lives in the state and a resumed run is the same run.
-Arguments of the type `Shared` are the same for all members; all others have a leading member axis.
+All randomness is derived from a member's seed and the step or the epoch with `fold_in`. The state
+holds no keys, so a resumed run is identical. Arguments of the type `Shared` are not vmapped, and
+every device holds them; other arrays have a leading axis of members. Scalars are shared.
 """
 
 import functools
@@ -91,17 +91,16 @@ def members_of(config: ConfigDict, ids: Sequence[int]) -> Members:
 
 
 def slice_size(size: int, backend: str, devices: int = 1, shared: bool = False) -> int:
-    """Members per program: one on each of `devices` on CPU, where a loop beats vmap (three members
-    by vmap took twice the time of three solo runs), on GPU and TPU all that divide evenly over the
-    devices. One on each, too, where they are `shared` with others that compute the same batch: XLA
-    would gather it for convolutions of several members.
+    """Members to vmap at once. On CPU one per device: vmap of three took twice as long as three runs
+    of one. On GPU and TPU the largest multiple of `devices`; one per device if the batches are
+    `shared` by several, since XLA would gather them for convolutions of several members.
     """
     one_each = devices if size >= devices else 1
     return one_each if backend == "cpu" or shared else size - size % devices or size
 
 
 def slices(size: int, width: int) -> list[range]:
-    """The members 0 to size - 1 in runs of `width`; the last may be shorter."""
+    """range(size) in chunks of `width`; the last may be shorter."""
     return [range(start, min(start + width, size)) for start in range(0, size, width)]
 
 
@@ -136,8 +135,8 @@ def zeros(members: int, *, program: Program) -> Metrics:
 def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
     """The next `steps` steps of the epoch; adds their metrics to the totals.
 
-    Several steps are one scan. On CPU take one: a convolution's gradient inside a scan is 20 to 46
-    times slower there (https://github.com/jax-ml/jax/issues/12868).
+    Several steps are one `lax.scan`. On CPU use steps=1: a convolution's gradient inside a scan is
+    20 to 46 times slower there (https://github.com/jax-ml/jax/issues/12868).
     """
     make_batch = jax.vmap(functools.partial(member_batch, program=program), in_axes=(0, None))
     update = jax.vmap(functools.partial(train_step, program=program))
@@ -151,7 +150,7 @@ def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
 
 
 def member_batch(own: Slice, shared: Shared, *, program: Program) -> tuple[Batch, jax.Array]:
-    """What one member trains on in its next step, and the key of its dropout."""
+    """One member's next batch, with a teacher's targets if there is one, and its dropout key."""
     pipeline, split = program.pipeline, shared.split.of(own.members.fold)
     key = jax.random.fold_in(_key(own.members.seed, _STEP), own.state.step)
     key_pairs, key_augment, key_dropout = jax.random.split(key, 3)
@@ -173,7 +172,7 @@ def member_batch(own: Slice, shared: Shared, *, program: Program) -> tuple[Batch
 def evaluate(
     own: tuple[Weights, Members], shared: Shared, *, program: Program
 ) -> tuple[Metrics, dict[str, Array]]:
-    """One batch, whose rows are those of shared.split: see `step.eval_step`."""
+    """`step.eval_step` of each member, on all of `shared.split` as one batch."""
 
     def one(own: tuple[Weights, Members], shared: Shared) -> tuple[Metrics, dict[str, Array]]:
         (weights, member), mask = own, jnp.asarray(shared.mask)
@@ -197,7 +196,7 @@ def soften(
 ) -> dict[str, Array]:
     """images: [B, H, W] in [0, 1] -> {head: [B, C]} the teacher's probabilities at `temperature`.
 
-    The mean over its members, whose slices are looped over, as they were when they were trained.
+    The mean over its members; loops over its slices.
     """
     pixels = batches.normalize(images, teacher.normalizer)
     answers = [_log_probabilities(weights, pixels, program) for weights in teacher.weights]

@@ -23,9 +23,9 @@ class Program:
     ema: the decay of the averaged weights, 0 without. decoupled, sparse: as in `apply_gradient`.
     bfloat16: the network computes in it; weights, BatchNorm's statistics, the loss and the update
     do not (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
-    dropout: False where no member has any; then no bits are drawn for it. distill_weight,
-    temperature: of a batch with targets. patience (epochs, 0: never), min_delta: of early stopping.
-    teacher: the program of the run that this one learns from in every step.
+    dropout: False if no member uses it; then no random bits are drawn. distill_weight,
+    temperature: used if the batch has targets. patience (epochs, 0: never), min_delta: of early
+    stopping. teacher: the program of the teacher that predicts in every step.
     """
 
     model: Any  # a Flax module; of the NumPy engine its own, and so is `tx`
@@ -69,7 +69,7 @@ def init_state(key: jax.Array, program: Program) -> TrainState:
 
 
 def starting(state: TrainState, weights: Weights) -> TrainState:
-    """A first state with those weights instead."""
+    """The first state, with these weights instead of its own."""
     params, model_state = weights
     best = dataclasses.replace(state.best, params=params, model_state=model_state)
     ema = None if state.ema is None else params
@@ -81,9 +81,9 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
 
-    Returns the next state and the metrics of the batch as it was trained on. With batch.targets
-    the loss is (1 - distill_weight) times that of the labels plus distill_weight times
-    `distillation`. The decay of the averaged weights is (1 + t) / (10 + t) at the start.
+    Returns the next state and the metrics of the batch. With batch.targets the loss is
+    (1 - w) * cross_entropy + w * distillation, w = distill_weight. The decay of the averaged
+    weights is min(ema, (1 + t) / (10 + t)).
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
@@ -144,8 +144,8 @@ def apply(
 ) -> tuple[Mapping[str, Array], PyTree]:
     """images: [B, H, W] float, normalised -> ({head: [B, C] logits}, the next model_state).
 
-    dropout: (rate, key) where the network is trained, and BatchNorm takes the batch's statistics;
-    None to predict.
+    dropout: (rate, key) in training, where BatchNorm uses the statistics of the batch; None to
+    predict.
     """
     variables = {"params": weights.params, "batch_stats": weights.model_state}
     if dropout is None:
@@ -188,7 +188,7 @@ def cross_entropy(
 def distillation(
     logits: Mapping[str, Array], targets: Mapping[str, Array], temperature: float
 ) -> Array:
-    """How far softened predictions are from a teacher's: T^2 KL(targets || softmax(logits / T)).
+    """The distillation loss, T^2 KL(targets || softmax(logits / T)).
 
     Hinton et al. 2015, arXiv:1503.02531. logits: {head: [B, C]}; targets: {head: [B, C]}
     probabilities at the same temperature -> [B], the mean over heads.
@@ -230,15 +230,15 @@ def current(state: TrainState) -> Weights:
 
 
 def chosen(state: TrainState) -> Weights:
-    """The weights that a run is judged by, as `track_best` chose them."""
+    """The best weights, as `track_best` selected them."""
     return Weights(state.best.params, state.best.model_state)
 
 
 def track_best(state: TrainState, score: Array, epoch: Array | int, program: Program) -> TrainState:
-    """Remembers the current weights if `score` [] is the highest so far; ties go to the earlier.
+    """Keeps the current weights if `score` [] is higher than all before.
 
-    Stops the member once `patience` epochs have passed without `score` beating the reference by
-    more than `min_delta`; what a stopped member does no longer counts.
+    Stops the member after `patience` epochs without a gain above `min_delta`; a stopped member
+    keeps what it has.
     """
     best, weights = state.best, current(state)
     improved = (score > best.score) & ~best.stopped

@@ -83,10 +83,10 @@ def _temporary() -> Path:
 
 
 def find(config: ConfigDict) -> tuple[ConfigDict, str]:
-    """-> (a copy of `config`, the `config.data` of a run, with 'mnist' or 'drawn' for 'auto', why).
+    """Resolves 'auto' in `config`, the `config.data` of a run, to 'mnist' or 'drawn'.
 
-    The second says why MNIST could not be had, '' where it could or where the source was given.
-    Raises UserError for an unknown source, and where `raw_dir` is given and cannot be read.
+    -> (a copy of `config`, why MNIST is not available, or ''). Raises UserError for an unknown
+    source, and if `raw_dir` is given and cannot be read.
     """
     found: dict[str, str] = {}
     for field in ("source", "test_source") if config.test_source else ("source",):
@@ -206,9 +206,9 @@ def _about(error: UserError, config: ConfigDict, field: str) -> UserError:
 
 
 def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
-    """Drawn digits, kept on disk under a name that changes with what drew them.
+    """Drawn digits, cached on disk.
 
-    Rounding differs between versions of JAX and backends, so they belong to it.
+    The file's name hashes the generator, JAX's version and the backend: rounding differs.
     """
     source = Path(drawn.__file__)
     code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()

@@ -1,8 +1,8 @@
 """Many devices as a mesh: members along one axis, the examples of a batch along the other.
 
-A program is written for one device. `Layout.jit` gives each column of the mesh its members; within
-it XLA divides what `over_data` marks, and means over a batch, BatchNorm's among them, stay means
-over all of it (Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
+Functions are written for one device. `Layout.jit` shards the members with `shard_map`; XLA shards
+the batch where `over_data` constrains it, so means over a batch, BatchNorm's among them, stay global
+(Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
 """
 
 import functools
@@ -72,15 +72,15 @@ class Layout:
         return jax.tree.map(put, fetch(tree))
 
     def _spec(self, tree: PyTree) -> jax.P:
-        """A slice that does not divide evenly is not divided: every column does all of it."""
+        """A slice that does not divide evenly over the members' axis is replicated."""
         size = len(jax.tree.leaves(tree)[0])
         return jax.P() if size % self.members else jax.P(MEMBER)
 
     def jit(self, function: Callable[..., PyTree], **how: Any) -> Callable[..., PyTree]:
-        """`jax.jit` of a function of members: its results have a leading axis of members.
+        """`jax.jit` of a function of members, whose results have a leading axis of members.
 
-        So have its arguments, but for numbers and those of the type `Shared`, which every device
-        holds. Keywords are static; `how` goes to `jax.jit`.
+        Its arguments are sharded by member; scalars and `Shared` are replicated. Keywords are
+        static; `how` goes to `jax.jit`.
         """
         if self.alone:  # a function of its own, so that its programs go when the run goes
             return jax.jit(functools.partial(function), **how)
@@ -119,7 +119,7 @@ def shares() -> int:
 
 
 def over_data(x: Array) -> Array:
-    """[B, ...] where each device of a row computes with its part of the examples.
+    """[B, ...] with its first axis sharded over the devices that share a batch.
 
     Unchanged where devices share no batch, or where the examples do not divide evenly.
     """

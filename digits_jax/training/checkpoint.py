@@ -71,7 +71,7 @@ class Checkpoints:
         state = jax.tree.map(jnp.copy, state)
         with self._writing():
             for later in self.epochs():
-                if later >= epoch:  # a damaged one, that a resume went back behind
+                if later >= epoch:  # damaged: the resume fell back to an earlier one
                     self._manager.delete(later)
             saved = self._manager.save(
                 epoch,

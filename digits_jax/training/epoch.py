@@ -43,10 +43,9 @@ def epoch(
 ) -> list[dict[str, Any]]:
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl.
 
-    Goes on from `run.position`. A member whose loss stops being a number gives no row: it is
-    stopped and noted in `run.diverged`. Raises `Stopped` soon after `interrupts` are asked to stop,
-    and notes in `run.position` how far it came. The device is waited for a few times a second, to
-    draw the bar.
+    Starts at `run.position`. Diverged members (loss or weights not finite) give no row and are
+    noted in `run.diverged`. On an interrupt it saves its progress in `run.position` and raises `Stopped`.
+    It waits for the device a few times a second, to draw the bar.
     """
     if not run.ready:
         run.compile()

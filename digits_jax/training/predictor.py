@@ -1,4 +1,4 @@
-"""A trained run as it predicts: the weights it is judged by, from `model.npz` or a checkpoint.
+"""Predictions of a trained run, with its best weights from `model.npz` or a checkpoint.
 
 `model.npz` is the artefact of a finished run, of one network or of an ensemble: NumPy arrays alone,
 no pickle. `config` is the run's config as JSON; `normalizer/...`, `weights/params/...` and
@@ -82,7 +82,7 @@ class Predictor:
         self._slice()
 
     def _slice(self) -> None:
-        """Cuts the weights as they are computed with: no more members at once than the run had."""
+        """Splits the weights into slices, at most as wide as in training."""
         size = self.config.population.size
         width = slice_size(size, jax.default_backend())
         self._ids = slices(size, min(width, self.config.population.slice or width))

@@ -17,13 +17,12 @@ _FULL = 0.9  # of a device's memory
 
 
 def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict:
-    """A frozen copy of a checked `config` in which nothing is left open.
+    """A frozen copy of a checked `config` with all automatic values filled in.
 
-    The sources of the digits, where they are 'auto', and `population.slice`, where it is 0, are
-    those of the run in `workdir` that goes on; else what `dataset.find` finds, and as many members
-    as `slice_size` says, or as the device's memory holds. With `data.folds` a population of one
-    becomes one member per fold, with `prune.run` one per fraction. Raises UserError where
-    the digits cannot be had.
+    'auto' sources and `population.slice=0` are taken from the run that is resumed in `workdir`,
+    else from `dataset.find` and from `slice_size`, limited by the device's memory. With
+    `data.folds` a population of one becomes one member per fold, with `prune.run` one per fraction.
+    Raises UserError if the digits are not available.
     """
     config = config.copy_and_resolve_references()
     if workdir:

@@ -40,15 +40,15 @@ from digits_jax.types import (
     Weights,
 )
 
-_CHUNK = 1024  # most steps per dispatch where they are scanned: an epoch of nearly every config
+_CHUNK = 1024  # most steps of a `lax.scan`: an epoch of nearly every config
 
 
 @dataclasses.dataclass
 class Position:
-    """How far an epoch has come.
+    """Progress within an epoch.
 
-    rows: of the slices before `slice`, which are through; of that slice `start` steps are done,
-    `totals` sums their metrics, and they took `seconds`.
+    slice, start: the current slice and its finished steps; totals, seconds: their summed metrics
+    and time; rows: of the finished slices.
     """
 
     slice: int = 0
@@ -79,7 +79,7 @@ class Position:
 class Compiled:
     """A jitted function, compiled ahead of its calls: once for each structure, shapes and dtypes.
 
-    Where its arguments lie does not count: a run keeps each of them in one place.
+    Sharding is not part of the key: it never changes within a run.
     """
 
     def __init__(self, function: Any):
@@ -87,7 +87,7 @@ class Compiled:
         self._programs: dict[Hashable, jax.stages.Compiled] = {}
 
     def compile(self, *arguments: PyTree, **static: Hashable) -> jax.stages.Compiled:
-        """The program for such arguments, which takes them without the `static` ones."""
+        """The executable for these arguments; it is called without the static ones."""
         leaves, structure = jax.tree.flatten(arguments)
         kinds = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
         key = (structure, kinds, *static.items())
@@ -104,7 +104,7 @@ class Run:
     """A run in memory: its data, its compiled programs and the states of its slices.
 
     compiling: seconds that compiling took; ready: it is done, and they are counted.
-    inputs: {config field: the SHA-256 of the weights that it names}, of what the run learns from.
+    inputs: {config field: SHA-256 of the weights of the teacher, or of the run that is pruned}.
     diverged: {member: where its loss stopped being a number}.
     """
 
@@ -169,7 +169,7 @@ class Run:
         return total, {head: log_p[:, : split.size] for head, log_p in joined.items()}
 
     def _batches(self, split: Split) -> Iterator[Shared]:
-        """What the program that evaluates gets, batch by batch: one program for all splits."""
+        """Batches to evaluate, all of one shape, so that all splits share an executable."""
         none = split.pool[..., :0]
         for rows, mask in batches.padded_rows(split.rows, self.config.eval_batch_size):
             part = split._replace(rows=rows, pool=none)
@@ -178,7 +178,7 @@ class Run:
     def evaluate_chosen(
         self, split: Split, answers: bool = True
     ) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
-        """`evaluate` for every slice, under the weights that the run is judged by."""
+        """`evaluate` for every slice, with its best weights."""
         return [
             self.evaluate(chosen(state), members, split, answers)
             for state, members in zip(self.states, self.members, strict=True)
@@ -210,15 +210,15 @@ class Run:
         return self._evaluate.compile(own, next(self._batches(split)), program=self.program)
 
     def stepper(self, own: Slice, steps: int) -> Callable[[Slice], Slice]:
-        """What trains such a slice for so many steps."""
+        """`core.population.train`, compiled for such a slice and so many steps."""
         if isinstance(self.train, Compiled):
             compiled = self.train.compile(own, self.shared, program=self.program, steps=steps)
             return lambda own: compiled(own, self.shared)
         return lambda own: self.train(own, self.shared, program=self.program, steps=steps)
 
     def bytes_needed(self) -> int:
-        """Of a device's memory: the largest program with its state, all other states, and a copy of
-        all for the checkpoint.
+        """Peak bytes per device: the largest executable, all other states, and a copy of all states
+        for the checkpoint.
         """
         rows = self.data.test.rows[..., : self.config.eval_batch_size, :]
         test = self.data.test._replace(rows=rows)
@@ -281,7 +281,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     source = _learned_from(config) if config.distill.teacher else None
     pipeline = batches.pipeline_of(config, data.recipe, data.train.size)
     program = engine.program(config, pipeline, source.program if source else None)
-    engine.shapes(members, program=program)  # a network that cannot be is found before long work
+    engine.shapes(members, program=program)  # fails early if the network cannot be built
     teacher: Teacher | PrecomputedTargets | None = source.teacher() if source else None
     if source and config.distill.views:
         teacher = distill.make(config, data.train, source, shapes=shapes)
@@ -347,7 +347,7 @@ def _learned_from(config: ConfigDict) -> Predictor:
     same = ["source", "seed", "validation", "folds"]
     same += ["drawn_train"] if ours.source == "drawn" else []
     other = [field for field in same if theirs[field] != ours[field]]
-    if other or ours.folds:  # of folds, its other members know what each one leaves out
+    if other or ours.folds:  # with folds, the ensemble has seen every fold
         raise UserError(
             f"{where} was trained on digits that this run validates on "
             f"(data.{(other or ['folds'])[0]}); train both alike, without folds, or this one with "
