@@ -91,7 +91,7 @@ def members_of(config: ConfigDict, ids: Sequence[int]) -> Members:
 
 
 def slice_size(size: int, backend: str, devices: int = 1, shared: bool = False) -> int:
-    """Members to vmap at once. On CPU one per device: vmap of three took twice as long as three runs
+    """Members to vmap at once. On CPU one per device: vmap of three took twice the time of three runs
     of one. On GPU and TPU the largest multiple of `devices`; one per device if the batches are
     `shared` by several, since XLA would gather them for convolutions of several members.
     """

@@ -1,8 +1,8 @@
 """Many devices as a mesh: members along one axis, the examples of a batch along the other.
 
 Functions are written for one device. `Layout.jit` shards the members with `shard_map`; XLA shards
-the batch where `over_data` constrains it, so means over a batch, BatchNorm's among them, stay global
-(Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
+the batch where `over_data` constrains it, so means over a batch, BatchNorm's among them, are over
+all of it (Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
 """
 
 import functools

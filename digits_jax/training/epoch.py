@@ -44,8 +44,8 @@ def epoch(
     """Trains and evaluates every member that has not stopped; -> its rows of metrics.jsonl.
 
     Starts at `run.position`. Diverged members (loss or weights not finite) give no row and are
-    noted in `run.diverged`. On an interrupt it saves its progress in `run.position` and raises `Stopped`.
-    It waits for the device a few times a second, to draw the bar.
+    noted in `run.diverged`. On an interrupt it saves its progress in `run.position` and raises
+    `Stopped`. It waits for the device a few times a second, to draw the bar.
     """
     if not run.ready:
         run.compile()
