@@ -91,8 +91,8 @@ def members_of(config: ConfigDict, ids: Sequence[int]) -> Members:
 
 
 def slice_size(size: int, backend: str, devices: int = 1, shared: bool = False) -> int:
-    """Members to vmap at once. On CPU one per device: vmap of three took twice the time of three runs
-    of one. On GPU and TPU the largest multiple of `devices`; one per device if the batches are
+    """Members to vmap at once. On CPU one per device: vmap of three takes twice as long as a loop.
+    On GPU and TPU the largest multiple of `devices`; one per device if the batches are
     `shared` by several, since XLA would gather them for convolutions of several members.
     """
     one_each = devices if size >= devices else 1
