@@ -624,4 +624,4 @@ def test_the_programs_of_a_run_go_with_it(cache):
         one()
         gc.collect()
         counts.append(len(client.live_executables()))
-    assert counts[1] == counts[2]
+    assert counts[2] <= counts[1]  # fewer, if programs of other tests went meanwhile
