@@ -48,13 +48,19 @@ def init_state(key: jax.Array, program: Program) -> TrainState:
     """The state before the first step; every weight is drawn from `key`."""
     images = jnp.zeros((1, *program.pipeline.recipe.shape), jnp.result_type(float))
     variables = program.model.init(key, images, train=False, dropout_rate=0.0)
-    params, model_state = variables["params"], variables.get("batch_stats", {})
+    weights = Weights(variables["params"], variables.get("batch_stats", {}))
+    return first_state(weights, program.tx.init(weights.params), program)
+
+
+def first_state(weights: Weights, opt_state: PyTree, program: Program) -> TrainState:
+    """The state before the first step, of its weights and the optimiser's memory."""
+    params, model_state = weights
     worst = jnp.full((), -jnp.inf, jnp.result_type(float))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
-        opt_state=program.tx.init(params),
+        opt_state=opt_state,
         ema=params if program.ema else None,
         best=Best(
             params=params,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from digits_jax.core.step import Program
+from digits_jax.core.step import Program, first_state
 from digits_jax.scratch import layers
 from digits_jax.scratch.network import backward, forward, initialize, predict
 from digits_jax.scratch.optim import each
-from digits_jax.types import Best, Hyper, Metrics, TrainState, Weights
+from digits_jax.types import Hyper, Metrics, TrainState, Weights
 
 _MOMENTUM = 0.9  # of BatchNorm's running statistics
 
@@ -19,24 +19,8 @@ _MOMENTUM = 0.9  # of BatchNorm's running statistics
 def init_state(rng: np.random.Generator, program: Program, dtype: DTypeLike) -> TrainState:
     """The state before the first step; every weight is drawn from `rng`."""
     shape = program.pipeline.recipe.shape
-    params, model_state = initialize(rng, program.model, shape, dtype)
-    worst, zero = np.asarray(-np.inf, dtype), np.asarray(0, np.int32)
-    return TrainState(
-        step=zero,
-        params=params,
-        model_state=model_state,
-        opt_state=program.tx.init(params),
-        ema=params if program.ema else None,
-        best=Best(
-            params=params,
-            model_state=model_state,
-            score=worst,
-            epoch=zero,
-            reference=worst,
-            wait=zero,
-            stopped=np.asarray(False),
-        ),
-    )
+    weights = Weights(*initialize(rng, program.model, shape, dtype))
+    return first_state(weights, program.tx.init(weights.params), program)
 
 
 def train_step(
