@@ -18,7 +18,7 @@ p16966-distilled  16,966 parameters   99.57 ± 0.07 % (three seeds), distilled f
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = (
     "p16966",

@@ -10,7 +10,7 @@ resnet   73,082 parameters   99.21 %
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("resnet",)
 

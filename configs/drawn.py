@@ -9,7 +9,7 @@ vgg   247,794 parameters   98.40 %
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("vgg",)
 

@@ -9,7 +9,7 @@ vgg   103,650 parameters   99.06 ± 0.02 %
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("vgg",)
 

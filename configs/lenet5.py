@@ -14,7 +14,7 @@ numpy   61,706 parameters   99.12 ± 0.05 %, by digits_jax/scratch, in 10 epochs
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("plain", "skip", "numpy")
 

@@ -14,7 +14,7 @@ mlp128-tuned   101,770 parameters   98.10 ± 0.04 %, LeakyReLU, cosine schedule,
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("cnn", "mlp10", "mlp10-tuned", "mlp128", "mlp128-tuned")
 

@@ -14,7 +14,7 @@ numpy   833,572 parameters   98.60 % (one seed), `cnn` by digits_jax/scratch
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("cnn", "mlp", "tower", "numpy")
 

@@ -28,7 +28,7 @@ mlp     1,201,162 parameters   99.58 ± 0.04 % *, 784-768-768-10
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 UNPADDED = (
     "conv3 16",

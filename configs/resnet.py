@@ -9,7 +9,7 @@ plain   73,082 parameters   99.64 ± 0.01 %
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("plain",)
 

@@ -11,7 +11,7 @@ mlp    80,788 parameters   upper 95.61 ± 0.12 %, lower 94.73 ± 0.29 %, both 90
 
 from ml_collections import ConfigDict
 
-from configs.base import get_base
+from digits_jax.defaults import get_base
 
 VARIANTS = ("cnn", "mlp")
 

@@ -1,6 +1,7 @@
 """The command line: the modes, their flags, and how a command ends.
 
-Only launch.py imports this file. The process is changed only here and in context managers.
+Only launch.py and __main__.py import this file. The process is changed only here and in context
+managers.
 """
 
 import os
@@ -10,13 +11,12 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from digits_jax import errors, settings
+from digits_jax import defaults, errors, settings
 from digits_jax.devices.signals import Interrupts, stopping
 from digits_jax.errors import UserError, nearest
 
@@ -54,7 +54,9 @@ MODES = {  # those with --out read a finished run
 }
 HELP = [f"{name}{' --'.join(('', *mode.flags))}: {mode.help}" for name, mode in MODES.items()]
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant].", lock_config=True)
+config_flags.DEFINE_config_file(
+    "config", None, "FILE[:variant], or NAME[:variant].", lock_config=True
+)
 flags.DEFINE_string("workdir", None, "The run's folder; default runs/NAME[-variant], or runs.")
 flags.DEFINE_string("mode", "train", "\n".join(("What to do, with its own flags:", *HELP)))
 flags.DEFINE_string("out", None, "The folder to write into, instead of the workdir.")
@@ -112,15 +114,12 @@ def exit_at_once() -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; every mistake in them is a UserError."""
-    given, joined = None, "\0".join(argv)
-    for given in re.finditer(r"\0--?config[=\0]([^\0:]*)([^\0]*)", joined):
-        if not Path(given[1]).is_file():
-            known = [str(path) for path in Path("configs").glob("[!_]*.py") if path.stem != "base"]
-            raise UserError(f"--config: there is no file '{given[1]}'; {nearest(given[1], known)}")
+    joined = re.sub(r"(\0--?config[=\0])([^\0:]*)", _found, "\0".join(argv))
+    given = re.findall(r"\0--?config[=\0]([^\0]*)", joined)
     try:
-        return FLAGS(argv)
+        return FLAGS(joined.split("\0"))
     except (AttributeError, KeyError) as error:
-        config = FLAGS["config"].parser.parse(given[1] + given[2]) if given else ConfigDict()
+        config = FLAGS["config"].parser.parse(given[-1]) if given else ConfigDict()
         for field in re.findall(r"\0--?(?:no)?config\.([\w.]+)", joined):
             errors.check_field("--config", config, field)
         raise UserError(str(error)) from None
@@ -128,8 +127,21 @@ def parse(argv: list[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from None
 
 
+def _found(given: re.Match[str]) -> str:
+    """The flag --config with the path of its file, which may be one that ships."""
+    path = defaults.config_file(given[2])
+    if path is None:
+        near = nearest(given[2], defaults.config_names())
+        raise UserError(
+            f"--config: there is no file '{given[2]}', and no config of that name; {near}"
+        )
+    return f"{given[1]}{path}"
+
+
 def main() -> None:
     """Runs the command; its last line and its exit code say how it ended."""
+    for flag in FLAGS.flags_by_module_dict()[__name__]:  # what --help shows
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(dispatch, flags_parser=parse)
     except (UserError, errors.Stopped, OSError, KeyboardInterrupt) as error:

@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
 def every_config():
     """'NAME' for the default variant of each config, 'NAME:variant' for the others."""
     for path in sorted(ROOT.glob("configs/*.py")):
-        if path.stem not in ("__init__", "base"):
+        if path.stem != "__init__":
             _, *others = importlib.import_module(f"configs.{path.stem}").VARIANTS
             yield from (path.stem, *(f"{path.stem}:{variant}" for variant in others))
 

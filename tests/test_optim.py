@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import get_base
 from digits_jax.core import optim
+from digits_jax.defaults import get_base
 from digits_jax.errors import UserError
 from digits_jax.types import Hyper
 

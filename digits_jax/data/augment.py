@@ -1,14 +1,19 @@
 """Random distortions of images in [0, 1], one draw per image; new pixels are background, 0."""
 
 import functools
+import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from digits_jax.defaults import AUGMENTATIONS
+from digits_jax.errors import check_choice
 from digits_jax.types import Array
 
+REGISTERED: dict[str, Callable[[Array, Array, float], Array]] = {}  # `register_augmentation`
 _GRID = 4.0  # px between the control points of the elastic field
 
 
@@ -19,7 +24,8 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
     `rotate`, `shear` (degrees) and `scale` (0.1: 0.9 to 1.1) are ranges of uniform draws; `elastic`
     is the standard deviation (px) of a smooth random displacement (Simard et al. 2003); `pen` the
     most (px) by which lines get thicker, or half of it thinner; `contrast` and `brightness` are
-    standard deviations, of the ink alone: the background stays 0. Results are clipped to [0, 1].
+    standard deviations, of the ink alone: the background stays 0. Registered distortions follow, by
+    name. Results are clipped to [0, 1].
     """
     geometry, light = jax.random.split(key)
     if config.rotate or config.shear or config.scale or config.elastic:
@@ -33,6 +39,11 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
         ink = (images > 0).astype(images.dtype)
         images = images * (1 + config.contrast * gain) + config.brightness * lift * ink
         images = jnp.clip(images, 0, 1)
+    for name, amount in sorted(config.items()):
+        if name not in AUGMENTATIONS and amount:
+            check_choice("config.augment (digits_jax.register_augmentation)", name, REGISTERED)
+            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            images = jnp.clip(REGISTERED[name](own, images, amount), 0, 1)
     return images
 
 

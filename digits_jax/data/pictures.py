@@ -141,9 +141,9 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
         )
     labels = None
     if "labels" in arrays:
-        labels = _check_labels(arrays["labels"], len(images), recipe.heads)
+        labels = check_labels(arrays["labels"], len(images), recipe.heads)
     names = [f"{_name(path)}[{i}]" for i in range(len(images))]
-    images, notes = _as_bright(images, ink)
+    images, notes = as_bright(images, ink)
     return Pictures(images, labels, names, {}, notes)
 
 
@@ -167,7 +167,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.ndarray(shape, dtype, file.read(size), order="F" if fortran else "C")
 
 
-def _as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
+def as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
     """[N, H, W] uint8 -> (the same with bright ink on dark, notes).
 
     An image's paper is the median of its rim; the majority of images decides for all.
@@ -190,7 +190,7 @@ def _as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
     return images, notes
 
 
-def _check_labels(labels: np.ndarray, n: int, heads: dict[str, int]) -> dict[str, np.ndarray]:
+def check_labels(labels: np.ndarray, n: int, heads: dict[str, int]) -> dict[str, np.ndarray]:
     """-> {head: [n] int32} from [n] or [n, heads] integers."""
     shapes = [[n, len(heads)]] if len(heads) > 1 else [[n], [n, 1]]
     if labels.dtype.kind not in "iu" or list(labels.shape) not in shapes:

@@ -32,15 +32,17 @@ MODELS: dict[str, type[nn.Module]] = {
     "tower": Tower,
     "vgg": VGG,
 }
+REGISTERED: dict[str, type[nn.Module]] = {}  # by `digits_jax.register_model`
 
 
 def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
-    """The network `MODELS[name]` with these heads.
+    """The network `MODELS[name]`, or the registered one, with these heads.
 
     Raises UserError for an unknown name or field, and for a value of another type.
     """
-    check_choice("model.name", name, MODELS)
-    model = MODELS[name]
+    known_models = MODELS | REGISTERED
+    check_choice("model.name", name, known_models)
+    model = known_models[name]
     declared = {field.name: field for field in dataclasses.fields(model)}
     known = [field for field in declared if field not in ("heads", "parent", "name")]
     for field, value in fields.items():

@@ -34,15 +34,17 @@ EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
 
 
 class Predictor:
-    """A workdir's run: the weights that it is judged by, [P, ...] each.
+    """A run's weights that it is judged by, [P, ...] each.
 
-    A finished run's `model.npz`, else its latest checkpoint; `read` takes those of an epoch. Raises
-    UserError where `workdir` holds neither, or nothing that can be read.
+    workdir: a run's folder, with its `model.npz` or, unfinished, its latest checkpoint; or a bare
+    `model.npz`. `read` takes the weights of an epoch. Raises UserError where there are none, or
+    where they can't be read.
     """
 
     def __init__(self, workdir: str | Path):
         workdir = Path(workdir)
-        recorded = settings.read(workdir)
+        bare = workdir.is_file()
+        recorded = _config_in(workdir) if bare else settings.read(workdir)
         if recorded is None:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
         self.config = config = ConfigDict(recorded)
@@ -52,8 +54,8 @@ class Predictor:
         self._predict = jax.jit(partial(population.predict, program=self.program))
         size = config.population.size
         self.temperature = np.ones(size + 1)
-        if (workdir / FILE).exists():
-            self.read(workdir / FILE)
+        if bare or (workdir / FILE).exists():
+            self.read(workdir if bare else workdir / FILE)
         else:
             self._restore(workdir)
             self._slice()
@@ -141,6 +143,17 @@ class Predictor:
                     found = np.asarray(values)[:, : len(part)]
                     log_p[head][ids.start : ids.stop, start : start + size] = found
         return log_p
+
+
+def _config_in(path: Path) -> settings.Fields:
+    """The config that a `model.npz` carries; UserError if there is none in it."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(str(archive["config"]))
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:  # a damaged file can raise anything
+        raise UserError(f"{path} is not the {FILE} of a run") from None
 
 
 def _check_shape(like: Any, array: np.ndarray) -> None:

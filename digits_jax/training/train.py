@@ -36,14 +36,14 @@ def train(
     config: ConfigDict,
     workdir: str | Path | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
-) -> None:
+) -> Path:
     """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
 
     Without a `workdir` into runs/NAME, or runs/NAME-drawn where `data.source` is 'auto' and MNIST
     cannot be had. listen: makes the context manager that says whether to stop, such as
-    `signals.Interrupts`. `config` stays as it is. Raises UserError if the workdir holds a run of
-    another config, cannot be written, or is another process's, and `Stopped` where it was asked to
-    stop and all is saved.
+    `signals.Interrupts`. `config` stays as it is. Returns the workdir. Raises UserError if the
+    workdir holds a run of another config, cannot be written, or is another process's, and `Stopped`
+    where it was asked to stop and all is saved.
     """
     clock, auto = Clock(), config.data.source == "auto"
     config, workdir, reason = _placed(config, workdir)
@@ -53,7 +53,7 @@ def train(
         hosts.agree("whether they are finished", bytes([through]))
         if through:
             _say_finished(config, workdir, auto)
-            return
+            return workdir
         with listen() as interrupts:
             run = build(config)
             if not config.resume:
@@ -91,6 +91,7 @@ def train(
             if interrupts.asked():
                 raise Stopped(f"stopped after the last epoch; {again(config.resume)}")
         finish(run, folder, clock)
+    return workdir
 
 
 def _placed(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Path, str]:

@@ -1,10 +1,51 @@
-"""Every config field with its default; the other configs change some of them."""
+"""Every config field with its default, and the configs and runs that come with the package."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from digits_jax.errors import check_choice
+
+AUGMENTATIONS = (  # the fields of `augment`
+    "per_digit",
+    "shift_x",
+    "shift_y",
+    "rotate",
+    "shear",
+    "scale",
+    "elastic",
+    "pen",
+    "contrast",
+    "brightness",
+)
+REGISTERED: set[str] = set()  # further ones, of `digits_jax.register_augmentation`
+
+
+def shipped(folder: str) -> Path:
+    """The folder 'configs' or 'results' of this package: in it if installed, beside it in a clone.
+
+    An installed one holds of 'results' only the run that `digits_jax.load()` reads.
+    """
+    package = Path(__file__).parent
+    return next(path for path in (package / folder, package.parent / folder) if path.is_dir())
+
+
+def config_file(name: str) -> Path | None:
+    """The file of the shipped config 'NAME', 'NAME.py' or 'configs/NAME.py'; None if there is none.
+
+    A file of the user's own at that path comes first.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    path = shipped("configs") / f"{stem}.py"
+    return path if stem.isidentifier() and path.is_file() else None
+
+
+def config_names() -> list[str]:
+    """The names of the shipped configs."""
+    return sorted(path.stem for path in shipped("configs").glob("[!_]*.py"))
 
 
 def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
@@ -78,6 +119,7 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
     augment.pen = 0.0  # px, strokes up to that much thicker or half as much thinner
     augment.contrast = 0.0  # standard deviations
     augment.brightness = 0.0
+    augment.update(dict.fromkeys(sorted(REGISTERED), 0.0))
 
     config.population = ConfigDict({"size": 1, "slice": 0})  # slice 0: by the backend
     config.mesh = ConfigDict({"data": 1})  # devices per batch; the members share out the rest

@@ -1,0 +1,287 @@
+"""What a script or a notebook imports, as `digits_jax.load` and so on.
+
+Nothing here changes the process, prints a banner or exits: mistakes raise `UserError`.
+"""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from digits_jax import defaults, errors, models, settings
+from digits_jax.core.step import apply
+from digits_jax.data import augment, batches, pictures
+from digits_jax.devices import backend
+from digits_jax.errors import UserError
+from digits_jax.report import artifacts, figures, stats
+from digits_jax.training import predictor
+from digits_jax.training import train as loop
+from digits_jax.types import Array, PyTree, Weights
+
+DEMO = "demo"  # of the shipped results: what `load` reads without an argument
+
+
+class Prediction(NamedTuple):
+    """What a run answers to N images; a key for each head, such as 'digit'.
+
+    labels: {head: [N] int32}, indices into `TrainedRun.classes[head]`; probabilities: {head: [N, C]
+    float64}, of the ensemble, calibrated; members: {head: [P, N, C]}, of each member, calibrated,
+    or None.
+    """
+
+    labels: dict[str, np.ndarray]
+    probabilities: dict[str, np.ndarray]
+    members: dict[str, np.ndarray] | None = None
+
+
+class TrainedRun:
+    """A trained network, or an ensemble of several: what `load` and `train` return.
+
+    config: a copy of the run's config; model: its Flax module; shape: (H, W) of an image; classes:
+    {head: names of the classes}; summary: the content of summary.json, {} where there is none;
+    workdir: the folder, None of a bare `model.npz`.
+    """
+
+    def __init__(self, run: predictor.Predictor, workdir: Path | None):
+        self._run, self.workdir = run, workdir
+        self.config: ConfigDict = run.config.copy_and_resolve_references()
+        self.model: nn.Module = run.program.model
+        self.shape: tuple[int, int] = run.recipe.shape
+        self.classes = {head: figures.class_names(n) for head, n in run.recipe.heads.items()}
+        self.summary: dict[str, Any] = {}
+        if workdir and (workdir / "summary.json").is_file():
+            self.summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{head}: {len(names)} classes" for head, names in self.classes.items())
+        return (
+            f"<{self.config.name}, {len(self)} members, {self.shape[0]}x{self.shape[1]}, {heads}>"
+        )
+
+    def __len__(self) -> int:
+        """How many members there are."""
+        return self.config.population.size
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Flax variables, {'params': ..., 'batch_stats': ...}; every leaf is [P, ...]."""
+        return _variables(self._run.weights)
+
+    @property
+    def params(self) -> PyTree:
+        """The weights of all members; every leaf is [P, ...]."""
+        return self._run.weights.params
+
+    def member(self, i: int = 0) -> dict[str, PyTree]:
+        """The Flax variables of member `i`, as `apply` and `model.apply` take them."""
+        return _variables(self._run.member(range(len(self))[i]))
+
+    def apply(self, variables: Mapping[str, PyTree], images: Array) -> Mapping[str, Array]:
+        """Logits {head: [N, C]} of one member: a pure function, to be differentiated or vmapped.
+
+        images: [N, H, W] uint8, or floats in [0, 1]; they are normalised as in training.
+        """
+        images = jnp.asarray(images)
+        if jnp.issubdtype(images.dtype, jnp.integer):
+            images = batches.unit(images)
+        weights = Weights(variables["params"], variables.get("batch_stats", {}))
+        return apply(self.model, weights, batches.normalize(images, self._run.normalizer))[0]
+
+    def predict(self, images: Array, members: bool = False, ink: str = "auto") -> Prediction:
+        """Reads digits.
+
+        images: [H, W], [N, H, W] or [N, H, W, 1], of the run's `shape`: uint8, or floats or bool
+        from 0 (black) to 1 (white), which are rounded to 255 steps. ink: 'bright' on dark, as
+        MNIST's, 'dark' on bright, or 'auto', decided for all images together. members: also return
+        each member's probabilities. Raises UserError for images of another shape or range; warns of
+        images that don't look like MNIST's.
+        """
+        pixels, notes = pictures.as_bright(_pixels(images, self.shape), ink)
+        for note in notes:
+            warnings.warn(note.replace("--ink=", "ink="), stacklevel=2)
+        log_p = self._run.predict(pixels)
+        temperature = self._run.temperature
+        averaged = {
+            head: stats.tempered(values, temperature[-1])
+            for head, values in artifacts.averaged(log_p).items()
+        }
+        each = None
+        if members:
+            each = {
+                head: np.stack(
+                    [stats.tempered(p, t) for p, t in zip(values, temperature, strict=False)]
+                )
+                for head, values in log_p.items()
+            }
+        labels = {head: p.argmax(-1).astype(np.int32) for head, p in averaged.items()}
+        return Prediction(labels, averaged, each)
+
+    def evaluate(self, images: Array, labels: Any) -> dict[str, Any]:
+        """How well it reads `images`: the part of a summary.json that a test split gives.
+
+        images: as in `predict`, bright ink on dark; labels: [N] integers, [N, heads] where there
+        are several heads, or {head: [N]}. Keys: `test` (loss, accuracy, heads), `members`, `mean`,
+        `std`, `interval`, `hardest` and, of several members, `ensemble`. Raises UserError where
+        images or labels don't fit.
+        """
+        pixels, heads = _pixels(images, self.shape), self._run.recipe.heads
+        if isinstance(labels, Mapping):
+            for head in heads:
+                errors.check_choice("labels", head, labels)
+            labels = np.stack([np.asarray(labels[head]) for head in heads], axis=-1)
+        truth = pictures.check_labels(np.asarray(labels), len(pixels), heads)
+        return artifacts.test_metrics(truth, self._run.predict(pixels))
+
+    def export(self, folder: str | Path) -> Path:
+        """Writes ONNX, StableHLO, the weights and a model card into `folder`/export.
+
+        Needs the extra 'export'. Returns that folder. Raises UserError for a run that isn't
+        finished, or that is a bare `model.npz`.
+        """
+        from digits_jax.export import export
+
+        if self.workdir is None:
+            raise UserError("a bare model.npz can't be exported; load the folder of its run")
+        with backend.quiet():
+            export.export(self.config, self.workdir, folder)
+        return Path(folder) / export.FOLDER
+
+
+def load(path: str | Path | None = None) -> TrainedRun:
+    """A trained run: the folder of one, or a bare `model.npz`; by default the reader of digits that
+    comes with the package.
+
+    Raises UserError where there is no run, or where it can't be read.
+    """
+    if path is None:
+        path = defaults.shipped("results") / DEMO / predictor.FILE
+    path = Path(path)
+    return TrainedRun(predictor.Predictor(path), path if path.is_dir() else None)
+
+
+def train(config: ConfigDict | str, workdir: str | Path | None = None) -> TrainedRun:
+    """Trains what `config` describes, or resumes it, and loads the result.
+
+    config: of `get_config`, or its name; it stays as it is. workdir: the run's folder, by default
+    runs/NAME. An interrupt is a KeyboardInterrupt; the next call goes on from the last epoch.
+    Raises UserError as `launch.py` reports it.
+    """
+    config = get_config(config) if isinstance(config, str) else config
+    with backend.quiet():
+        return load(loop.train(config, workdir))
+
+
+def get_config(name: str, **fields: Any) -> ConfigDict:
+    """A config: 'NAME' or 'NAME:variant' of those that ship, or the same of a file of your own.
+
+    fields: other values, also of nested fields: epochs=3, optimizer={"learning_rate": 1e-3}, or
+    **{"optimizer.learning_rate": 1e-3}. Raises UserError for a config or a field that doesn't
+    exist, and for a value of another type.
+    """
+    file, _, variant = name.partition(":")
+    if file.endswith(".py") and Path(file).is_file():
+        path: Path | None = Path(file)
+    else:
+        path = defaults.config_file(file)
+    if path is None:
+        near = errors.nearest(file, defaults.config_names())
+        raise UserError(f"there is no config '{file}'; {near}")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config: ConfigDict = module.get_config(variant)
+    for field, value in settings.flatten(fields).items():
+        errors.check_field("config", config, field)
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{field}={value!r}: {error}") from None
+    return config
+
+
+def register_model(name: str, module: type[nn.Module]) -> None:
+    """Makes `config.model.name = name` build `module`.
+
+    module: a Linen module with a field `heads`, {name: classes}, that returns {name: logits}; it is
+    called with images [B, H, W], `train` and `dropout_rate`. Its other fields are the config's
+    `model.*`. Raises UserError for the name of one of the package's models, and for a module
+    without `heads`.
+    """
+    _check_name(name, models.MODELS, models.REGISTERED)
+    fields = {field.name for field in dataclasses.fields(module)}
+    if not issubclass(module, nn.Module) or "heads" not in fields:
+        raise UserError(f"{module.__name__} must be a Linen module with a field `heads`")
+    models.REGISTERED[name] = module
+
+
+def register_augmentation(
+    name: str, function: Callable[[Array, Array, float], Array]
+) -> None:
+    """Gives configs made from now on the field `augment.NAME`, 0 by default: off.
+
+    function: (key, images [N, H, W] in [0, 1], the field's value) -> images; pure, called within
+    jit after the package's own distortions. Raises UserError for a field that the package has.
+    """
+    _check_name(name, defaults.AUGMENTATIONS, augment.REGISTERED)
+    augment.REGISTERED[name] = function
+    defaults.REGISTERED.add(name)
+
+
+def _check_name(name: str, own: Any, registered: Any) -> None:
+    if not name.isidentifier():
+        raise UserError(f"'{name}' is no name that a config could have; use letters, digits and _")
+    if name in own and name not in registered:
+        raise UserError(f"'{name}' is one of the package's own; choose another name")
+
+
+def _variables(weights: Weights) -> dict[str, PyTree]:
+    state = {"batch_stats": weights.model_state} if weights.model_state else {}
+    return {"params": weights.params, **state}
+
+
+def _pixels(images: Any, shape: tuple[int, int]) -> np.ndarray:
+    """[N, H, W] uint8 of what `TrainedRun.predict` takes; UserError for anything else."""
+    given = np.asarray(images)
+    array = given
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[1:] != tuple(shape):
+        raise UserError(
+            f"images must be [N, {shape[0]}, {shape[1]}], not {list(given.shape)}; "
+            "--mode=eval --data=FILE reads pictures of other sizes"
+        )
+    if not len(array):
+        raise UserError("there are no images in the array")
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"images must be uint8, or floats in [0, 1], not {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError("the images hold values that are no numbers")
+    if array.dtype.kind == "f":
+        if low < 0 or high > 1:
+            raise UserError(
+                f"float images must lie in [0, 1]; these reach from {low:g} to {high:g}"
+                + ("; divide them by 255" if low >= 0 and 1 < high <= 255 else "")
+            )
+        return np.rint(255 * array.astype(np.float64)).astype(np.uint8)
+    if low < 0 or high > 255:
+        raise UserError(f"whole-number images reach from 0 to 255, not from {low:g} to {high:g}")
+    if 0 < high <= 1:
+        raise UserError(
+            "whole-number images reach to 255, and these to 1; pass them as floats or as bool"
+        )
+    return array.astype(np.uint8)
