@@ -11,7 +11,6 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -225,9 +224,7 @@ def register_model(name: str, module: type[nn.Module]) -> None:
     models.REGISTERED[name] = module
 
 
-def register_augmentation(
-    name: str, function: Callable[[Array, Array, float], Array]
-) -> None:
+def register_augmentation(name: str, function: Callable[[Array, Array, float], Array]) -> None:
     """Gives configs made from now on the field `augment.NAME`, 0 by default: off.
 
     function: (key, images [N, H, W] in [0, 1], the field's value) -> images; pure, called within
