@@ -157,9 +157,9 @@ def test_a_folder_a_bare_file_and_what_is_neither(tmp_path, demo_run, digits):
     with pytest.raises(UserError, match="holds no run"):
         digits_jax.load(tmp_path)
     (tmp_path / "model.npz").write_bytes(b"PK no archive")
-    with pytest.raises(UserError, match="is not the model.npz of a run"):
+    with pytest.raises(UserError, match=r"is not the model\.npz of a run"):
         digits_jax.load(tmp_path / "model.npz")
-    with pytest.raises(UserError, match="bare model.npz"):
+    with pytest.raises(UserError, match=r"bare model\.npz"):
         demo_run.export(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_is_not_registered_here(tmp_path, cache, registries, unpict
     config.model.name = "mlp"
     config.augment.unlock()
     config.augment.dots = 0.5
-    with pytest.raises(UserError, match="register_augmentation.*there is no 'dots'"):
+    with pytest.raises(UserError, match=r"register_augmentation.*there is no 'dots'"):
         digits_jax.train(config, tmp_path)
 
 

@@ -23,7 +23,9 @@ class CNN(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         x = images[..., None]
         for channels in self.features:

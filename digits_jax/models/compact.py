@@ -71,7 +71,9 @@ class Compact(nn.Module):
     residual: bool = False
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         check_choice("model.norm", self.norm, NORMS)
         begin = self._check_layers()

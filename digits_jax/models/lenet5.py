@@ -35,7 +35,9 @@ class LeNet5(nn.Module):
     skip: bool = False
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         check_choice("model.pooling", self.pooling, POOLINGS)
         act, init = activation(self.activation), initializer(self.activation)

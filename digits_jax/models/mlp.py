@@ -21,7 +21,9 @@ class MLP(nn.Module):
     activation: str = "relu"
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         act, init = activation(self.activation), initializer(self.activation)
         x = images.reshape(images.shape[0], -1)

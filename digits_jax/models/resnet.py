@@ -54,7 +54,9 @@ class ResNet(nn.Module):
     squeeze: int = 0
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, W] float; dropout_rate: [] -> {head: [B, classes]} logits."""
         x: Array = conv(self.stem, bias=False)(images[..., None])
         x = nn.relu(batch_norm(train, SLOW)(x))

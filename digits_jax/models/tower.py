@@ -21,7 +21,9 @@ class Tower(ResNet):
     """
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
         return _both_sides(self, ResNet, images, train, dropout_rate)
 
@@ -33,7 +35,9 @@ class CompactTower(Compact):
     """
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool, dropout_rate: Array) -> dict[str, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
+    ) -> dict[str, Array]:
         """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
         return _both_sides(self, Compact, images, train, dropout_rate)
 
