@@ -47,7 +47,7 @@ def _both_sides(
     kind: type[ResNet | Compact],
     images: Array,
     train: bool,
-    dropout_rate: Array,
+    dropout_rate: Array | float,
 ) -> dict[str, Array]:
     """The log-probabilities of `tower`, by a `kind` with its fields; UserError for other images."""
     batch, height, width = images.shape
