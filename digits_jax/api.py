@@ -261,24 +261,4 @@ def _pixels(images: Any, shape: tuple[int, int]) -> np.ndarray:
         )
     if not len(array):
         raise UserError("there are no images in the array")
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind not in "iuf":
-        raise UserError(f"images must be uint8, or floats in [0, 1], not {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError("the images hold values that are no numbers")
-    if array.dtype.kind == "f":
-        if low < 0 or high > 1:
-            raise UserError(
-                f"float images must lie in [0, 1]; these reach from {low:g} to {high:g}"
-                + ("; divide them by 255" if low >= 0 and 1 < high <= 255 else "")
-            )
-        return np.rint(255 * array.astype(np.float64)).astype(np.uint8)
-    if low < 0 or high > 255:
-        raise UserError(f"whole-number images reach from 0 to 255, not from {low:g} to {high:g}")
-    if 0 < high <= 1:
-        raise UserError(
-            "whole-number images reach to 255, and these to 1; pass them as floats or as bool"
-        )
-    return array.astype(np.uint8)
+    return pictures.as_uint8(array)

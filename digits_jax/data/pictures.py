@@ -119,7 +119,7 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             arrays = {
-                name: _read_array(archive, name) for name in ("images", "labels") if name in held
+                name: read_array(archive, name) for name in ("images", "labels") if name in held
             }
     except UserError:
         raise
@@ -147,11 +147,16 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
     return Pictures(images, labels, names, {}, notes)
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Reads an .npy file; UserError for objects or more than MOST_BYTES of memory."""
+def read_array(
+    archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES, kinds: str = "biuf"
+) -> np.ndarray:
+    """The array `name` of an .npz, of one of the `kinds` of dtype.
+
+    Raises UserError for objects, for another kind, and for more than `most` bytes of memory.
+    """
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > MOST_BYTES:
-        raise UserError(f"`{name}` has {info.file_size:,} bytes; the most is {MOST_BYTES:,}")
+    if info.file_size > most:
+        raise UserError(f"`{name}` has {info.file_size:,} bytes; the most is {most:,}")
     # zipfile unpacks these two in steps, the others at once, however large.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"`{name}` is compressed as np.savez never does; write the file with that")
@@ -159,12 +164,38 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
         shape, fortran, dtype = one(file) if version == (1, 0) else two(file)
-        if dtype.kind not in "biuf":
+        if dtype.kind not in kinds:
             raise UserError(f"`{name}` must hold plain numbers, not {dtype}")
         size = math.prod(shape) * dtype.itemsize
-        if not 0 <= size <= MOST_BYTES:
-            raise UserError(f"`{name}` has {size:,} bytes; the most is {MOST_BYTES:,}")
+        if not 0 <= size <= most:
+            raise UserError(f"`{name}` has {size:,} bytes; the most is {most:,}")
         return np.ndarray(shape, dtype, file.read(size), order="F" if fortran else "C")
+
+
+def as_uint8(images: np.ndarray, what: str = "images") -> np.ndarray:
+    """Grey levels from 0 to 255, of whole numbers that reach beyond 1, of bool, or of floats in
+    [0, 1], which are rounded. Raises UserError, naming `what`, for any other values.
+    """
+    if images.dtype == bool:
+        return images.astype(np.uint8) * 255
+    if images.dtype.kind not in "iuf":
+        raise UserError(f"{what} must be uint8, or floats in [0, 1], not {images.dtype}")
+    low, high = float(images.min()), float(images.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"{what} hold values that are no numbers")
+    reach = f"these reach from {low:g} to {high:g}"
+    if images.dtype.kind == "f":
+        if low < 0 or high > 1:
+            way = "; divide them by 255" if low >= 0 and high <= 255 else ""
+            raise UserError(f"{what} of floats must lie in [0, 1]; {reach}{way}")
+        return np.rint(255 * images.astype(np.float64)).astype(np.uint8)
+    if low < 0 or high > 255:
+        raise UserError(f"{what} of whole numbers must lie in 0 to 255; {reach}")
+    if 0 < high <= 1:
+        raise UserError(
+            f"{what} of whole numbers reach to 255; {reach}: pass them as floats or bool"
+        )
+    return images.astype(np.uint8)
 
 
 def as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
@@ -206,6 +237,14 @@ def check_labels(labels: np.ndarray, n: int, heads: dict[str, int]) -> dict[str,
                 f"they reach from {column.min()} to {column.max()}"
             )
     return {head: column.astype(np.int32) for head, column in columns.items()}
+
+
+def read_small(path: Path, recipe: Recipe) -> np.ndarray:
+    """[28, 28] uint8 of a .png file: of one of that size its grey levels, else as `read` has it."""
+    light = _brightness(path)
+    if light.shape == (28, 28):
+        return np.rint(255 * light).astype(np.uint8)
+    return _read_png(path, "auto", recipe)
 
 
 def _read_png(path: Path, ink: str, recipe: Recipe) -> np.ndarray:

@@ -159,7 +159,9 @@ class Compact(nn.Module):
             raise UserError(f"model.layers: {self.layers} is no network; there are {_GRAMMAR}")
         return next(i for i, layer in enumerate(self.layers) if layer.endswith("classes"))
 
-    def _dropout_rates(self, last: Array, layers: tuple[str, ...]) -> dict[int, Array]:
+    def _dropout_rates(
+        self, last: Array | float, layers: tuple[str, ...]
+    ) -> dict[int, Array | float]:
         """{index of a layer: rate of the dropout after it}, after blocks (and their pool) and 'fc'.
 
         Not before a max pool: it would take the maximum of scaled survivors, unlike in evaluation.

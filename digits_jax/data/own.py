@@ -1,0 +1,285 @@
+"""Sets of the user's own: IDX files, an .npz, a .csv, or folders named after classes.
+
+All are 28x28 images with labels. The order of the examples is that of the file; folders are read
+class by class, both by name, so that a set is the same on every machine.
+"""
+
+import gzip
+import hashlib
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+
+from digits_jax.data import pictures
+from digits_jax.data.recipes import RECIPES
+from digits_jax.errors import UserError
+from digits_jax.types import Digits
+
+MOST_CLASSES = 256  # labels are uint8
+MOST_BYTES = 1 << 32  # of an array
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
+_IDX_NAME = re.compile(r"(^|[-_.])(train|test|t10k)[-_.](images|labels)[-_.]idx[13]([-_.]|$)")
+_NOT_PICTURES = ("thumbs.db", "desktop.ini")
+# (images, labels) of an .npz
+_NPZ_TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
+_NPZ_TEST = (("x_test", "y_test"), ("test_images", "test_labels"))
+
+
+class LabelledSet(NamedTuple):
+    """What was read: labels are indices into `classes`; test is None where there is no such part.
+
+    digest: SHA-256 of images, labels and classes, however they were stored.
+    """
+
+    train: Digits
+    test: Digits | None
+    classes: tuple[str, ...]
+    digest: str
+
+
+def read(path: Path) -> LabelledSet:
+    """The set at `path`. Raises UserError, naming the file, where it can't be read.
+
+    A folder has IDX files (train-images-idx3-ubyte.gz and so on, any prefix), or
+    CLASS/*.png, perhaps below train/ and test/. An .npz has `x_train` and `y_train`, or `images`
+    and `labels`, and perhaps `x_test` and `y_test`. A .csv has a label and 784 pixels in a row,
+    with or without a header. Labels are whole numbers or names.
+    """
+    try:
+        return _read(path, _state(path))
+    except OSError as error:
+        raise UserError(f"data.source={path} can't be read: {error.strerror or error}") from None
+
+
+def of_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    where: str = "data",
+) -> LabelledSet:
+    """The set of `images` [N, 28, 28] (or [N, 28, 28, 1], [N, 784]), uint8 or floats in [0, 1], and
+    `labels` [N], integers or strings. Raises UserError where they don't fit; `where` names them.
+    """
+    parts = [(images, labels), *([test] if test else [])]
+    pixels = [_pixels(x, where) for x, _ in parts]
+    names = [_names(y, len(x), where) for (_, y), x in zip(parts, pixels, strict=True)]
+    classes = _in_order(set(names[0]))
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise UserError(
+            f"{where}: there are {len(classes)} classes; 2 to {MOST_CLASSES} can be told"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    if unknown := sorted(set(names[-1]) - set(classes)):
+        raise UserError(f"{where}: the class '{unknown[0]}' is in the test part alone")
+    digits = [
+        Digits(x, np.asarray([number[name] for name in each], np.uint8))
+        for x, each in zip(pixels, names, strict=True)
+    ]
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for part in digits:
+        digest.update(np.asarray(part.images.shape).tobytes())
+        digest.update(np.ascontiguousarray(part.images))
+        digest.update(np.ascontiguousarray(part.labels))
+    test_part = digits[1] if test else None
+    return LabelledSet(digits[0], test_part, tuple(classes), digest.hexdigest())
+
+
+@lru_cache(maxsize=2)  # a run asks for the classes first, then for the images
+def _read(path: Path, _: tuple[object, ...]) -> LabelledSet:
+    where = f"data.source={path}"
+    if path.is_dir():
+        files = {
+            (_PARTS[found[2]], found[3]): file
+            for file in sorted(path.rglob("*"), reverse=True)  # of two copies the unpacked one
+            if (found := _IDX_NAME.search(file.name.lower())) and file.is_file()
+        }
+        if files:
+            return _idx_set(files, where)
+        return _folders(path, where)
+    kinds: dict[str, Callable[[Path, str], LabelledSet]] = {".npz": _npz, ".csv": _csv}
+    if path.suffix.lower() not in kinds:
+        raise UserError(f"{where}: expected a folder, an .npz or a .csv file")
+    return kinds[path.suffix.lower()](path, where)
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """What changes when the files do."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)
+
+
+def _idx_set(files: dict[tuple[str, str], Path], where: str) -> LabelledSet:
+    for part, other in (("train", ""), ("test", "train")):
+        held = [what for what in ("images", "labels") if (part, what) in files]
+        if len(held) == 1 or (not held and not other):
+            missing = "labels" if held == ["images"] else "images"
+            raise UserError(f"{where}: there is no IDX file of the {part} {missing}")
+    arrays = {key: idx(path) for key, path in files.items()}
+    test = ("test", "images") in arrays
+    return of_arrays(
+        arrays["train", "images"],
+        arrays["train", "labels"],
+        (arrays["test", "images"], arrays["test", "labels"]) if test else None,
+        where,
+    )
+
+
+def idx(path: Path) -> np.ndarray:
+    """The array of an IDX file, plain or gzipped; UserError for one that is none, or damaged."""
+    try:
+        with path.open("rb") as file:
+            gzipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if gzipped else path.open("rb") as content:
+            return _idx_array(cast(IO[bytes], content))
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, struct.error) as error:
+        raise UserError(f"{path} is no IDX file, or damaged ({error})") from None
+
+
+def _idx_array(file: IO[bytes]) -> np.ndarray:
+    zero, kind, axes = struct.unpack(">HBB", file.read(4))
+    dtype = np.dtype(_IDX_TYPES[kind])
+    shape = np.frombuffer(file.read(4 * axes), ">u4", axes).tolist()
+    size = math.prod(shape) * dtype.itemsize
+    content = file.read(min(size, MOST_BYTES) + 1)
+    if zero or len(content) != size:
+        raise ValueError("its size is not what its header says")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _npz(path: Path, where: str) -> LabelledSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            train = next((pair for pair in _NPZ_TRAIN if set(pair) <= set(held)), None)
+            test = next((pair for pair in _NPZ_TEST if set(pair) <= set(held)), None)
+            if train is None:
+                raise UserError(
+                    "expected the arrays `x_train` and `y_train` (perhaps `x_test` and `y_test`), "
+                    f"or `images` and `labels`, found {', '.join(held[:10]) or 'none'}"
+                )
+            read = {
+                name: pictures.read_array(archive, name, MOST_BYTES, "biufU")
+                for name in (*train, *(test or ()))
+            }
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{where} is not a readable .npz file ({error})") from None
+    others = (read[test[0]], read[test[1]]) if test else None
+    return of_arrays(read[train[0]], read[train[1]], others, where)
+
+
+def _csv(path: Path, where: str) -> LabelledSet:
+    """Kaggle's form: label, pixel0, ..., pixel783."""
+    labels, rows = [], []
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            label, _, pixels = line.strip().partition(",")
+            if number == 1 and not re.fullmatch(r"[\d.,\s]*", pixels):
+                continue  # its header
+            if not pixels:
+                continue
+            try:
+                row = np.asarray(pixels.split(","), np.float64)
+                if row.shape != (784,):
+                    raise ValueError(f"{len(row)} pixels instead of 784")
+            except ValueError as error:
+                raise UserError(f"{where}, line {number}: {error}") from None
+            labels.append(label.strip().strip('"'))
+            rows.append(row.astype(np.float32))
+    if not rows:
+        raise UserError(f"{where}: there are no rows of a label and 784 pixels")
+    return of_arrays(_whole(np.stack(rows)), np.asarray(labels), None, where)
+
+
+def _whole(pixels: np.ndarray) -> np.ndarray:
+    """uint8 where all values are whole and some reach beyond 1, else as they are."""
+    whole = pixels.max() > 1 and np.array_equal(pixels, np.rint(pixels)) and pixels.max() <= 255
+    return pixels.astype(np.uint8) if whole and pixels.min() >= 0 else pixels
+
+
+def _folders(path: Path, where: str) -> LabelledSet:
+    parts = {
+        _PARTS[folder.name.lower()]: folder
+        for folder in _within(path)
+        if folder.is_dir() and folder.name.lower() in _PARTS
+    }
+    if "train" not in parts:
+        parts = {"train": path}
+    arrays = {part: _classes(folder, where) for part, folder in parts.items()}
+    return of_arrays(*arrays["train"], arrays.get("test"), where)
+
+
+def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """([N, 28, 28] uint8, [N] names) of the pictures in CLASS/*.png."""
+    classes = {child.name: child for child in _within(folder) if child.is_dir()}
+    images, labels, unread = [], [], dict[str, str]()
+    for name in _in_order(classes):
+        for file in _within(classes[name]):
+            try:
+                images.append(pictures.read_small(file, RECIPES["mnist"]))
+                labels.append(name)
+            except UserError as error:
+                unread[f"{name}/{file.name}"] = str(error)
+    if unread:
+        raise UserError(
+            f"{where}: {len(unread):,} of its files can't be read as pictures; take them out: "
+            + "; ".join(pictures.told(unread, 3))
+        )
+    if not images:
+        raise UserError(
+            f"{where}: there are neither IDX files nor folders of .png files named after classes"
+        )
+    return np.stack(images), np.asarray(labels)
+
+
+def _within(folder: Path) -> list[Path]:
+    """The files and folders of a folder, by name; hidden ones and a system's own don't count."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.name.lower() not in _NOT_PICTURES
+    )
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Numbers by size, names by letter."""
+    names = list(names)
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def _pixels(images: np.ndarray, where: str) -> np.ndarray:
+    """[N, 28, 28] uint8, bright ink on dark as it is."""
+    images = np.asarray(images)
+    if images.shape[1:] in ((784,), (28, 28, 1)):
+        images = images.reshape(-1, 28, 28)
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise UserError(f"{where}: images must be [N, 28, 28], not {list(images.shape)}")
+    return pictures.as_uint8(images, f"{where}: images")
+
+
+def _names(labels: np.ndarray, n: int, where: str) -> list[str]:
+    labels = np.asarray(labels)
+    if labels.shape == (n, 1):
+        labels = labels[:, 0]
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+        labels = labels.astype(np.int64)
+    if labels.shape != (n,) or labels.dtype.kind not in "iuU":
+        raise UserError(
+            f"{where}: labels must be whole numbers or names [{n}], one for each image, not "
+            f"{labels.dtype} {list(labels.shape)}"
+        )
+    return [str(label) for label in labels.tolist()]
