@@ -127,7 +127,7 @@ def test_mistakes_are_one_line(tmp_path):
     np.savez(tmp_path / "objects.npz", images=images, labels=np.asarray([None] * 20))
     (tmp_path / "short.csv").write_text("7,0,0\n")
     write_folders(tmp_path / "folders", images, labels)
-    (tmp_path / "folders" / "0" / "x.png").write_bytes(b"no picture")
+    (tmp_path / "folders" / str(labels[0]) / "x.png").write_bytes(b"no picture")
     for name in ("half", "damaged"):
         (tmp_path / name).mkdir()
         write_idx(tmp_path / name / "train-images-idx3-ubyte", images)
@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(tmp_path):
         ("other.npz", "found a"),
         ("objects.npz", "must hold plain numbers"),
         ("short.csv", "line 1: 2 pixels instead of 784"),
-        ("folders", "1 of its files can't be read as pictures.*0/x.png"),
+        ("folders", "1 of its files can't be read as pictures.*/x.png"),
         ("half", "no IDX file of the train labels"),
         ("damaged", "damaged"),
     ):
