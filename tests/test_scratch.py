@@ -338,7 +338,7 @@ def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):
 
 
 def _failing_at(epoch):
-    from digits_jax.training.train import epoch as go
+    from digits_jax.training.train import train_epoch as go
 
     def failing(run, number, *rest):
         if number == epoch:

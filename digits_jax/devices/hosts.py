@@ -203,7 +203,7 @@ class Interrupts(NoInterrupts):
 
     JAX's preemption service listens to SIGTERM and has the processes agree on the step, so other
     signals are passed on as SIGTERM. A second signal changes nothing, since a cluster may send one
-    to each process; a second SIGINT exits at once. `at_risk` is not used: no process may leave
+    to each process; a second SIGINT exits at once. `begun` is not used: no process may leave
     while the others are at work.
     """
 

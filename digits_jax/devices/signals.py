@@ -28,7 +28,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 class NoInterrupts:
     """The interface of `Interrupts` for a run that is never asked to stop."""
 
-    at_risk = False
+    begun = False
 
     def __enter__(self) -> "NoInterrupts":
         return self
@@ -44,12 +44,12 @@ class Interrupts(NoInterrupts):
     """A context manager in which `asked()` says whether a signal has asked the run to stop.
 
     A thread listens, since Python's own handlers wait for the main thread, which may be compiling.
-    While `at_risk` is False there is nothing to save, and a signal ends the process at once.
+    While `begun` is False there is nothing to save, and a signal ends the process at once.
     Outside the main thread, where Python installs no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
-        self._asked = self.at_risk = False
+        self._asked = self.begun = False
 
     def __enter__(self) -> "Interrupts":
         main = threading.current_thread() is threading.main_thread()
@@ -74,7 +74,7 @@ class Interrupts(NoInterrupts):
             if self._asked:
                 os._exit(128 + number[0])
             self._asked = True
-            if not self.at_risk:
+            if not self.begun:
                 console.print("Stopped before the first step; the same command starts again.")
                 os._exit(SAVED)
             console.print("Stopping: saving what is done; a second signal exits at once.")

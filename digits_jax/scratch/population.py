@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from digits_jax.core import optim
-from digits_jax.core.population import init_keys, member_batch, order, track, zeros
+from digits_jax.core.population import init_keys, member_batch
 from digits_jax.core.step import Program
 from digits_jax.data import batches
 from digits_jax.errors import UserError, check_choice
@@ -25,17 +25,17 @@ from digits_jax.scratch.step import eval_step, init_state, train_step
 from digits_jax.types import (
     Array,
     Batch,
+    Carry,
     Members,
     Metrics,
     Normalizer,
     PyTree,
     Shared,
-    Slice,
     TrainState,
     Weights,
 )
 
-__all__ = ("evaluate", "init", "order", "predict", "program", "shapes", "track", "train", "zeros")
+__all__ = ("evaluate", "init", "predict", "program", "shapes", "train_steps")
 COMPILED = False  # nothing of this engine is to be jitted
 
 
@@ -69,7 +69,7 @@ def init(members: Members, *, program: Program) -> TrainState:
     return _stack(init_state(_generator(key), program, dtype) for key in init_keys(members))
 
 
-def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
+def train_steps(own: Carry, shared: Shared, *, program: Program, steps: int) -> Carry:
     states, totals = [], []
     for m in range(len(own.members.seed)):
         one = _part(_numpy(own), m)
@@ -111,7 +111,7 @@ def shapes(members: Members, *, program: Program) -> TrainState:
 
 
 @functools.lru_cache(maxsize=2)  # the programs of a run go soon after it
-def _drawing(program: Program) -> Callable[[Slice, Shared], tuple[Batch, jax.Array]]:
+def _drawing(program: Program) -> Callable[[Carry, Shared], tuple[Batch, jax.Array]]:
     return jax.jit(functools.partial(member_batch, program=program))
 
 
