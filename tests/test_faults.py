@@ -413,7 +413,7 @@ def test_two_processes_in_one_workdir(cache, whole, tmp_path):
 
 def test_a_clock_that_jumps(cache, whole, tmp_path, monkeypatch):
     """Three years ahead in each epoch, while the checkpoint before is still being written."""
-    clock, go, jumped = time.time, loop.epoch, []
+    clock, go, jumped = time.time, loop.train_epoch, []
 
     def jump(*arguments):
         jumped.append(1e8)

@@ -40,22 +40,20 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     Raises UserError for an unknown name or field, and for a value of another type.
     """
     check_choice("model.name", name, MODELS)
-    model = MODELS[name]
-    declared = {field.name: field for field in dataclasses.fields(model)}
-    known = [field for field in declared if field not in ("heads", "parent", "name")]
+    # `heads` and Flax's own fields have none of the types that a config can hold.
+    known = {f.name: f for f in dataclasses.fields(MODELS[name]) if f.type in _TYPES}
     for field, value in fields.items():
         if field not in known:
             raise UserError(f"model.{field}: '{name}' has no such field; {nearest(field, known)}")
         fields[field] = value = tuple(value) if isinstance(value, list) else value
-        meant, fits = _KINDS[declared[field].type]
-        default = declared[field].default
+        (meant, fits), default = _TYPES[known[field].type], known[field].default
         if not fits(value) and value != default:
             raise UserError(f"model.{field} must be {meant} (default {default}), not {value!r}")
-    return model(heads=FrozenDict(heads), **fields)
+    return MODELS[name](heads=FrozenDict(heads), **fields)
 
 
 def from_config(config: ConfigDict, heads: Mapping[str, int]) -> nn.Module:
-    """The network of `config.model`, without its dropout rate, which belongs to a member."""
+    """The network of `config.model`; the dropout rate is a member's (`types.Hyper`)."""
     fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
     return build(config.model.name, heads, **fields)
 
@@ -69,8 +67,8 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-# {a field's annotation: (how an error describes its values, whether a value is one)}
-_KINDS: dict[object, tuple[str, Callable[[Any], bool]]] = {
+# {the annotation of a field: (what an error says that it must be, whether a value is that)}
+_TYPES: dict[object, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number above 0", _is_size),
     float: ("a number from 0 to 1", lambda v: isinstance(v, int | float) and 0 <= v <= 1),
     bool: ("True or False", lambda v: isinstance(v, bool)),
