@@ -436,7 +436,7 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
         rate[1:] = 1e38
         return members._replace(hyper=members.hyper.replace(learning_rate=rate))
 
-    monkeypatch.setattr(building, "members_of", wild)
+    monkeypatch.setattr(building.population, "members_of", wild)
     config = small(cache)
     run = built(config)
     own, first = run.begin_epoch(1, 1), None

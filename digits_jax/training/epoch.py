@@ -62,10 +62,11 @@ def train_epoch(
             totals = _train_slice(run, i, number, clock, bar, interrupts)
             stopped |= _stop_diverged(run, i, number, totals, stopped)
             scores = _evaluate(run, i, number)
-            seconds = round(run.position.seconds / (~stopped).sum(), 3)
+            going = np.flatnonzero(~stopped).tolist()
             run.position.rows += [
-                _row(run, number, i, m, totals, scores) | {"seconds": seconds}
-                for m in np.flatnonzero(~stopped).tolist()
+                _row(run, number, i, m, totals, scores)
+                | {"seconds": round(run.position.seconds / len(going), 3)}
+                for m in going
             ]
     rows, run.position = run.position.rows, Position()
     return rows
