@@ -356,7 +356,7 @@ def test_every_schedule_is_known_to_depend_on_the_length_or_not():
     for schedule in optim.SCHEDULES:
         optimizer = config_of("mnist").optimizer
         optimizer.update(schedule=schedule, step_epochs=(1,), warmup=0.5)
-        short, long = (optim.unit_schedule(optimizer, epochs, 10) for epochs in (2, 5))
+        short, long = (optim.rate_schedule(optimizer, epochs, 10) for epochs in (2, 5))
         alike = all(float(short(step)) == float(long(step)) for step in range(20))
         assert alike == (schedule not in optim.OVER_ALL_EPOCHS)
 

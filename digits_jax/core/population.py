@@ -53,7 +53,7 @@ def program(
     return Program(
         model=models.from_config(config, pipeline.recipe.heads),
         tx=optim.transformation(optimizer),
-        schedule=optim.unit_schedule(optimizer, config.epochs, pipeline.steps_per_epoch),
+        schedule=optim.rate_schedule(optimizer, config.epochs, pipeline.steps_per_epoch),
         pipeline=pipeline,
         ema=optimizer.ema,
         decoupled=optimizer.decoupled,
@@ -207,7 +207,7 @@ def predict(
     weights: Weights, images: Array, normalizer: Normalizer, *, program: Program
 ) -> dict[str, Array]:
     """images: [B, H, W] uint8 -> {head: [S, B, C] log-probabilities}."""
-    pixels = batches.normalize(batches.unit(images), normalizer)
+    pixels = batches.normalize(batches.to_float(images), normalizer)
     return _log_probabilities(weights, pixels, program)
 
 

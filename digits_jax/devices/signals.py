@@ -1,6 +1,6 @@
-"""Signals as requests to stop: a run saves its state and ends, a second signal ends it at once.
+"""Signals stop a run, which first saves its state; a second signal ends the process at once.
 
-`Interrupts` may end the process, so only a command gives it to what trains.
+`Interrupts` may end the process, so only commands use it; in a library call nothing listens.
 """
 
 import os
@@ -17,10 +17,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 def stopping() -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to stop, except those that the process was started to ignore.
-
-    So a run under `nohup` outlives its terminal.
-    """
+    """The signals that stop a run, except those that are ignored: `nohup` keeps working."""
     known = (getattr(signal, name) for name in NAMES if hasattr(signal, name))
     return tuple(one for one in known if signal.getsignal(one) is not signal.SIG_IGN)
 
@@ -36,16 +33,16 @@ class NoInterrupts:
     def __exit__(self, *_: object) -> None: ...
 
     def asked(self) -> bool:
-        """Is the run to stop?"""
+        """Whether the run is to stop."""
         return False
 
 
 class Interrupts(NoInterrupts):
-    """A context manager in which `asked()` says whether a signal has asked the run to stop.
+    """A context manager in which `asked()` says whether a signal came.
 
     A thread listens, since Python's own handlers wait for the main thread, which may be compiling.
-    While `begun` is False there is nothing to save, and a signal ends the process at once.
-    Outside the main thread, where Python installs no handlers, nothing is changed.
+    Until `begun` is set there is nothing to save, and a signal ends the process at once. Outside of
+    the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:

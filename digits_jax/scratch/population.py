@@ -55,7 +55,7 @@ def program(
     return Program(
         model=network.build(config.model, pipeline.recipe.heads),
         tx=_rule(optimizer),
-        schedule=_schedule(optim.unit_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
+        schedule=_schedule(optim.rate_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
         pipeline=pipeline,
         ema=optimizer.ema,
         decoupled=optimizer.decoupled,
@@ -98,7 +98,7 @@ def evaluate(
 def predict(
     weights: Weights, images: Array, normalizer: Normalizer, *, program: Program
 ) -> dict[str, Array]:
-    pixels = np.asarray(batches.normalize(batches.unit(images), normalizer))
+    pixels = np.asarray(batches.normalize(batches.to_float(images), normalizer))
     none = {head: np.zeros(len(pixels), np.int32) for head in program.pipeline.recipe.heads}
     batch, arrays = Batch(pixels, none, np.ones_like(pixels[:, 0, 0])), _numpy(weights)
     return _stack(eval_step(_part(arrays, m), batch, program)[1] for m in range(_count(arrays)))

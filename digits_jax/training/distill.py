@@ -49,10 +49,10 @@ def make(
 
     @jax.jit
     def precompute(digits: Array, key: jax.Array, weights: Teacher) -> tuple[Array, Array]:
-        pixels = batches.unit(digits)
+        pixels = batches.to_float(digits)
         seen = jnp.rint(255 * augment.augment(key, pixels, config.augment)).astype(jnp.uint8)
         soften = functools.partial(population.teacher_targets, program=teacher.program)
-        soft = soften(weights, batches.unit(seen), config.distill.temperature)["digit"]
+        soft = soften(weights, batches.to_float(seen), config.distill.temperature)["digit"]
         return seen.reshape(len(seen), -1), soft.astype(jnp.float16)
 
     first, weights, digits = jax.random.key(config.data.seed), teacher.teacher(), split.images
