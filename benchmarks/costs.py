@@ -101,10 +101,10 @@ def population(networks: list[str], rounds: int = 3, images: int = 512) -> Table
             together, ratios = ours.build(config), []
             for number in range(1, rounds + 2):
                 begun = time.perf_counter()
-                loop.epoch(together, number, clock)
+                loop.train_epoch(together, number, clock)
                 middle = time.perf_counter()
                 for _ in range(size):
-                    loop.epoch(alone, number, clock)
+                    loop.train_epoch(alone, number, clock)
                 if number > 1:  # the first compiles
                     seconds = middle - begun
                     ratios.append(seconds / (time.perf_counter() - middle))
@@ -157,7 +157,7 @@ def roofline(networks: list[str]) -> Table:
 
 def _bytes(run: loop.Run) -> float:
     """What one compiled training step reads and writes."""
-    program = run.train.compile(run.start(0, 1), run.shared, program=run.program, steps=1)
+    program = run.train.compile(run.begin_epoch(0, 1), run.shared, program=run.program, steps=1)
     cost: Any = program.cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["bytes accessed"])
 

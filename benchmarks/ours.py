@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from digits_jax.core.step import current
+from digits_jax.core.step import eval_weights
 from digits_jax.training import train as loop
 from digits_jax.training.resolve import resolve
 
@@ -41,13 +41,13 @@ def build(config: Any) -> loop.Run:
 
 def train(run: loop.Run) -> Step:
     """The steps of the run's first slice, one after the other, as `train` takes them."""
-    own, count = run.start(0, 1), 0
+    own, count = run.begin_epoch(0, 1), 0
     program = run.stepper(own, 1)
 
     def step() -> Any:
         nonlocal own, count
         if count and count % run.steps_per_epoch == 0:
-            own = run.start(0, 1 + count // run.steps_per_epoch, own.totals)
+            own = run.begin_epoch(0, 1 + count // run.steps_per_epoch, own.totals)
         own = program(own)
         run.states[0] = own.state
         count += 1
@@ -58,7 +58,7 @@ def train(run: loop.Run) -> Step:
 
 def infer(run: loop.Run, images: np.ndarray) -> Step:
     """images: [B, H, W] uint8, always the same."""
-    weights = current(run.states[0])
+    weights = eval_weights(run.states[0])
     normalizer = run.data.normalizer
     predict: Any = functools.partial(run.engine.predict, program=run.program)
     if run.engine.COMPILED:

@@ -14,7 +14,7 @@ import jax
 
 from benchmarks import ours
 from configs import fast, mnist100
-from digits_jax.core.step import current
+from digits_jax.core.step import eval_weights
 from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.training import train as loop
@@ -52,7 +52,7 @@ def accuracy(cache: str, seed: str) -> dict[str, Any]:
         step()
     jax.block_until_ready(run.states[0])
     seconds = time.perf_counter() - begun
-    sums, _ = run.evaluate(current(run.states[0]), run.members[0], run.data.test)
+    sums, _ = run.evaluate(eval_weights(run.states[0]), run.members[0], run.data.test)
     tested = round(100 * sums.means(0)["accuracy"], 2)
     return {"source": run.data.source, "seconds": round(seconds, 2), "test accuracy": tested}
 

@@ -93,9 +93,9 @@ def warn_drawn(reason: str) -> None:
 
 
 class EpochBar:
-    """A progress bar of images with their rate, as a context manager; removed at the end.
+    """A progress bar of images with their rate, as a context manager; shown on a terminal only.
 
-    Shown on a terminal only.
+    The rate is a running mean.
     """
 
     def __init__(self, label: str, images: int):
@@ -110,7 +110,7 @@ class EpochBar:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(label, total=images, rate=0.0)
-        self._shown = time.perf_counter()
+        self._updated, self._added, self._next = time.perf_counter(), 0, 0
 
     def __enter__(self) -> "EpochBar":
         self._progress.start()
@@ -119,19 +119,19 @@ class EpochBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def advance(self, images: int) -> int:
-        """Adds `images` that were done since the last call; 0 restarts the clock.
+    def add(self, images: int) -> bool:
+        """Counts images that the device works on; is it time to wait for it and to `update`?"""
+        self._added += images
+        return self._added > self._next
 
-        The rate shown is a running mean. Returns how many images should be done before the next
-        call, so that the device is waited for a few times a second.
-        """
+    def update(self) -> None:
+        """Shows the images that were added as done; without any it restarts the clock."""
         now = time.perf_counter()
-        rate, old = images / (now - self._shown), self._progress.tasks[0].fields["rate"]
-        self._shown = now
-        if images:
+        rate, old = self._added / (now - self._updated), self._progress.tasks[0].fields["rate"]
+        if self._added:
             mean = 0.8 * old + 0.2 * rate if old else rate
-            self._progress.update(self._task, advance=images, rate=mean)
-        return int(rate * _REFRESH)
+            self._progress.update(self._task, advance=self._added, rate=mean)
+        self._updated, self._added, self._next = now, 0, int(rate * _REFRESH)
 
 
 def percent(fraction: float | None, spread: float | None = None, unit: str = " %") -> str:

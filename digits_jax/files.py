@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
+PART = ".part"  # the end of a file's name while it is written
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     Until then it is a part file of this process beside `path`, which an error removes.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}{PART}")
     try:
         with part.open(mode, **({} if "b" in mode else TEXT)) as file:
             yield file

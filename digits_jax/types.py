@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 
     images: [B, H, W] float, normalised, in training augmented; labels: {head: [B] int32}; mask: [B]
     float, 1 for an example that counts and 0 for padding; targets: {head: [B, C]} a teacher's
-    probabilities at the program's temperature, None without a teacher.
+    probabilities at `distill.temperature`, None without a teacher.
     """
 
     images: Array
@@ -71,13 +71,12 @@ class Metrics(NamedTuple):
     """Sums over examples, so that metrics of parts add up to those of the whole.
 
     loss: [] the summed loss (mean over heads), as it is trained on or evaluated; correct:
-    {head: []} right on that head; all_heads: [] right on every head; examples: [] how many there
-    were; finite: [] how many batches had a finite loss.
+    {head: []} right on that head; examples: [] how many there were; finite: [] how many batches
+    had a finite loss.
     """
 
     loss: Array
     correct: Mapping[str, Array]
-    all_heads: Array
     examples: Array
     finite: Array
 
@@ -85,10 +84,7 @@ class Metrics(NamedTuple):
         """`{'loss', 'accuracy'}` of one member: its sums over its examples, heads averaged."""
         count = float(self.examples[member])
         hits = [float(correct[member]) for correct in self.correct.values()]
-        return {
-            "loss": float(self.loss[member]) / count,
-            "accuracy": sum(hits) / len(hits) / count,
-        }
+        return {"loss": float(self.loss[member]) / count, "accuracy": sum(hits) / len(hits) / count}
 
 
 @struct.dataclass
@@ -173,11 +169,11 @@ class TrainState:
     best: Best
 
 
-class Slice(NamedTuple):
-    """Members that are trained by one program: every leaf has a leading axis of members.
+class Carry(NamedTuple):
+    """What a scan over the steps of an epoch carries: every leaf has a leading axis of members.
 
-    totals: sums over the epoch so far; order: [S, steps * B] int32, its examples in the order in
-    which each member sees them.
+    totals: sums over the epoch so far; order: [S, steps * B] int32, the examples of the epoch in
+    the order in which each member sees them.
     """
 
     state: TrainState
@@ -187,9 +183,9 @@ class Slice(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all members of a slice share.
+    """What all members of a slice share: not vmapped, and replicated on every device.
 
-    Not vmapped (`in_axes=None`), and replicated on every device. mask: [B], in evaluation only.
+    mask: [B], in evaluation only.
     """
 
     split: Split

@@ -241,7 +241,7 @@ def arguments(count: int, rng: random.Random) -> Counter:
                 settings.check(config)
                 models.from_config(config, RECIPES[config.data.dataset].heads)
                 optim.transformation(config.optimizer)
-                optim.unit_schedule(config.optimizer, config.epochs, 10)
+                optim.rate_schedule(config.optimizer, config.epochs, 10)
             return "read"
 
         outcome = _outcome(attempt)

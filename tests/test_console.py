@@ -14,19 +14,25 @@ def test_a_steady_rate_and_four_looks_a_second(monkeypatch):
     monkeypatch.setattr(console.time, "perf_counter", lambda: now)
     bar = console.EpochBar("epoch 1/1", 10_000)
 
-    def advance(images, seconds):
+    def update(images, seconds):
         nonlocal now
         now += seconds
-        return bar.advance(images)
+        bar.add(images)
+        bar.update()
 
     def rate():
         return bar._progress.tasks[0].fields["rate"]
 
-    assert advance(0, 5.0) == 0  # compiling: starts the clock, counts for nothing
+    update(0, 5.0)  # compiling: starts the clock, counts for nothing
     assert rate() == 0
-    assert advance(1000, 1.0) == 250
+    assert bar.add(1)
+    update(999, 1.0)
     assert rate() == pytest.approx(1000)
-    assert advance(2000, 1.0) == 500
+    assert [bar.add(images) for images in (250, 1)] == [False, True]
+    update(1749, 1.0)
+    assert not bar.add(500)
+    assert bar.add(1)
+    bar._added = 0
     assert rate() == pytest.approx(0.8 * 1000 + 0.2 * 2000)
     assert bar._progress.tasks[0].completed == 3000
 

@@ -39,7 +39,7 @@ if not {folds}:
     loop.finish = lambda *_: None
 if {data} > 1:  # the work is shared, not done by each
     run = loop.build(resolve(config))
-    own = run.start(0, 1)
+    own = run.begin_epoch(0, 1)
     text = run.train.compile(own, run.shared, program=run.program, steps=1).as_text()
     assert " all-reduce(" in text
     assert " all-gather(" not in text
@@ -53,15 +53,15 @@ if {wild}:  # the second member's rate is no rate
         rates[-1][-1] = 1e300
         return run
     loop.build = build
-line = loop._epoch_line
+line = loop._print_epoch
 def stop(*_):
     raise KeyboardInterrupt
 if {begin}:
-    loop._epoch_line = stop
+    loop._print_epoch = stop
     try:
         loop.train(config.copy_and_resolve_references(), loop.Path({workdir!r}))
     except KeyboardInterrupt:
-        loop._epoch_line = line
+        loop._print_epoch = line
 if {end}:
     loop.train(config, loop.Path({workdir!r}))
 """

@@ -20,7 +20,7 @@ from conftest import built, config_of, shrink, slow_except
 from jax.experimental import multihost_utils
 
 from digits_jax.core.population import members_of
-from digits_jax.core.step import chosen
+from digits_jax.core.step import best_weights
 from digits_jax.devices import signals
 from digits_jax.errors import SAVED, Stopped, UserError
 from digits_jax.training import epoch as epochs
@@ -61,7 +61,7 @@ class Asked:
     """Interrupts that come after so many steps."""
 
     def __init__(self, steps):
-        self._left, self.at_risk = steps, False
+        self._left, self.begun = steps, False
 
     def __enter__(self):
         return self
@@ -167,7 +167,7 @@ def test_with_nothing_to_lose_or_told_twice_it_exits_at_once(risk, signals, code
     program = (
         "import ctypes; from digits_jax.devices.signals import Interrupts\n"
         "with Interrupts() as interrupts:\n"
-        f"    interrupts.at_risk = {risk}\n"
+        f"    interrupts.begun = {risk}\n"
         "    print('ready', flush=True)\n"
         "    while True: ctypes.CDLL(None).sleep(60)\n"
     )
@@ -187,7 +187,7 @@ LISTENS = (
     "import ctypes, signal, sys; from digits_jax.devices import signals\n"
     "{before}\n"
     "with signals.Interrupts() as interrupts:\n"
-    "    interrupts.at_risk = True\n"
+    "    interrupts.begun = True\n"
     "    print('ready', flush=True)\n"
     "    while not interrupts.asked(): ctypes.CDLL(None).usleep(10000)\n"
     "sys.exit(75)\n"
@@ -250,7 +250,7 @@ def test_systems_that_lack_some_signals(monkeypatch):
     before = [signal.getsignal(one) for one in signals.stopping()]
     with signals.Interrupts() as interrupts:
         assert not interrupts.asked()
-        interrupts.at_risk = True
+        interrupts.begun = True
         signal.raise_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10
         while not interrupts.asked():
@@ -413,13 +413,13 @@ def test_two_processes_in_one_workdir(cache, whole, tmp_path):
 
 def test_a_clock_that_jumps(cache, whole, tmp_path, monkeypatch):
     """Three years ahead in each epoch, while the checkpoint before is still being written."""
-    clock, go, jumped = time.time, loop.epoch, []
+    clock, go, jumped = time.time, loop.train_epoch, []
 
     def jump(*arguments):
         jumped.append(1e8)
         return go(*arguments)
 
-    monkeypatch.setattr(loop, "epoch", jump)
+    monkeypatch.setattr(loop, "train_epoch", jump)
     monkeypatch.setattr(time, "time", lambda: clock() + sum(jumped))
     train(small(cache), tmp_path)
     assert len(jumped) == 2
@@ -436,10 +436,10 @@ def test_only_the_member_that_diverges_stops(cache, whole, tmp_path, monkeypatch
         rate[1:] = 1e38
         return members._replace(hyper=members.hyper.replace(learning_rate=rate))
 
-    monkeypatch.setattr(building, "members_of", wild)
+    monkeypatch.setattr(building.population, "members_of", wild)
     config = small(cache)
     run = built(config)
-    own, first = run.start(1, 1), None
+    own, first = run.begin_epoch(1, 1), None
     for step in range(3):
         own = run.stepper(own, 1)(own)
         if first is None and not np.isfinite(own.totals.loss[0]):
@@ -472,13 +472,15 @@ def test_without_validation_the_last_good_weights_stay(cache, tmp_path, monkeypa
     config.data.validation = 0.0
     run = built(config)
     clock = loop.Clock()
-    loop.epoch(run, 1, clock)
+    loop.train_epoch(run, 1, clock)
     spoilt = jax.tree.map(lambda x: x * np.float32(np.nan), run.states[0].params)
     run.states[0] = run.states[0].replace(params=spoilt)
-    assert [row["member"] for row in loop.epoch(run, 2, clock)] == [1]
+    assert [row["member"] for row in loop.train_epoch(run, 2, clock)] == [1]
     assert run.diverged[0]["step"] == run.steps_per_epoch + 1
-    kept = chosen(run.states[0]).params
-    sound = jax.tree.map(np.ones_like, run.start(0, 1).totals)  # the step that spoils has a loss
+    kept = best_weights(run.states[0]).params
+    sound = jax.tree.map(
+        np.ones_like, run.begin_epoch(0, 1).totals
+    )  # the step that spoils has a loss
     stopped = np.zeros(1, bool)
     assert epochs._stop_diverged(run, 0, 2, sound, stopped).all()
     assert not epochs._stop_diverged(run, 1, 2, sound, stopped).any()

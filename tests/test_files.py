@@ -1,9 +1,14 @@
 """Files are whole or not there; a damaged array is None."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from digits_jax import files
+from digits_jax.training import workdir
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):
@@ -51,3 +56,21 @@ def test_a_damaged_array_is_none(tmp_path, damage):
             with path.open("wb") as file:
                 np.savez(file, array=array)
     assert files.read_array(path) is None
+
+
+def test_what_a_killed_write_left_is_deleted_with_a_run(tmp_path):
+    """The process ends within a write; the next run in the folder deletes what is left of it."""
+    program = (
+        "import os; from digits_jax import files\n"
+        f"with files.replacing({str(tmp_path / 'summary.json')!r}) as file:\n"
+        "    file.write(b'half'); file.flush(); os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=False)
+    (part,) = tmp_path.iterdir()
+    assert part.read_bytes() == b"half"
+    mine = tmp_path / "notes.md.part"  # the user's own
+    mine.touch()
+    workdir.clear(tmp_path, ["model.npz"])
+    assert part.exists()
+    workdir.clear(tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]

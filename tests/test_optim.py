@@ -110,7 +110,7 @@ def test_coupled_decay_is_the_gradient_of_l2(optimizer):
 
 
 def factors(optimizer, epochs, per_epoch, steps):
-    schedule = optim.unit_schedule(optimizer, epochs, per_epoch)
+    schedule = optim.rate_schedule(optimizer, epochs, per_epoch)
     return np.asarray([float(schedule(jnp.asarray(s))) for s in steps])
 
 
@@ -145,7 +145,7 @@ def test_one_cycle_rises_and_falls(optimizer):
 def test_names_that_do_not_exist(optimizer):
     optimizer.schedule = "cosin"
     with pytest.raises(UserError, match=r"optimizer\.schedule.*did you mean 'cosine'"):
-        optim.unit_schedule(optimizer, 1, 1)
+        optim.rate_schedule(optimizer, 1, 1)
     optimizer.name = "adamm"
     with pytest.raises(UserError, match=r"optimizer\.name.*did you mean 'adam'"):
         optim.transformation(optimizer)
@@ -154,4 +154,4 @@ def test_names_that_do_not_exist(optimizer):
 def test_a_warmup_longer_than_the_run(optimizer):
     optimizer.warmup = 3.0
     with pytest.raises(UserError, match="do not fit"):
-        optim.unit_schedule(optimizer, 2, 10)
+        optim.rate_schedule(optimizer, 2, 10)

@@ -9,10 +9,10 @@ from conftest import CONFIGS, config_of, shrink, slow_except
 
 from digits_jax.core import population
 from digits_jax.core.population import members_of, slice_size, slices
-from digits_jax.core.step import current
+from digits_jax.core.step import eval_weights, zero_metrics
 from digits_jax.data import batches, dataset
 from digits_jax.devices.backend import once
-from digits_jax.types import Shared, Slice, Weights
+from digits_jax.types import Carry, Shared, Weights
 
 
 def trained(config, data, members, steps):
@@ -26,7 +26,7 @@ def trained(config, data, members, steps):
     return own.state, own.totals
 
 
-train = jax.jit(population.train, static_argnames=("program", "steps"))
+train = jax.jit(population.train_steps, static_argnames=("program", "steps"))
 predict = jax.jit(population.predict, static_argnames="program")
 first = jax.jit(population.init, static_argnames="program", **once())
 
@@ -40,8 +40,8 @@ def program_of(config, data):
 def beginning(program, data, members, init=first):
     """Those members before their first step."""
     order = population.order(members, 1, program=program, n=data.train.size)
-    zeros = population.zeros(len(members.seed), program=program)
-    return Slice(init(members, program=program), zeros, order, members)
+    zeros = zero_metrics(data.recipe.heads, (len(members.seed),))
+    return Carry(init(members, program=program), zeros, order, members)
 
 
 SMALL = {  # every network, as small as it can be made
@@ -111,7 +111,7 @@ def test_predictions_are_those_of_the_evaluation(cache):
     config = shrink(config_of("two_head"), cache)
     data = dataset.load(config.data)
     program, members = program_of(config, data), members_of(config, range(2))
-    weights = current(first(members, program=program))
+    weights = eval_weights(first(members, program=program))
     rows, mask = batches.padded_rows(data.test.rows, 40)[0]
     shared = Shared(data.test._replace(rows=rows), data.normalizer, mask=mask)
     evaluate = jax.jit(population.evaluate, static_argnames="program")

@@ -228,7 +228,7 @@ def test_distillation_by_hand(getkey, x64):
 def test_a_teachers_targets(cache, pair):
     """The mean over its members of their softened probabilities, with its own normaliser."""
     teacher = Predictor(pair)
-    soften = functools.partial(population.soften, temperature=3.0, program=teacher.program)
+    soften = functools.partial(population.teacher_targets, temperature=3.0, program=teacher.program)
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 28), np.uint8)
     targets = soften(teacher.teacher(), jnp.asarray(images / 255, jnp.float32))
     for head, log_p in teacher.predict(images).items():
@@ -249,7 +249,7 @@ def test_a_student_learns_from_its_teacher_alone(cache, pair, tmp_path):
     losses = []
     for split in (run.data.train, lies):
         shared = run.shared._replace(split=split)
-        own = population.train(run.start(0, 1), shared, program=run.program, steps=1)
+        own = population.train_steps(run.begin_epoch(0, 1), shared, program=run.program, steps=1)
         losses.append(float(own.totals.loss[0]))
     assert losses[0] == losses[1]
     train(config, tmp_path)
@@ -301,7 +301,7 @@ def test_a_batch_is_composed_of_copies_of_its_digits(taught, fresh):
     """Every image is a maximum of two copies, with the label and the answer of each."""
     taught.data.fresh_pairs = fresh
     run = built(taught)
-    train_split, own = run.data.train, jax.tree.map(lambda x: x[0], run.start(0, 1))
+    train_split, own = run.data.train, jax.tree.map(lambda x: x[0], run.begin_epoch(0, 1))
     batch, _ = population.member_batch(own, run.shared, program=run.program)
     assert batch.images.shape == (32, 42, 28)
     copies = np.asarray(run.shared.teacher.images)

@@ -322,7 +322,7 @@ def test_a_run_by_numpy(cache, tmp_path):
 def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):
     config = small(cache, "two_head", epochs=3)
     train(config, tmp_path / "whole")
-    monkeypatch.setattr("digits_jax.training.train.epoch", _failing_at(3))
+    monkeypatch.setattr("digits_jax.training.train.train_epoch", _failing_at(3))
     with pytest.raises(KeyboardInterrupt):
         train(small(cache, "two_head", epochs=3), tmp_path / "cut")
     monkeypatch.undo()
@@ -338,7 +338,7 @@ def test_numpy_resumes_as_if_nothing_had_happened(cache, tmp_path, monkeypatch):
 
 
 def _failing_at(epoch):
-    from digits_jax.training.train import epoch as go
+    from digits_jax.training.train import train_epoch as go
 
     def failing(run, number, *rest):
         if number == epoch:

@@ -186,9 +186,13 @@ def test_a_search_leaves_its_config_as_it_was(cache, tmp_path, retrained):
     config.data.update(train=0, test=0)
     before = config.to_dict()
     drawn = module.dataset.load(small(cache, RATE).data)
+
+    def no_network(*_):
+        raise UserError("no network")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.dataset, "load", lambda _: drawn)
-        patch.setattr(module.dataset, "_why_drawn", lambda *_: "no network")
+        patch.setattr(module.dataset.sources, "load", no_network)
         search(config, str(tmp_path))
     assert config.to_dict() == before
     assert next(run.data.source for run in retrained.values()) == "drawn"

@@ -16,8 +16,8 @@ from digits_jax import models
 from digits_jax.core.step import (
     Program,
     cross_entropy,
-    current,
     eval_step,
+    eval_weights,
     init_state,
     track_best,
     train_step,
@@ -171,14 +171,14 @@ def test_ema_by_hand(getkey):
         decay = min(0.5, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, w, d=decay: d * a + (1 - d) * w, average, state.params)
     chex.assert_trees_all_close(state.ema, average, rtol=1e-5)
-    chex.assert_trees_all_equal(current(state)[0], state.ema)
+    chex.assert_trees_all_equal(eval_weights(state)[0], state.ema)
 
 
 def test_eval_step_is_the_loss_without_smoothing_or_dropout(getkey):
     model = tiny()
     state, _ = a_step(model)
     batch = a_batch(getkey(), model)
-    metrics, log_p = eval_step(current(state), batch, a_program(model))
+    metrics, log_p = eval_step(eval_weights(state), batch, a_program(model))
     np.testing.assert_allclose(metrics.loss, cross_entropy(log_p, batch.labels).sum(), rtol=1e-6)
     for values in log_p.values():
         np.testing.assert_allclose(jnp.exp(values).sum(axis=1), np.ones(4), rtol=1e-5)

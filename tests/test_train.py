@@ -291,8 +291,10 @@ def test_more_epochs_of_a_constant_rate_go_on(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(small(cache, epochs=3), "whole")
     train(small(cache, epochs=1), "grown")
-    epoch, done = loop.epoch, []
-    monkeypatch.setattr(loop, "epoch", lambda run, n, *how: done.append(n) or epoch(run, n, *how))
+    epoch, done = loop.train_epoch, []
+    monkeypatch.setattr(
+        loop, "train_epoch", lambda run, n, *how: done.append(n) or epoch(run, n, *how)
+    )
     train(small(cache, epochs=3), "grown")
     assert done == [2, 3]
     whole, grown = (Path(folder) for folder in ("whole", "grown"))
@@ -329,7 +331,7 @@ def test_a_run_that_was_to_go_on_and_has_not_yet_is_not_finished(
         if ended == "refused":
             patch.setattr(loop, "_resume", lambda *_: (_ for _ in ()).throw(UserError("no")))
         else:
-            patch.setattr(loop, "epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(loop, "train_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises((UserError, KeyboardInterrupt)):
             train(small(cache, epochs=2), tmp_path)
     assert (tmp_path / "summary.json").exists() == (ended == "refused")
@@ -354,7 +356,7 @@ def test_every_schedule_is_known_to_depend_on_the_length_or_not():
     for schedule in optim.SCHEDULES:
         optimizer = config_of("mnist").optimizer
         optimizer.update(schedule=schedule, step_epochs=(1,), warmup=0.5)
-        short, long = (optim.unit_schedule(optimizer, epochs, 10) for epochs in (2, 5))
+        short, long = (optim.rate_schedule(optimizer, epochs, 10) for epochs in (2, 5))
         alike = all(float(short(step)) == float(long(step)) for step in range(20))
         assert alike == (schedule not in optim.OVER_ALL_EPOCHS)
 
@@ -484,10 +486,10 @@ def test_programs_are_compiled_once_and_ahead(cache, tmp_path, monkeypatch):
     assert run.bytes_needed() > 0
     clock = loop.Clock()
     compiled.clear()
-    first = loop.epoch(run, 1, clock)
-    loop.epoch(run, 2, clock)
+    first = loop.train_epoch(run, 1, clock)
+    loop.train_epoch(run, 2, clock)
     assert len(compiled) == 0
-    assert clock.seconds["compile"] == run.compiling > 0
+    assert clock.seconds["compile"] > 0
     assert all(row["seconds"] > 0 for row in first)
 
 
@@ -504,7 +506,7 @@ def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeyp
 
 def test_sums_of_the_training_split_keep_no_answers(cache, tmp_path, monkeypatch):
     run = built(small(cache))
-    own = loop.current(run.states[0]), run.members[0]
+    own = loop.eval_weights(run.states[0]), run.members[0]
     sums, answers = run.evaluate(*own, run.data.train)
     assert answers["number"].shape == (1, 96, 100)
     monkeypatch.setattr(np, "concatenate", lambda *_, **__: pytest.fail("it keeps the answers"))
@@ -617,7 +619,7 @@ def test_the_programs_of_a_run_go_with_it(cache):
 
     def one():
         run = built(small(cache))
-        loop.epoch(run, 1, loop.Clock())
+        loop.train_epoch(run, 1, loop.Clock())
 
     counts = []
     for _ in range(3):

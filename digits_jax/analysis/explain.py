@@ -51,7 +51,7 @@ def explain(
     def network(pixels: Array, added: Arrays) -> tuple[Arrays, Arrays]:
         return watch(model, variables, batches.normalize(pixels, trained.normalizer), added)
 
-    pixels = jnp.asarray(batches.unit(images))
+    pixels = jnp.asarray(batches.to_float(images))
     logits, maps = network(pixels, {})
     rows = describe.layers(model, trained.recipe.shape)
     jumps = {row.name: row.jump for row in rows if row.jump}

@@ -21,7 +21,7 @@ from scipy import ndimage
 from digits_jax.analysis.runs import Addition, open_run
 from digits_jax.console import console
 from digits_jax.data import dataset
-from digits_jax.data.batches import unit
+from digits_jax.data.batches import to_float
 from digits_jax.report import artifacts, figures, tables
 
 _FINE = 4  # each pixel becomes 4x4 finer ones, in which strokes grow and shrink
@@ -97,7 +97,7 @@ CORRUPTIONS = {
 def corrupt(images: np.ndarray, name: str, level: float) -> np.ndarray:
     """images: [N, 28, 28] uint8, ink bright -> the same, corrupted; the same at every call."""
     rng = np.random.default_rng(0)
-    corrupted = CORRUPTIONS[name].of(rng, np.asarray(unit(images, np.float32)), level)
+    corrupted = CORRUPTIONS[name].of(rng, np.asarray(to_float(images, np.float32)), level)
     return np.rint(255 * np.clip(corrupted, 0, 1)).astype(np.uint8)
 
 

@@ -59,7 +59,7 @@ def _muon(optimizer: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def unit_schedule(
+def rate_schedule(
     optimizer: ConfigDict, epochs: int, steps_per_epoch: int
 ) -> Callable[[Array | int], Array | float]:
     """step [] -> the factor of the peak learning rate, at most 1.

@@ -1,4 +1,8 @@
-"""One step of one member: pure functions of arrays, neither jitted nor vmapped here."""
+"""One training step of one network: pure functions of arrays, neither jitted nor vmapped here.
+
+`train_step` is the whole of it: `apply`, the loss, its gradient, `optim.apply_gradient`. The
+members of a population are mapped over it in `population`, which also makes its batches.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,14 +22,14 @@ from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainSt
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is static in a run; hashable, as `jax.jit` needs it of a static argument.
+    """All that is static in a run; a static argument of `jax.jit`, so it is hashable.
 
     ema: the decay of the averaged weights, 0 without. decoupled, sparse: as in `apply_gradient`.
     bfloat16: the network computes in it; weights, BatchNorm's statistics, the loss and the update
     do not (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 needs no scaling of the loss).
     dropout: False if no member uses it; then no random bits are drawn. distill_weight,
     temperature: used if the batch has targets. patience (epochs, 0: never), min_delta: of early
-    stopping. teacher: the program of the teacher that predicts in every step.
+    stopping. teacher: of the teacher that predicts in every step.
     """
 
     model: Any  # a Flax module; of the NumPy engine its own, and so is `tx`
@@ -53,57 +57,33 @@ def init_state(key: jax.Array, program: Program) -> TrainState:
 
 
 def first_state(weights: Weights, opt_state: PyTree, program: Program) -> TrainState:
-    """The state before the first step, of its weights and the optimiser's memory."""
-    params, model_state = weights
-    worst = jnp.full((), -jnp.inf, jnp.result_type(float))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
-        ema=params if program.ema else None,
-        best=Best(
-            params=params,
-            model_state=model_state,
-            score=worst,
-            epoch=jnp.zeros((), jnp.int32),
-            reference=worst,
-            wait=jnp.zeros((), jnp.int32),
-            stopped=jnp.zeros((), bool),
-        ),
-    )
-
-
-def starting(state: TrainState, weights: Weights) -> TrainState:
-    """The first state, with these weights instead of its own."""
-    params, model_state = weights
-    best = dataclasses.replace(state.best, params=params, model_state=model_state)
-    ema = None if state.ema is None else params
-    return dataclasses.replace(state, params=params, model_state=model_state, ema=ema, best=best)
+    """The state before the first step, with these weights and this state of the optimiser."""
+    worst, zero = jnp.full((), -jnp.inf, jnp.result_type(float)), jnp.zeros((), jnp.int32)
+    best = Best(*weights, worst, zero, reference=worst, wait=zero, stopped=jnp.zeros((), bool))
+    ema = weights.params if program.ema else None
+    return TrainState(zero, *weights, opt_state, ema, best)
 
 
 def train_step(
     state: TrainState, batch: Batch, key: jax.Array, hyper: Hyper, program: Program
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step. batch.images: [B, H, W]; `key` feeds dropout alone.
+    """One gradient step. -> (the next state, the metrics of the batch).
 
-    Returns the next state and the metrics of the batch. With batch.targets the loss is
-    (1 - w) * cross_entropy + w * distillation, w = distill_weight. The decay of the averaged
+    batch.images: [B, H, W]; key: of dropout. The loss is the cross-entropy; with batch.targets it
+    is (1 - w) * cross_entropy + w * distillation, w = distill_weight. The decay of the averaged
     weights is min(ema, (1 + t) / (10 + t)).
     """
     chex.assert_rank(batch.images, 3)
     chex.assert_equal_shape_prefix((batch.images, batch.mask, *batch.labels.values()), 1)
-    full = batch.images.dtype
-    short = jnp.bfloat16 if program.bfloat16 else full
+    dtype = batch.images.dtype
+    compute_dtype = jnp.bfloat16 if program.bfloat16 else dtype
+    dropout = (hyper.dropout if program.dropout else 0.0, key)
 
     def loss_fn(params: PyTree) -> tuple[Array, tuple[Mapping[str, Array], Array, PyTree]]:
-        logits, model_state = apply(
-            program.model,
-            Weights(_cast(params, short), state.model_state),
-            batch.images.astype(short),
-            dropout=(hyper.dropout if program.dropout else 0.0, key),
-        )
-        logits = _cast(logits, full)
+        weights = Weights(_cast(params, compute_dtype), state.model_state)
+        images = batch.images.astype(compute_dtype)
+        logits, model_state = apply(program.model, weights, images, dropout)
+        logits = _cast(logits, dtype)
         losses = cross_entropy(logits, batch.labels, hyper.label_smoothing)
         if batch.targets is not None:
             soft = distillation(logits, batch.targets, program.temperature)
@@ -112,29 +92,17 @@ def train_step(
         return loss, (logits, losses, model_state)
 
     grads, (logits, losses, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
+    factor = program.schedule(state.step)
+    options = {"decoupled": program.decoupled, "sparse": program.sparse}
     params, opt_state = apply_gradient(
-        program.tx,
-        grads,
-        state.opt_state,
-        state.params,
-        hyper,
-        program.schedule(state.step),
-        program.decoupled,
-        program.sparse,
+        program.tx, grads, state.opt_state, state.params, hyper, factor, **options
     )
-    average = state.ema
+    ema = state.ema
     if program.ema:
         t = state.step.astype(jnp.result_type(float))
         decay = jnp.minimum(program.ema, (1 + t) / (10 + t))
-        average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.ema, params)
-    state = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
-        ema=average,
-    )
+        ema = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, ema, params)
+    state = TrainState(state.step + 1, params, model_state, opt_state, ema, state.best)
     return state, measure(logits, losses, batch)
 
 
@@ -158,13 +126,13 @@ def apply(
         logits: Any = model.apply(variables, images, train=False, dropout_rate=0.0)
         return logits, weights.model_state
     rate, key = dropout
-    how: Any = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
-    logits, updates = model.apply(variables, images, train=True, dropout_rate=rate, **how)
+    options: Any = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+    logits, updates = model.apply(variables, images, train=True, dropout_rate=rate, **options)
     return logits, updates.get("batch_stats", {})
 
 
 def eval_step(weights: Weights, batch: Batch, program: Program) -> tuple[Metrics, dict[str, Array]]:
-    """-> (metrics of the batch, {head: [B, C] log-probabilities}), without dropout."""
+    """-> (metrics of the batch, {head: [B, C] log-probabilities})."""
     logits, _ = apply(program.model, weights, batch.images)
     metrics = measure(logits, cross_entropy(logits, batch.labels), batch)
     return metrics, log_probabilities(logits)
@@ -209,44 +177,41 @@ def distillation(
 def measure(logits: Mapping[str, Array], losses: Array, batch: Batch) -> Metrics:
     """Sums over the examples that count. logits: {head: [B, C]}; losses: [B]."""
     right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
-    all_right = jnp.stack(list(right.values())).all(axis=0)
     loss = (losses * batch.mask).sum()
     return Metrics(
         loss=loss,
         correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
-        all_heads=(all_right * batch.mask).sum(),
         examples=batch.mask.sum(),
         finite=jnp.isfinite(loss).astype(batch.mask.dtype),
     )
 
 
 def zero_metrics(heads: Iterable[str], shape: tuple[int, ...] = ()) -> Metrics:
-    """Empty sums; a fresh buffer for each leaf, since they are donated."""
+    """Sums over no examples; a buffer for each leaf, since they are donated."""
 
     def zero() -> Array:
         return jnp.zeros(shape, jnp.result_type(float))
 
-    return Metrics(zero(), {head: zero() for head in heads}, zero(), zero(), zero())
+    return Metrics(zero(), {head: zero() for head in heads}, zero(), zero())
 
 
-def current(state: TrainState) -> Weights:
-    """The weights to evaluate: the averaged ones where there are any."""
-    params = state.params if state.ema is None else state.ema
-    return Weights(params, state.model_state)
+def eval_weights(state: TrainState) -> Weights:
+    """The weights to evaluate after an epoch: the averaged ones if `optimizer.ema` is on."""
+    return Weights(state.params if state.ema is None else state.ema, state.model_state)
 
 
-def chosen(state: TrainState) -> Weights:
-    """The best weights, as `track_best` selected them."""
+def best_weights(state: TrainState) -> Weights:
+    """The best weights so far, as `track_best` selected them."""
     return Weights(state.best.params, state.best.model_state)
 
 
 def track_best(state: TrainState, score: Array, epoch: Array | int, program: Program) -> TrainState:
-    """Keeps the current weights if `score` [] is higher than all before.
+    """Keeps the weights of this epoch if its validation `score` [] is the highest so far.
 
-    Stops the member after `patience` epochs without a gain above `min_delta`; a stopped member
-    keeps what it has.
+    Early stopping: after `patience` epochs without a gain above `min_delta` the member is marked
+    as stopped, and nothing is kept any more.
     """
-    best, weights = state.best, current(state)
+    best, weights = state.best, eval_weights(state)
     improved = (score > best.score) & ~best.stopped
     risen = (score > best.reference + program.min_delta) & ~best.stopped
     wait = jnp.where(risen, 0, best.wait + 1)
@@ -255,15 +220,13 @@ def track_best(state: TrainState, score: Array, epoch: Array | int, program: Pro
     def pick(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, old)
 
-    return dataclasses.replace(
-        state,
-        best=Best(
-            params=pick(weights.params, best.params),
-            model_state=pick(weights.model_state, best.model_state),
-            score=pick(score, best.score),
-            epoch=pick(epoch, best.epoch),
-            reference=jnp.where(risen, score, best.reference),
-            wait=wait,
-            stopped=best.stopped | over,
-        ),
+    best = Best(
+        params=pick(weights.params, best.params),
+        model_state=pick(weights.model_state, best.model_state),
+        score=pick(score, best.score),
+        epoch=pick(epoch, best.epoch),
+        reference=jnp.where(risen, score, best.reference),
+        wait=wait,
+        stopped=best.stopped | over,
     )
+    return dataclasses.replace(state, best=best)

@@ -53,8 +53,8 @@ def _pen(key: Array, images: Array, reach: float) -> Array:
     across = jnp.maximum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
     along = jnp.maximum(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
     dilated = jnp.maximum(images, jnp.maximum(across, along))
-    unit = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, -1.0, 1.0)
-    thicker, cut = reach / 2 * jnp.maximum(unit, 0), reach / 4 * jnp.maximum(-unit, 0)
+    u = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, -1.0, 1.0)
+    thicker, cut = reach / 2 * jnp.maximum(u, 0), reach / 4 * jnp.maximum(-u, 0)
     return jnp.maximum(images + thicker * (dilated - images) - cut, 0) / (1 - cut)
 
 
@@ -74,15 +74,15 @@ def _warp(key: Array, images: Array, config: ConfigDict) -> Array:
     n, height, width = images.shape
     dtype = images.dtype
     key_affine, key_elastic = jax.random.split(key)
-    unit = jax.random.uniform(key_affine, (6, n, 1, 1), dtype, -1.0, 1.0)
-    angle, shear = jnp.deg2rad(config.rotate) * unit[0], jnp.deg2rad(config.shear) * unit[1]
+    u = jax.random.uniform(key_affine, (6, n, 1, 1), dtype, -1.0, 1.0)
+    angle, shear = jnp.deg2rad(config.rotate) * u[0], jnp.deg2rad(config.shear) * u[1]
     # The source of each output pixel: the inverse map, so scales divide.
-    scale_x, scale_y = 1 / (1 + config.scale * unit[2]), 1 / (1 + config.scale * unit[3])
+    scale_x, scale_y = 1 / (1 + config.scale * u[2]), 1 / (1 + config.scale * u[3])
     y = (jnp.arange(height, dtype=dtype) - (height - 1) / 2)[None, :, None]
     x = (jnp.arange(width, dtype=dtype) - (width - 1) / 2)[None, None, :]
     cos, sin, slope = jnp.cos(angle), jnp.sin(angle), jnp.tan(shear)
-    source_x = scale_x * (cos * x + (sin + slope) * y) + config.shift_x * unit[4]
-    source_y = scale_y * (cos * y - sin * x) + config.shift_y * unit[5]
+    source_x = scale_x * (cos * x + (sin + slope) * y) + config.shift_x * u[4]
+    source_y = scale_y * (cos * y - sin * x) + config.shift_y * u[5]
     if config.elastic:
         rows, columns = _smooth_basis(height), _smooth_basis(width)
         knots = jax.random.normal(key_elastic, (2, n, rows.shape[1], columns.shape[1]), dtype)

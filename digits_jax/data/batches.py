@@ -80,8 +80,8 @@ def distorted(split: Split, rows: Array, key: jax.Array, pipeline: Pipeline) -> 
     """
     digits, recipe = _gather(split.images, rows), pipeline.recipe
     if not pipeline.augment.per_digit:
-        return augment(key, unit(recipe.compose(digits)), pipeline.augment)
-    flat = augment(key, unit(digits.reshape(-1, 28, 28)), pipeline.augment)
+        return augment(key, to_float(recipe.compose(digits)), pipeline.augment)
+    flat = augment(key, to_float(digits.reshape(-1, 28, 28)), pipeline.augment)
     return recipe.compose(flat.reshape(digits.shape))
 
 
@@ -108,7 +108,7 @@ def precomputed_batch(
     size, recipe = len(split.pool), pipeline.recipe
     view = jax.random.randint(key, rows.shape, 0, len(teacher.images) // size)
     copies = view * size + jnp.searchsorted(split.pool, rows)
-    pixels = unit(recipe.compose(_gather(teacher.images, copies)))
+    pixels = to_float(recipe.compose(_gather(teacher.images, copies)))
     batch = batch_of(split, rows, pixels, normalizer, recipe)
     answers = teacher.probabilities[copies].astype(pixels.dtype)
     return batch._replace(targets=recipe.target(answers))
@@ -117,7 +117,7 @@ def precomputed_batch(
 def eval_batch(split: Split, mask: Array, normalizer: Normalizer, recipe: Recipe) -> Batch:
     """All of `split` without augmentation; `mask` [B] marks the examples that count."""
     rows = over_data(split.rows)
-    pixels = unit(recipe.compose(_gather(split.images, rows)))
+    pixels = to_float(recipe.compose(_gather(split.images, rows)))
     return batch_of(split, rows, pixels, normalizer, recipe)._replace(
         mask=mask.astype(pixels.dtype)
     )
@@ -144,7 +144,7 @@ def _gather(images: Array, rows: Array) -> Array:
     return flat.reshape(*rows.shape, *images.shape[1:])
 
 
-def unit(images: Array, dtype: DTypeLike = float) -> Array:
+def to_float(images: Array, dtype: DTypeLike = float) -> Array:
     """uint8 to floats in [0, 1]; by default of the precision that JAX is set to."""
     return images.astype(jnp.result_type(dtype)) / 255
 

@@ -15,15 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import files
-from digits_jax.data import drawn, sources
-from digits_jax.data.recipes import (
-    RECIPES,
-    Recipe,
-    draw_pairs,
-    generator,
-    split_digits,
-    split_folds,
-)
+from digits_jax.data import drawn, recipes, sources
+from digits_jax.data.recipes import RECIPES, Recipe, generator
 from digits_jax.errors import UserError, check_choice
 from digits_jax.types import Digits, Normalizer, Split
 
@@ -92,7 +85,13 @@ def find(config: ConfigDict) -> tuple[ConfigDict, str]:
     for field in ("source", "test_source") if config.test_source else ("source",):
         check_choice(f"data.{field}", config[field], SOURCES)
         if config[field] == "auto":
-            found[field] = _why_drawn(config, field)
+            try:
+                sources.load(config.raw_dir, cache_dir(config))
+                found[field] = ""
+            except UserError as error:
+                if config.raw_dir:
+                    raise _about(error, config, field) from None
+                found[field] = str(error)
     if found:
         config = config.copy_and_resolve_references()
         config.update({field: "drawn" if why else "mnist" for field, why in found.items()})
@@ -100,17 +99,6 @@ def find(config: ConfigDict) -> tuple[ConfigDict, str]:
         way = "--config.data.test_source=mnist makes that an error"
         log.warning("the test digits are drawn ones: %s; %s", found["test_source"], way)
     return config, found.get("source", "")
-
-
-def _why_drawn(config: ConfigDict, field: str) -> str:
-    """Why MNIST can't be had, '' where it can; UserError if a `raw_dir` was to have it."""
-    try:
-        sources.load(config.raw_dir, cache_dir(config))
-        return ""
-    except UserError as error:
-        if config.raw_dir:
-            raise _about(error, config, field) from None
-        return str(error)
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -132,7 +120,10 @@ def load(config: ConfigDict) -> Dataset:
         )
     fraction = 1 / config.folds if config.folds else config.validation
     rng, n = generator(config.seed, "split"), len(train.labels)
-    parts = split_folds(rng, n, config.folds) or [split_digits(rng, n, fraction)]
+    if config.folds:
+        parts = recipes.split_folds(rng, n, config.folds)
+    else:
+        parts = [recipes.split_digits(rng, n, fraction)]
     kept, held_out = ([part[i] for part in parts] for i in range(2))
     if len(kept[0]) == 0 or (fraction and len(held_out[0]) == 0):
         field = "folds" if config.folds else "validation"
@@ -149,7 +140,7 @@ def load(config: ConfigDict) -> Dataset:
         kept = [np.concatenate([ids, more]) for ids in kept]
 
     def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, few: bool = False) -> Split:
-        index = draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
+        index = recipes.draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
         rows, pool = np.stack([part[index] for part in ids]), np.stack(ids)
         if few:  # fresh pairs, too, are of these digits alone
             pool = pool[:, np.unique(index)]
@@ -182,15 +173,11 @@ def load(config: ConfigDict) -> Dataset:
 
 def _digits(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
     """-> (training digits, test digits) of the source that `config[field]` names."""
-    if config[field] == "mnist":
-        return _mnist(config, field)
     cache, seed = cache_dir(config), 2 * config.seed
-    return _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
-
-
-def _mnist(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
+    if config[field] == "drawn":
+        return _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
     try:
-        return sources.load(config.raw_dir, cache_dir(config))
+        return sources.load(config.raw_dir, cache)
     except UserError as error:
         raise _about(error, config, field) from None
 

@@ -113,10 +113,8 @@ def split_digits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> (train, validation): sorted int32 indices of `n` digits, split at random.
 
-    validation has round(fraction * n) of them. Raises ValueError unless 0 <= fraction < 1.
+    validation has round(fraction * n) of them.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the fraction split off must lie in [0, 1), not {fraction}")
     order = rng.permutation(n).astype(np.int32)
     held_out = round(fraction * n)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -125,12 +123,10 @@ def split_digits(
 def split_folds(
     rng: np.random.Generator, n: int, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(kept, held out) of each of `folds` folds: sorted int32 indices; [] without folds.
+    """(kept, held out) of each of `folds` folds: sorted int32 indices.
 
     The held out parts are disjoint, n // folds digits each; the remainder always trains.
     """
-    if not folds:
-        return []
     order, size = rng.permutation(n).astype(np.int32), n // folds
     parts = [slice(i * size, (i + 1) * size) for i in range(folds)]
     return [(np.sort(np.delete(order, part)), np.sort(order[part])) for part in parts]

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import absl.logging
 import jax
@@ -23,10 +23,10 @@ _LEVELS = {
 
 @contextmanager
 def command(cache: Path) -> Iterator[None]:
-    """The process of a command: quiet libraries, and a compilation cache under `cache`.
+    """Sets up the process of a command: quiet libraries, and a compilation cache under `cache`.
 
-    With the cache a first step takes seconds, not minutes; a cache that cannot be written costs
-    time alone. Log levels and JAX's settings are restored at the end; on CPU, those of malloc stay.
+    With the cache a first step takes seconds, not minutes; if it cannot be written, that is no
+    error. Log levels and JAX's settings are restored at the end; on CPU, those of malloc stay.
     """
     settings = {
         "jax_compilation_cache_dir": str(cache / "xla"),
@@ -48,7 +48,7 @@ def command(cache: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, libraries log errors at most; the part of `command` that needs no devices."""
+    """Within, libraries log errors at most."""
     verbosity = absl.logging.get_verbosity()
     levels = {name: logging.getLogger(name).level for name in ("", "absl", *_LEVELS)}
     # Orbax logs errors before it raises them. Sets the level of the root logger, or of absl's.
@@ -64,11 +64,11 @@ def quiet() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next step; other C libraries stay as they are.
+    """Makes glibc keep freed memory for the next step; does nothing with other C libraries.
 
-    By default it maps large buffers anew in every step and clears their pages, which takes a fifth
-    to a third of the main job's time. The heap of a thread is released with its last buffer unless
-    M_TOP_PAD keeps room at its end: without it a step of phase5 takes 35 to 60 ms, with it 35.
+    By default it maps large buffers anew in every step and clears their pages, a fifth to a third
+    of the time of a training run. A thread's heap is released with its last buffer unless M_TOP_PAD
+    keeps room at its end: without it a step of phase5 takes 35 to 60 ms, with it 35.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -90,18 +90,11 @@ def matmul_precision() -> str:
 
     'default' is float32 on CPU, TensorFloat-32 on recent NVIDIA GPUs and bfloat16 on TPUs.
     """
-    name = "jax_default_matmul_precision"
-    return getattr(jax.config, name) or "default"
+    return jax.config.jax_default_matmul_precision or "default"
 
 
-class Once(TypedDict):
-    """Arguments of `jax.jit`."""
-
-    compiler_options: dict[str, int] | None
-
-
-def once() -> Once:
-    """Arguments of `jax.jit` for a program that runs once and briefly, such as initialisation.
+def once() -> dict[str, Any]:
+    """Arguments of `jax.jit` for a function that is called once and is short, as initialisation is.
 
     On CPU it is compiled without optimisation: for the initial weights of eight convolutions LLVM
     takes 1.6 s instead of 21 s of one core.

@@ -1,7 +1,8 @@
-"""Several processes, on one host or many, as one run, by JAX's distributed runtime.
+"""One run by several processes, on one or more hosts, with JAX's distributed runtime.
 
-All do the same in the same order, each with its own devices' share of the members or of every
-batch. All write checkpoints, so they share the workdir; only the first process reports.
+All processes execute the same steps in the same order; each has the members, or the part of every
+batch, of its own devices. All write checkpoints, so the workdir must be a folder that they share.
+Only the first process prints and writes reports.
 https://docs.jax.dev/en/latest/multi_process.html
 """
 
@@ -31,7 +32,7 @@ from digits_jax.devices.signals import NAMES, NoInterrupts, stopping
 from digits_jax.errors import Stopped, UserError
 from digits_jax.types import Array
 
-_HEARTBEAT = 20  # s without one, after which a process counts as gone
+_HEARTBEAT = 20  # s without one, after which a process counts as lost
 _LOG = "runtime-{host}-{number}.log"
 _SHUTDOWN = 60  # s to wait for the other processes at the end
 _WITNESS = (  # ignores signals, which a cluster may send to each process
@@ -52,13 +53,13 @@ def joined(
     processes: int | None = None,
     process: int | None = None,
 ) -> Iterator["type[Interrupts]"]:
-    """This process as one of `processes`, until all have ended or one ends early.
+    """Joins this process to a run of `processes`; at the end it waits for the others.
 
-    Yields `Interrupts`, which listens to signals for all of them. coordinator: HOST:PORT on which
+    Yields `Interrupts`, which a signal to any of them stops. coordinator: HOST:PORT on which
     process 0 listens. What is None is taken from the cluster's environment (Slurm, Open MPI,
-    Kubernetes, Cloud TPU). Raises UserError where that is incomplete, and where another process is
-    lost and JAX notices in time. Otherwise its runtime aborts this process, and `_witnessed` prints
-    the last line.
+    Kubernetes, Cloud TPU). Raises UserError if that is incomplete, or if another process is lost
+    and JAX raises an error. Otherwise JAX's runtime aborts this process; then `_witnessed` prints
+    the error line.
     """
     if not workdir:
         raise UserError("several processes need --workdir, a folder that all of them share")
@@ -76,7 +77,7 @@ def joined(
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     stopped = None
-    with backend.quiet(), _number(workdir, process), _witnessed(lost), _apart(log):
+    with backend.quiet(), _number(workdir, process), _witnessed(lost), _runtime_output_to(log):
         try:
             _initialize(coordinator, processes, process)
             console.quiet = not leads()
@@ -93,7 +94,7 @@ def joined(
             raise UserError(f"{_line(error)}; if another process has gone: {_AGAIN}") from None
         except OSError:
             raise
-        except Exception:  # a bug; JAX would wait for the other processes, and they for this one
+        except Exception:  # a bug; without an exit all processes would wait for each other
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
@@ -108,10 +109,7 @@ def joined(
 
 @contextmanager
 def _number(workdir: Path, process: int | None) -> Iterator[None]:
-    """Raises UserError where another process runs under the same number.
-
-    JAX would end the processes of a run when others join under their numbers.
-    """
+    """Raises UserError if another process has the same number: JAX would end the run of both."""
     if process is None:
         yield
         return
@@ -144,17 +142,17 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
 
 
 def several() -> bool:
-    """Is this process one of several?"""
+    """Whether this process is one of several."""
     return jax.distributed.is_initialized()
 
 
 def leads() -> bool:
-    """Is this the process that reports?"""
+    """Whether this process prints and writes reports: the first one."""
     return not several() or jax.process_index() == 0
 
 
 def agree(what: str, *parts: Array | bytes) -> None:
-    """Waits for all processes; UserError naming `what` where they differ in `parts`."""
+    """Waits for all processes; UserError naming `what` if their `parts` differ."""
     if not several():
         return
     digest = hashlib.sha256()
@@ -166,7 +164,7 @@ def agree(what: str, *parts: Array | bytes) -> None:
 
 
 def agree_on(workdir: Path) -> None:
-    """Waits until all have prepared `workdir`; UserError unless they share it."""
+    """Waits until all processes are here; UserError unless they see the same `workdir`."""
     if not several():
         return
     multihost_utils.sync_global_devices("prepared")
@@ -178,7 +176,7 @@ def agree_on(workdir: Path) -> None:
 
 
 def least(number: int) -> int:
-    """The smallest of all processes' numbers of bytes, to a MiB."""
+    """The smallest of the processes' numbers of bytes, rounded down to MiB."""
     if not several():
         return number
     mebibytes = multihost_utils.process_allgather(np.asarray(number / 2**20, np.float32))
@@ -202,9 +200,8 @@ class Interrupts(NoInterrupts):
     """`signals.Interrupts` for several processes: a signal to one stops all at the same step.
 
     JAX's preemption service listens to SIGTERM and has the processes agree on the step, so other
-    signals are passed on as SIGTERM. A second signal changes nothing, since a cluster may send one
-    to each process; a second SIGINT exits at once. `at_risk` is not used: no process may leave
-    while the others are at work.
+    signals are sent on as SIGTERM. A second signal is ignored, since a cluster may send one to each
+    process; a second SIGINT exits at once. `begun` is not used: no process may exit alone.
     """
 
     def __init__(self) -> None:
@@ -226,14 +223,14 @@ class Interrupts(NoInterrupts):
             signal.signal(one, handler)
 
     def asked(self) -> bool:
-        """Is the run to stop? Every process has to ask equally often."""
+        """Whether the run is to stop; all processes must call it equally often."""
         self._steps += 1
         return multihost_utils.reached_preemption_sync_point(self._steps)
 
 
 @contextmanager
-def _apart(log: Path) -> Iterator[None]:
-    """Writes to file descriptors 1 and 2, by JAX's runtime, go to `log`; Python's output stays."""
+def _runtime_output_to(log: Path) -> Iterator[None]:
+    """Redirects to `log` what JAX's runtime writes to stdout and stderr, not Python's output."""
     before = sys.stdout, sys.stderr
     copies = []
     for number, stream in enumerate(before, 1):
@@ -256,7 +253,7 @@ def _apart(log: Path) -> Iterator[None]:
 
 @contextmanager
 def _witnessed(line: str) -> Iterator[None]:
-    """A process of its own prints `line` if this one ends within."""
+    """Prints `line`, from another process, if this one dies within."""
     command = [sys.executable, "-I", "-c", _WITNESS, line]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
         try:

@@ -1,6 +1,6 @@
-"""Signals as requests to stop: a run saves its state and ends, a second signal ends it at once.
+"""Signals stop a run, which first saves its state; a second signal ends the process at once.
 
-`Interrupts` may end the process, so only a command gives it to what trains.
+`Interrupts` may end the process, so only commands use it; in a library call nothing listens.
 """
 
 import os
@@ -17,10 +17,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 def stopping() -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to stop, except those that the process was started to ignore.
-
-    So a run under `nohup` outlives its terminal.
-    """
+    """The signals that stop a run, except those that are ignored: `nohup` keeps working."""
     known = (getattr(signal, name) for name in NAMES if hasattr(signal, name))
     return tuple(one for one in known if signal.getsignal(one) is not signal.SIG_IGN)
 
@@ -28,7 +25,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 class NoInterrupts:
     """The interface of `Interrupts` for a run that is never asked to stop."""
 
-    at_risk = False
+    begun = False
 
     def __enter__(self) -> "NoInterrupts":
         return self
@@ -36,20 +33,20 @@ class NoInterrupts:
     def __exit__(self, *_: object) -> None: ...
 
     def asked(self) -> bool:
-        """Is the run to stop?"""
+        """Whether the run is to stop."""
         return False
 
 
 class Interrupts(NoInterrupts):
-    """A context manager in which `asked()` says whether a signal has asked the run to stop.
+    """A context manager in which `asked()` says whether a signal came.
 
     A thread listens, since Python's own handlers wait for the main thread, which may be compiling.
-    While `at_risk` is False there is nothing to save, and a signal ends the process at once.
-    Outside the main thread, where Python installs no handlers, nothing is changed.
+    Until `begun` is set there is nothing to save, and a signal ends the process at once. Outside of
+    the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
-        self._asked = self.at_risk = False
+        self._asked = self.begun = False
 
     def __enter__(self) -> "Interrupts":
         main = threading.current_thread() is threading.main_thread()
@@ -74,7 +71,7 @@ class Interrupts(NoInterrupts):
             if self._asked:
                 os._exit(128 + number[0])
             self._asked = True
-            if not self.at_risk:
+            if not self.begun:
                 console.print("Stopped before the first step; the same command starts again.")
                 os._exit(SAVED)
             console.print("Stopping: saving what is done; a second signal exits at once.")

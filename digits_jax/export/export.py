@@ -19,7 +19,7 @@ from digits_jax.analysis.runs import open_run, writable
 from digits_jax.console import console, percent
 from digits_jax.core.step import apply
 from digits_jax.data import dataset
-from digits_jax.data.batches import normalize, unit
+from digits_jax.data.batches import normalize, to_float
 from digits_jax.errors import UserError
 from digits_jax.export.demo import site
 from digits_jax.models import layers
@@ -77,12 +77,12 @@ def export(
         hlo = _stablehlo(read, run.recipe.shape)
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
-    onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(unit(some, np.float32)))
+    onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(some, np.float32)))
 
-    expected = [np.asarray(p) for p in jax.jit(read)(unit(images[:_SOME], np.float32))]
+    expected = [np.asarray(p) for p in jax.jit(read)(to_float(images[:_SOME], np.float32))]
     for name, answer in (
         (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SOME])),
-        (HLO, stablehlo.deserialize(bytearray(hlo)).call(unit(images[:_SOME], np.float32))),
+        (HLO, stablehlo.deserialize(bytearray(hlo)).call(to_float(images[:_SOME], np.float32))),
     ):
         apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
         if apart > CLOSE:

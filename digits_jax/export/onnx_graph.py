@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from digits_jax.data.batches import unit
+from digits_jax.data.batches import to_float
 from digits_jax.types import Array
 
 Value = str | np.ndarray  # of a variable: an array where it is known, else a node's output
@@ -123,7 +123,7 @@ def run(path: Path, images: np.ndarray) -> list[np.ndarray]:
     """images: [N, H, W] uint8 -> ONNX Runtime's answers, [N, classes] for each head."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     parts = np.array_split(images, max(len(images) // 1000, 1))
-    answers = [session.run(None, {"images": unit(part, np.float32)}) for part in parts]
+    answers = [session.run(None, {"images": to_float(part, np.float32)}) for part in parts]
     return [np.concatenate(answer) for answer in zip(*answers, strict=True)]
 
 

@@ -43,21 +43,21 @@ def build(name: str, heads: Mapping[str, int], **fields: Any) -> nn.Module:
     known_models = MODELS | REGISTERED
     check_choice("model.name", name, known_models)
     model = known_models[name]
-    declared = {field.name: field for field in dataclasses.fields(model)}
-    known = [field for field in declared if field not in ("heads", "parent", "name")]
+    not_ours = ("heads", "parent", "name")  # given by the data, and Flax's own
+    known = {f.name: f for f in dataclasses.fields(model) if f.name not in not_ours}
     for field, value in fields.items():
         if field not in known:
             raise UserError(f"model.{field}: '{name}' has no such field; {nearest(field, known)}")
         fields[field] = value = tuple(value) if isinstance(value, list) else value
-        meant, fits = _KINDS[declared[field].type]
-        default = declared[field].default
+        meant, fits = _TYPES.get(known[field].type, ("", lambda _: True))
+        default = known[field].default
         if not fits(value) and value != default:
             raise UserError(f"model.{field} must be {meant} (default {default}), not {value!r}")
     return model(heads=FrozenDict(heads), **fields)
 
 
 def from_config(config: ConfigDict, heads: Mapping[str, int]) -> nn.Module:
-    """The network of `config.model`, without its dropout rate, which belongs to a member."""
+    """The network of `config.model`; the dropout rate is a member's (`types.Hyper`)."""
     fields = {k: v for k, v in config.model.items() if k not in ("name", "dropout")}
     return build(config.model.name, heads, **fields)
 
@@ -71,8 +71,9 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-# {a field's annotation: (how an error describes its values, whether a value is one)}
-_KINDS: dict[object, tuple[str, Callable[[Any], bool]]] = {
+# {the annotation of a field: (what an error says that it must be, whether a value is that)}; fields
+# of other types, which registered models can have, take any value.
+_TYPES: dict[object, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number above 0", _is_size),
     float: ("a number from 0 to 1", lambda v: isinstance(v, int | float) and 0 <= v <= 1),
     bool: ("True or False", lambda v: isinstance(v, bool)),

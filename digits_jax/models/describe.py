@@ -24,16 +24,8 @@ from digits_jax.models.layers import (
 )
 from digits_jax.types import Array
 
-_SHOWN = (
-    nn.Conv,
-    nn.Dense,
-    nn.BatchNorm,
-    Edges,
-    MaxPool,
-    AveragePool,
-    AdaptiveAveragePool,
-    SqueezeExcite,
-)
+_POOLS = (MaxPool, AveragePool, AdaptiveAveragePool)
+_SHOWN = (nn.Conv, nn.Dense, nn.BatchNorm, Edges, *_POOLS, SqueezeExcite)
 Pair = tuple[int, int]  # rows and columns
 
 

@@ -25,7 +25,7 @@ class Tower(ResNet):
         self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
     ) -> dict[str, Array]:
         """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
-        return _both_sides(self, ResNet, images, train, dropout_rate)
+        return _both_digits(self, ResNet, images, train, dropout_rate)
 
 
 class CompactTower(Compact):
@@ -39,26 +39,26 @@ class CompactTower(Compact):
         self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
     ) -> dict[str, Array]:
         """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
-        return _both_sides(self, Compact, images, train, dropout_rate)
+        return _both_digits(self, Compact, images, train, dropout_rate)
 
 
-def _both_sides(
+def _both_digits(
     tower: Tower | CompactTower,
-    kind: type[ResNet | Compact],
+    network: type[ResNet | Compact],
     images: Array,
     train: bool,
     dropout_rate: Array | float,
 ) -> dict[str, Array]:
-    """The log-probabilities of `tower`, by a `kind` with its fields; UserError for other images."""
+    """The log-probabilities of a `network` with the fields of `tower`."""
     batch, height, width = images.shape
     if width != 2 * height or list(tower.heads.values()) != [100]:
         raise UserError(
             "a tower reads two square digits side by side into one head of 100 classes; here are "
             f"{height}x{width} and {dict(tower.heads)}"
         )
-    own = ("heads", "parent", "name")
-    fields = {k: getattr(tower, k) for k in tower.__dataclass_fields__ if k not in own}
-    digit = kind({"digit": 10}, **fields, name="tower")
+    flax_fields = ("heads", "parent", "name")
+    fields = {k: getattr(tower, k) for k in tower.__dataclass_fields__ if k not in flax_fields}
+    digit = network({"digit": 10}, **fields, name="tower")
     images = images.reshape(batch, height, 2, height).swapaxes(1, 2).reshape(-1, height, height)
     logits = digit(images, train=train, dropout_rate=dropout_rate)["digit"]
     log_p = jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10)

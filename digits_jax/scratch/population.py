@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from digits_jax.core import optim
-from digits_jax.core.population import init_keys, member_batch, order, track, zeros
+from digits_jax.core.population import init_keys, member_batch
 from digits_jax.core.step import Program
 from digits_jax.data import batches
 from digits_jax.errors import UserError, check_choice
@@ -25,17 +25,17 @@ from digits_jax.scratch.step import eval_step, init_state, train_step
 from digits_jax.types import (
     Array,
     Batch,
+    Carry,
     Members,
     Metrics,
     Normalizer,
     PyTree,
     Shared,
-    Slice,
     TrainState,
     Weights,
 )
 
-__all__ = ("evaluate", "init", "order", "predict", "program", "shapes", "track", "train", "zeros")
+__all__ = ("evaluate", "init", "predict", "program", "shapes", "train_steps")
 COMPILED = False  # nothing of this engine is to be jitted
 
 
@@ -55,7 +55,7 @@ def program(
     return Program(
         model=network.build(config.model, pipeline.recipe.heads),
         tx=_rule(optimizer),
-        schedule=_schedule(optim.unit_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
+        schedule=_schedule(optim.rate_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
         pipeline=pipeline,
         ema=optimizer.ema,
         decoupled=optimizer.decoupled,
@@ -69,7 +69,7 @@ def init(members: Members, *, program: Program) -> TrainState:
     return _stack(init_state(_generator(key), program, dtype) for key in init_keys(members))
 
 
-def train(own: Slice, shared: Shared, *, program: Program, steps: int) -> Slice:
+def train_steps(own: Carry, shared: Shared, *, program: Program, steps: int) -> Carry:
     states, totals = [], []
     for m in range(len(own.members.seed)):
         one = _part(_numpy(own), m)
@@ -98,7 +98,7 @@ def evaluate(
 def predict(
     weights: Weights, images: Array, normalizer: Normalizer, *, program: Program
 ) -> dict[str, Array]:
-    pixels = np.asarray(batches.normalize(batches.unit(images), normalizer))
+    pixels = np.asarray(batches.normalize(batches.to_float(images), normalizer))
     none = {head: np.zeros(len(pixels), np.int32) for head in program.pipeline.recipe.heads}
     batch, arrays = Batch(pixels, none, np.ones_like(pixels[:, 0, 0])), _numpy(weights)
     return _stack(eval_step(_part(arrays, m), batch, program)[1] for m in range(_count(arrays)))
@@ -111,7 +111,7 @@ def shapes(members: Members, *, program: Program) -> TrainState:
 
 
 @functools.lru_cache(maxsize=2)  # the programs of a run go soon after it
-def _drawing(program: Program) -> Callable[[Slice, Shared], tuple[Batch, jax.Array]]:
+def _drawing(program: Program) -> Callable[[Carry, Shared], tuple[Batch, jax.Array]]:
     return jax.jit(functools.partial(member_batch, program=program))
 
 

@@ -97,12 +97,10 @@ def _decay(weights: np.ndarray, strength: float) -> np.ndarray:
 def measure(logits: Mapping[str, np.ndarray], losses: np.ndarray, batch: Any) -> Metrics:
     """Sums over the batch. logits: {head: [B, C]}; losses: [B]."""
     right = {head: scores.argmax(axis=1) == batch.labels[head] for head, scores in logits.items()}
-    every: Any = np.all(list(right.values()), axis=0)
     loss = (losses * batch.mask).sum()
     return Metrics(
         loss=loss,
         correct={head: (hit * batch.mask).sum() for head, hit in right.items()},
-        all_heads=(every * batch.mask).sum(),
         examples=batch.mask.sum(),
         finite=np.isfinite(loss).astype(batch.mask.dtype),
     )

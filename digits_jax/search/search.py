@@ -284,7 +284,7 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], hal
     run, clock = loop.build(resolve(config), members), loop.Clock()
     going = {member: trial for member, (trial, _) in enumerate(group)}
     for epoch in range(1, config.epochs + 1):
-        for row in loop.epoch(run, epoch, clock):
+        for row in loop.train_epoch(run, epoch, clock):
             study.report(going[row["member"]], row["validation_accuracy"], epoch)
         for member in run.diverged.keys() & going.keys():
             study.tell(going.pop(member), state=TrialState.PRUNED)

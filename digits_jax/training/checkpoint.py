@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: written in the background, the latest two kept, restored or begun anew."""
+"""Checkpoints by orbax: written in the background; the latest two are kept."""
 
 import errno
 import gc
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,15 @@ from digits_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
-PART = "interrupted"  # the folder of an epoch that a signal stopped
+PART = "interrupted"  # the folder for an unfinished epoch, which a signal stopped
 _DIGEST = "sha256"
 
 
 class _Manager(ocp.CheckpointManager):
-    """Keeps its steps, which are epochs here, from JAX's preemption service.
+    """An orbax manager that does not use JAX's preemption service.
 
-    Orbax would report them there, on the first process alone and from another thread, as the step
-    that this process has reached; then not all processes would stop at the same step.
+    Orbax would report its steps there, which are epochs here, as the step that this process has
+    reached, and only on the first process; then not all processes would stop at the same step.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -43,13 +43,13 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one workdir, as a context manager; a step of orbax is an epoch here.
 
-    UserError where one cannot be written, which may come a call later, or at the end. To read
-    alone takes a folder that is there: with `create` off nothing is written but by `save`.
+    If one cannot be written, this or a later call raises UserError. create: makes the folder; False
+    is for reading alone.
     """
 
     def __init__(self, workdir: Path, folder: str = FOLDER, *, create: bool = True):
         self.workdir, self._folder = workdir, workdir.absolute() / folder
-        self._loose = False
+        self._failed_read = False
         self._manager = _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -84,13 +84,13 @@ class Checkpoints:
             raise UserError(f"{self._folder}: orbax declined to save epoch {epoch}")
 
     def wait(self) -> None:
-        """Until what is being saved is saved; several processes cannot save two things at once."""
+        """Waits for the save under way: several processes cannot save two things at once."""
         with self._writing():
             self._manager.wait_until_finished()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Whatever goes wrong is the disk's fault, more or less: one line about it."""
+        """Turns any error of a save into a UserError."""
         try:
             yield
         except Exception as error:  # orbax raises whatever its storage layers raise
@@ -104,7 +104,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _reader(self) -> ocp.CheckpointManager:
-        """Of several processes each reads all by itself: one that fails keeps no other waiting."""
+        """A manager to read with; each process has its own, so none waits for one that fails."""
         if jax.process_count() == 1:
             return self._manager
         me = jax.process_index()
@@ -117,11 +117,10 @@ class Checkpoints:
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """-> (epoch, state, meta) of the latest readable checkpoint, or None if there is none.
 
-        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure; the state comes on
-        one device. Falls back to the one before, and says so, where the latest is damaged;
-        UserError where none can be read.
+        like: a tree of arrays or `jax.ShapeDtypeStruct` of the same structure. The state is put on
+        one device, however it was sharded. If the latest checkpoint is damaged, a warning is logged
+        and the one before is read; UserError if none can be read.
         """
-        # On one device of this process, whatever they were saved from.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
         reader, reason = self._reader(), ""
@@ -134,7 +133,7 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
-                self._loose = True
+                self._failed_read = True
                 reason = _reason(error)
                 log.warning("the checkpoint of epoch %d cannot be read: %s", epoch, reason)
                 continue
@@ -156,7 +155,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Waits for the save under way: whatever ended the run, it is not lost."""
+        """Waits for the save under way, so that it is not lost."""
         try:
             with self._writing():
                 self._manager.wait_until_finished()
@@ -165,58 +164,48 @@ class Checkpoints:
             if kind is None:  # else what ended the run is what counts
                 raise
         finally:
-            if self._loose:  # what a failed read left behind complains when it is collected
+            if self._failed_read:  # what it left behind prints errors when it is collected
                 gc.collect()
             self._quiet.__exit__(None, None, None)
 
 
-class _Hooks(NamedTuple):
-    """What `quiet` replaces."""
-
-    thread: Callable[[threading.ExceptHookArgs], object]
-    unraisable: Callable[["sys.UnraisableHookArgs"], object]
-    level: int  # of absl's logger
-
-
 _hooks_lock = threading.Lock()
-_quieted: list[_Hooks] = []  # the original ones, once for each `quiet` that is open
+_quieted: list[tuple] = []  # the original hooks and level, once for each `quiet` that is open
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within, orbax logs nothing, and errors in its threads print no traceback.
 
-    The next call raises them anyway. Other exceptions are printed as ever. Several threads may be
-    within; the last to leave restores the hooks.
+    Orbax raises them again in its next call. Several threads may be within; the last to leave
+    restores the hooks.
     """
     absl = logging.getLogger("absl")
+
+    def filtered(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+        return lambda failed: None if _of_orbax(failed.exc_value) else hook(failed)
+
     with _hooks_lock:
-        now = _Hooks(threading.excepthook, sys.unraisablehook, absl.level)
-        before = _quieted[0] if _quieted else now
+        before: Any
+        if not _quieted:
+            before = threading.excepthook, sys.unraisablehook, absl.level
+            threading.excepthook, sys.unraisablehook = map(filtered, before[:2])
+            absl.setLevel(logging.CRITICAL)
+        else:
+            before = _quieted[0]
         _quieted.append(before)
-
-        def in_thread(failed: threading.ExceptHookArgs) -> None:
-            if not _of_orbax(failed.exc_value):
-                before.thread(failed)
-
-        def unraisable(failed: "sys.UnraisableHookArgs") -> None:
-            if not _of_orbax(failed.exc_value):
-                before.unraisable(failed)
-
-        threading.excepthook, sys.unraisablehook = in_thread, unraisable
-        absl.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         with _hooks_lock:
             _quieted.pop()
             if not _quieted:
-                threading.excepthook, sys.unraisablehook = before.thread, before.unraisable
-                absl.setLevel(before.level)
+                threading.excepthook, sys.unraisablehook, level = before
+                absl.setLevel(level)
 
 
 def _of_orbax(error: BaseException | None) -> bool:
-    """Was it raised below orbax, or by nothing but the event loops of its threads?"""
+    """Whether orbax or tensorstore raised it, or only the event loops of their threads."""
     trace, packages = error.__traceback__ if error else None, set()
     while trace:
         packages.add(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
@@ -228,7 +217,7 @@ def _of_orbax(error: BaseException | None) -> bool:
 
 
 def digest(state: PyTree, meta: dict[str, Any]) -> str:
-    """SHA-256 of arrays, their places, types and shapes, and of a JSON-able `meta`."""
+    """SHA-256 of arrays, with their paths, dtypes and shapes, and of a JSON-able `meta`."""
     found = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for path, leaf in jax.tree.leaves_with_path(state):
         array = np.asarray(fetch(leaf), order="C")
@@ -238,7 +227,7 @@ def digest(state: PyTree, meta: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in a line; a full disk by its name, wherever in a long message it stands."""
+    """The error in one line; an error of the disk by its usual name, if the message has it."""
     text = str(error).strip()
     for known in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(known) in text:

@@ -49,10 +49,10 @@ def make(
 
     @jax.jit
     def precompute(digits: Array, key: jax.Array, weights: Teacher) -> tuple[Array, Array]:
-        pixels = batches.unit(digits)
+        pixels = batches.to_float(digits)
         seen = jnp.rint(255 * augment.augment(key, pixels, config.augment)).astype(jnp.uint8)
-        soften = functools.partial(population.soften, program=teacher.program)
-        soft = soften(weights, batches.unit(seen), config.distill.temperature)["digit"]
+        soften = functools.partial(population.teacher_targets, program=teacher.program)
+        soft = soften(weights, batches.to_float(seen), config.distill.temperature)["digit"]
         return seen.reshape(len(seen), -1), soft.astype(jnp.float16)
 
     first, weights, digits = jax.random.key(config.data.seed), teacher.teacher(), split.images
@@ -68,7 +68,7 @@ def make(
     with EpochBar("targets", len(missing) * len(pool)) as bar:
         for view in missing:
             if _read(folder, view, images, targets):  # another process was quicker
-                bar.advance(len(pool))
+                bar.add(len(pool))
                 continue
             key = jax.random.fold_in(first, view)
             for start in range(0, len(pool), _PART):
@@ -77,7 +77,8 @@ def make(
                 made = precompute(some, jax.random.fold_in(key, start), weights)
                 for array, new in zip((images, targets), made, strict=True):
                     array[view, part] = new[: part.stop - start]
-                bar.advance(part.stop - start)
+                bar.add(part.stop - start)
+                bar.update()
             kept = kept and _write(folder, view, images, targets)  # one warning is enough
     both = images.reshape(-1, 28, 28), targets.reshape(-1, 10)
     return PrecomputedTargets(*jax.device_put(both))

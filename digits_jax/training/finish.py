@@ -14,7 +14,7 @@ import numpy as np
 
 from digits_jax import settings
 from digits_jax.console import console
-from digits_jax.core.step import chosen
+from digits_jax.core.step import best_weights
 from digits_jax.data import batches, dataset
 from digits_jax.devices import backend
 from digits_jax.devices.mesh import fetch
@@ -36,7 +36,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     scores, temperatures = {}, None
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
-            outputs = run.evaluate_chosen(split, answers=name == "validation")
+            outputs = run.evaluate_best(split, answers=name == "validation")
             scores[name] = [sums.means(m) for sums, _ in outputs for m in range(len(sums.examples))]
             if name == "validation":
                 folds = np.concatenate([members.fold for members in run.members])
@@ -47,10 +47,10 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     tested: tuple[Any, ...] = ()
     if config.report_test:
         images, labels = dataset.examples(data.test, data.recipe)
-        tested = (labels, _joined(run.evaluate_chosen(data.test)), images, temperatures)
+        tested = (labels, _joined(run.evaluate_best(data.test)), images, temperatures)
     clock.lap()
     epochs = max((row["epoch"] for row in rows), default=0)
-    seen = len(rows) * run.steps_per_epoch * config.batch_size
+    seen = len(rows) * run.images_per_epoch
     epoch_of = np.concatenate([fetch(state.best.epoch) for state in run.states]).tolist()
     facts = {
         "config": settings.as_dict(config),
@@ -94,7 +94,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     predictor.write(
         workdir / predictor.FILE,
         facts["config"],
-        jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(chosen, run.states)])),
+        run.gathered(best_weights),
         data.normalizer,
         epoch_of,
         np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
@@ -112,7 +112,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
 def _pruned(run: Run) -> list[artifacts.Row]:
     """What pruning took from each member, and what training on gave back."""
     first = [run.layout.over_members(prune.begin(run.config, ids)) for ids in run.ids]
-    kept = [chosen(state) for state in run.states]
+    kept = [best_weights(state) for state in run.states]
     splits = {"validation": run.data.validation}
     if run.config.report_test:
         splits["test"] = run.data.test
@@ -130,8 +130,7 @@ def _pruned(run: Run) -> list[artifacts.Row]:
         if split is not None
         for when, weights in (("_before", first), ("", kept))
     }
-    params = jax.tree.map(lambda *x: np.concatenate(x), *fetch([part[0] for part in kept]))
-    return prune.rows(run.config, params, figures)
+    return prune.rows(run.config, run.gathered(best_weights).params, figures)
 
 
 def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:

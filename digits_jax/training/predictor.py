@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from digits_jax import files, settings
 from digits_jax.core import population
 from digits_jax.core.population import members_of, slice_size, slices
-from digits_jax.core.step import chosen
+from digits_jax.core.step import best_weights
 from digits_jax.data import batches
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
@@ -63,7 +63,7 @@ class Predictor:
     def read(self, path: Path) -> None:
         """Takes the weights of a `model.npz`, or of an `epoch_file`; UserError if it is not one."""
         members = members_of(self.config, range(self.config.population.size))
-        like = chosen(population.shapes(members, program=self.program))
+        like = best_weights(population.shapes(members, program=self.program))
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
@@ -111,7 +111,7 @@ class Predictor:
             raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
         _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
-        parts = [chosen(state) for state in saved["slices"]]
+        parts = [best_weights(state) for state in saved["slices"]]
         self.weights = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         self.epochs = np.concatenate([state.best.epoch for state in saved["slices"]]).tolist()
 

@@ -1,9 +1,8 @@
-"""A run in memory: data on the device, compiled programs, and the states of its members."""
+"""A run in memory: its data on the device, its compiled functions, the states of its members."""
 
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from digits_jax import models
-from digits_jax.core.population import members_of, slices
-from digits_jax.core.step import Program, chosen, current, starting
+from digits_jax import files, models
+from digits_jax.core import population
+from digits_jax.core.step import Program, best_weights, eval_weights, first_state, zero_metrics
 from digits_jax.data import batches, dataset
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices import backend, hosts
@@ -27,13 +26,13 @@ from digits_jax.training.checkpoint import digest
 from digits_jax.training.engines import ENGINES
 from digits_jax.training.predictor import Predictor
 from digits_jax.types import (
+    Carry,
     Members,
     Metrics,
     Normalizer,
     PrecomputedTargets,
     PyTree,
     Shared,
-    Slice,
     Split,
     Teacher,
     TrainState,
@@ -45,10 +44,10 @@ _CHUNK = 1024  # most steps of a `lax.scan`: an epoch of nearly every config
 
 @dataclasses.dataclass
 class Position:
-    """Progress within an epoch.
+    """How far an epoch is.
 
-    slice, start: the current slice and its finished steps; totals, seconds: their summed metrics
-    and time; rows: of the finished slices.
+    slice: the one that is trained; start: its finished steps; totals, seconds: their summed metrics
+    and time; rows: of the slices before it.
     """
 
     slice: int = 0
@@ -58,42 +57,40 @@ class Position:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which keeps floats exactly."""
-        totals = jax.tree.map(lambda x: x.tolist(), fetch(self.totals))
-        return dataclasses.asdict(self) | {"totals": totals and totals._asdict()}
+        """For JSON, which keeps floats exactly, but has null instead of NaN."""
+        totals = fetch(self.totals)
+        return files.plain(vars(self) | {"totals": totals and totals._asdict()})
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Position":
-        """The way back."""
-        totals = fields["totals"]
-        if totals:
+        """What `as_dict` was made of."""
 
-            def array(values: list) -> jax.Array:
-                # JSON has no NaN: it comes back from null.
-                return jnp.asarray(np.asarray(values, float), jnp.result_type(float))
+        def array(values: list) -> jax.Array:
+            return jnp.asarray(np.asarray(values, float), jnp.result_type(float))
 
-            totals = jax.tree.map(array, totals, is_leaf=lambda x: isinstance(x, list))
-        return cls(**fields | {"totals": totals and Metrics(**totals)})
+        totals = fields["totals"] and Metrics(**fields["totals"])
+        totals = jax.tree.map(array, totals, is_leaf=lambda x: isinstance(x, list))
+        return cls(**fields | {"totals": totals})
 
 
 class Compiled:
-    """A jitted function, compiled ahead of its calls: once for each structure, shapes and dtypes.
+    """A jitted function that is compiled ahead of its calls: once for all shapes and dtypes.
 
-    Sharding is not part of the key: it never changes within a run.
+    Sharding is no part of the key: it never changes within a run.
     """
 
     def __init__(self, function: Any):
         self.lower = function.lower
-        self._programs: dict[Hashable, jax.stages.Compiled] = {}
+        self._executables: dict[Hashable, jax.stages.Compiled] = {}
 
     def compile(self, *arguments: PyTree, **static: Hashable) -> jax.stages.Compiled:
         """The executable for these arguments; it is called without the static ones."""
         leaves, structure = jax.tree.flatten(arguments)
         kinds = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
         key = (structure, kinds, *static.items())
-        if key not in self._programs:
-            self._programs[key] = self.lower(*arguments, **static).compile()
-        return self._programs[key]
+        if key not in self._executables:
+            self._executables[key] = self.lower(*arguments, **static).compile()
+        return self._executables[key]
 
     def __call__(self, *arguments: PyTree, **static: Hashable) -> PyTree:
         return self.compile(*arguments, **static)(*arguments)
@@ -101,11 +98,13 @@ class Compiled:
 
 @dataclasses.dataclass
 class Run:
-    """A run in memory: its data, its compiled programs and the states of its slices.
+    """A run in memory.
 
-    compiling: seconds that compiling took; ready: it is done, and they are counted.
-    inputs: {config field: SHA-256 of the weights of the teacher, or of the run that is pruned}.
-    diverged: {member: where its loss stopped being a number}.
+    ids, members, states: by slice; engine: `core.population` or `scratch.population`; program: what
+    is static in it; chunk: the most steps of one call; compiled: whether that is done;
+    inputs: {config field: SHA-256 of the weights of the teacher, or of the run that is pruned};
+    position: within the epoch that is trained; diverged: {member: where its loss stopped being a
+    number}.
     """
 
     config: ConfigDict
@@ -119,40 +118,44 @@ class Run:
     layout: Layout
     chunk: int
     parameters: int
-    compiling: float = 0.0
-    ready: bool = False
+    compiled: bool = False
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     position: Position = dataclasses.field(default_factory=Position)
     diverged: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         engine, jit = self.engine, self.layout.jit
-        self.train, self._evaluate = engine.train, engine.evaluate
+        self.train, self._evaluate = engine.train_steps, engine.evaluate
         if engine.COMPILED:
             static = ("program", "steps")
-            self.train = Compiled(jit(engine.train, static_argnames=static, donate_argnums=0))
+            self.train = Compiled(jit(engine.train_steps, static_argnames=static, donate_argnums=0))
             self._evaluate = Compiled(jit(engine.evaluate, static_argnames="program"))
-        self._order = jit(engine.order, static_argnames=("program", "n"))
-        self._track = jit(engine.track, static_argnames="program", donate_argnums=0)
+        self._order = jit(population.order, static_argnames=("program", "n"))
+        self._track = jit(population.track, static_argnames="program", donate_argnums=0)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.program.pipeline.steps_per_epoch
 
-    def start(self, i: int, epoch: int, totals: Metrics | None = None) -> Slice:
-        """Slice `i` at the start of an epoch, or where it was left with such `totals`."""
+    @property
+    def images_per_epoch(self) -> int:
+        """Of one member."""
+        return self.steps_per_epoch * self.config.batch_size
+
+    def begin_epoch(self, i: int, epoch: int, totals: Metrics | None = None) -> Carry:
+        """Slice `i` for `train_steps`; totals: of the steps of the epoch that are done."""
         members, n = self.members[i], self.data.train.size
-        zeros = self.engine.zeros(len(self.ids[i]), program=self.program)
+        totals = totals or zero_metrics(self.data.recipe.heads, (len(self.ids[i]),))
         order = self._order(members, epoch, program=self.program, n=n)
-        return Slice(self.states[i], self.layout.over_members(totals or zeros), order, members)
+        return Carry(self.states[i], self.layout.over_members(totals), order, members)
 
     def evaluate(
         self, weights: Weights, members: Members, split: Split, answers: bool = True
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
-        """-> (sums by member, {head: [S, N, C] log-probabilities}) over all of `split`.
+        """-> (metrics by member, {head: [S, N, C] log-probabilities}) over all of `split`.
 
-        With cross-validation, each member's own part of it. Without `answers` the second is {},
-        and nothing of that size is kept.
+        With cross-validation, each member's own part of it. Without `answers` the second is {}, and
+        takes no memory.
         """
         sums, outputs = [], []
         for shared in self._batches(split):
@@ -175,12 +178,12 @@ class Run:
             part = split._replace(rows=rows, pool=none)
             yield Shared(part, self.data.normalizer, mask=mask)
 
-    def evaluate_chosen(
+    def evaluate_best(
         self, split: Split, answers: bool = True
     ) -> list[tuple[Metrics, dict[str, np.ndarray]]]:
-        """`evaluate` for every slice, with its best weights."""
+        """`evaluate` for each slice, with its best weights."""
         return [
-            self.evaluate(chosen(state), members, split, answers)
+            self.evaluate(best_weights(state), members, split, answers)
             for state, members in zip(self.states, self.members, strict=True)
         ]
 
@@ -189,32 +192,30 @@ class Run:
         self.states[i] = self._track(self.states[i], score, epoch, program=self.program)
 
     def compile(self) -> list[jax.stages.Compiled]:
-        """Compiles what the epochs call, so that no step waits for it; -> the programs."""
-        programs: list[jax.stages.Compiled] = []
-        if not isinstance(self.train, Compiled) or not isinstance(self._evaluate, Compiled):
-            return programs
-        begun = time.perf_counter()
+        """Compiles what the epochs call, so that no step waits for it; -> the executables."""
+        if not self.engine.COMPILED:
+            return []
+        executables = []
         for i in {len(ids): i for i, ids in enumerate(self.ids)}.values():
-            own = self.start(i, 1)
+            carry = self.begin_epoch(i, 1)
             for steps in {min(self.chunk, self.steps_per_epoch), self.steps_per_epoch % self.chunk}:
                 if steps:
-                    program = {"program": self.program, "steps": steps}
-                    programs.append(self.train.compile(own, self.shared, **program))
+                    static = {"program": self.program, "steps": steps}
+                    executables.append(self.train.compile(carry, self.shared, **static))
             if self.data.validation is not None:
-                programs.append(self._compile_evaluation(i, self.data.validation))
-        self.compiling += time.perf_counter() - begun
-        return programs
+                executables.append(self._compile_evaluation(i, self.data.validation))
+        return executables
 
     def _compile_evaluation(self, i: int, split: Split) -> jax.stages.Compiled:
-        own = current(self.states[i]), self.members[i]
-        return self._evaluate.compile(own, next(self._batches(split)), program=self.program)
+        arguments = (eval_weights(self.states[i]), self.members[i]), next(self._batches(split))
+        return self._evaluate.compile(*arguments, program=self.program)
 
-    def stepper(self, own: Slice, steps: int) -> Callable[[Slice], Slice]:
-        """`core.population.train`, compiled for such a slice and so many steps."""
-        if isinstance(self.train, Compiled):
-            compiled = self.train.compile(own, self.shared, program=self.program, steps=steps)
-            return lambda own: compiled(own, self.shared)
-        return lambda own: self.train(own, self.shared, program=self.program, steps=steps)
+    def stepper(self, carry: Carry, steps: int) -> Callable[[Carry], Carry]:
+        """`train_steps` for such a carry and so many steps, compiled."""
+        if self.engine.COMPILED:
+            executable = self.train.compile(carry, self.shared, program=self.program, steps=steps)
+            return lambda carry: executable(carry, self.shared)
+        return lambda carry: self.train(carry, self.shared, program=self.program, steps=steps)
 
     def bytes_needed(self) -> int:
         """Peak bytes per device: the largest executable, all other states, and a copy of all states
@@ -222,8 +223,8 @@ class Run:
         """
         rows = self.data.test.rows[..., : self.config.eval_batch_size, :]
         test = self.data.test._replace(rows=rows)
-        programs = [*self.compile(), self._compile_evaluation(0, test)]
-        used: list[Any] = [program.memory_analysis() for program in programs]
+        executables = [*self.compile(), self._compile_evaluation(0, test)]
+        used: list[Any] = [executable.memory_analysis() for executable in executables]
         most = max(
             u.argument_size_in_bytes
             + u.output_size_in_bytes
@@ -231,26 +232,29 @@ class Run:
             - u.alias_size_in_bytes
             for u in used
         )
-        own, every = (sum(map(_bytes, jax.tree.leaves(x))) for x in (self.states[0], self.states))
-        return most + 2 * every - own
+        first, every = (sum(map(_bytes, jax.tree.leaves(x))) for x in (self.states[0], self.states))
+        return most + 2 * every - first
 
     def scores(self) -> np.ndarray:
         """[P] float: the best validation accuracy of each member so far, -inf before the first."""
         return np.concatenate([fetch(state.best.score) for state in self.states])
 
     def stop(self, member: int) -> None:
-        """That member trains no further, as if stopped early."""
+        """Marks a member as stopped early, so that it trains no further."""
         i, m = divmod(member, len(self.ids[0]))
         best = self.states[i].best
-        stopped = jnp.asarray(best.stopped).at[m].set(True)
-        best = dataclasses.replace(best, stopped=stopped)
+        best = dataclasses.replace(best, stopped=jnp.asarray(best.stopped).at[m].set(True))
         self.states[i] = dataclasses.replace(self.states[i], best=best)
 
-    def saved(self) -> PyTree:
+    def gathered(self, weights_of: Callable[[TrainState], Weights]) -> Weights:
+        """[P, ...] on the host: the weights of all members, as `weights_of` selects them."""
+        return jax.tree.map(lambda *x: np.concatenate(x), *fetch([*map(weights_of, self.states)]))
+
+    def checkpoint(self) -> PyTree:
         """What a checkpoint holds: the states, and the normaliser that belongs to them."""
         return {"slices": self.states, "normalizer": self.data.normalizer._asdict()}
 
-    def take(self, saved: PyTree) -> None:
+    def restore(self, saved: PyTree) -> None:
         """Goes on from what a checkpoint held."""
         self.states = [self.layout.over_members(state) for state in saved["slices"]]
         normalizer = self.layout.everywhere(Normalizer(**saved["normalizer"]))
@@ -265,7 +269,7 @@ def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
 
 
 def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = False) -> Run:
-    """Data on the device, the network, and fresh states, as a resolved `config` says.
+    """The run of a resolved `config`, before its first step.
 
     members: those to train instead of the config's own. shapes: the states are
     `jax.ShapeDtypeStruct`s and no teacher predicts: enough to compile.
@@ -277,8 +281,8 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     layout = Layout(config.mesh.data, config.batch_size, only)
     data = dataset.load(config.data)
     hosts.agree("their digits", *data.train, *data.test)
-    members = members or members_of(config, range(config.population.size))
-    source = _learned_from(config) if config.distill.teacher else None
+    members = members or population.members_of(config, range(config.population.size))
+    source = _teacher_run(config) if config.distill.teacher else None
     pipeline = batches.pipeline_of(config, data.recipe, data.train.size)
     program = engine.program(config, pipeline, source.program if source else None)
     engine.shapes(members, program=program)  # fails early if the network cannot be built
@@ -292,7 +296,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     train, validation, test, normalizer, teacher = layout.everywhere(arrays)
     data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)
     inputs = {"distill.teacher": source.digest()} if source else {}
-    ids = slices(len(members.seed), config.population.slice)
+    ids = population.slices(len(members.seed), config.population.slice)
     parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = engine.init
     if engine.COMPILED:
@@ -302,12 +306,13 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     else:
         states = [init(part, program=program) for part in parts]
     if config.prune.run and not shapes:
-        first = [prune.begin(config, range_of) for range_of in ids]
-        hosts.agree("the weights that they prune", *jax.tree.leaves(first))
-        inputs["prune.run"] = digest(first[0], {})
+        pruned = [prune.begin(config, range_of) for range_of in ids]
+        hosts.agree("the weights that they prune", *jax.tree.leaves(pruned))
+        inputs["prune.run"] = digest(pruned[0], {})
+        first = jax.vmap(functools.partial(first_state, program=program))
         states = [
-            layout.over_members(starting(state, weights))
-            for state, weights in zip(states, first, strict=True)
+            layout.over_members(fetch(first(weights, state.opt_state)))
+            for weights, state in zip(pruned, states, strict=True)
         ]
     scanned = engine.COMPILED and jax.default_backend() != "cpu"
     return Run(
@@ -326,7 +331,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     )
 
 
-def _learned_from(config: ConfigDict) -> Predictor:
+def _teacher_run(config: ConfigDict) -> Predictor:
     """The run that teaches; UserError where it cannot teach this one."""
     teacher = Predictor(Path(config.distill.teacher))
     theirs, ours = teacher.config.data, config.data

@@ -1,4 +1,8 @@
-"""The one loop. Only here and in `epoch` are files written while a run goes on."""
+"""The training loop: epoch after epoch, with what is saved and printed after each.
+
+To follow a step from here: `train` calls `epoch.train_epoch`, that calls
+`core.population.train_steps`, and that `core.step.train_step`.
+"""
 
 import json
 import logging
@@ -7,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import files, settings
 from digits_jax.console import console, percent, warn, warn_drawn
-from digits_jax.core.step import current
+from digits_jax.core.step import eval_weights
 from digits_jax.data import dataset
 from digits_jax.devices import hosts
 from digits_jax.devices.mesh import fetch
@@ -23,11 +26,11 @@ from digits_jax.errors import Stopped, UserError, again
 from digits_jax.report import artifacts
 from digits_jax.training import predictor
 from digits_jax.training.checkpoint import FOLDER, PART, Checkpoints
-from digits_jax.training.epoch import Clock, epoch
+from digits_jax.training.epoch import Clock, train_epoch
 from digits_jax.training.finish import finish
 from digits_jax.training.resolve import resolve
 from digits_jax.training.run import Position, Run, build
-from digits_jax.training.workdir import RESULTS, clear, finished, owned
+from digits_jax.training.workdir import RESULTS, clear, finished, locked
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,21 @@ def train(
 
     Without a `workdir` into runs/NAME, or runs/NAME-drawn where `data.source` is 'auto' and MNIST
     cannot be had. listen: makes the context manager that says whether to stop, such as
-    `signals.Interrupts`. `config` stays as it is. Returns the workdir. Raises UserError if the
-    workdir holds a run of another config, cannot be written, or is another process's, and `Stopped`
-    where it was asked to stop and all is saved.
+    `signals.Interrupts`. `config` is not changed. Returns the workdir. Raises UserError if it holds
+    a run of another config, cannot be written, or is used by another process; `Stopped` if a signal
+    stopped the run and its state is saved.
     """
     clock, auto = Clock(), config.data.source == "auto"
-    config, workdir, reason = _placed(config, workdir)
-    with hosts.reports(workdir) as folder, owned(folder, again(config.resume)):
+    config, workdir, no_mnist = _find_data_and_folder(config, workdir)
+    with hosts.reports(workdir) as folder, locked(folder, again(config.resume)):
         config = resolve(config, workdir)
-        through = finished(config, workdir)
-        hosts.agree("whether they are finished", bytes([through]))
-        if through:
-            _say_finished(config, workdir, auto)
+        is_finished = finished(config, workdir)
+        hosts.agree("whether they are finished", bytes([is_finished]))
+        if is_finished:
+            console.print(f"This run is finished; its result is in {workdir / 'summary.json'}.")
+            if auto and config.data.source == "drawn":
+                console.print("It is a run on DRAWN digits. For MNIST choose another --workdir.")
+            console.print("--config.resume=False starts it over, --mode=eval evaluates it again.")
             return workdir
         with listen() as interrupts:
             run = build(config)
@@ -61,12 +67,12 @@ def train(
             if not (folder / "config.json").exists():  # else once it is known that it can go on
                 files.write_json(folder / "config.json", settings.as_dict(config))
             if auto and config.data.source == "drawn":
-                warn_drawn(reason)
+                warn_drawn(no_mnist)
             _introduce(run, workdir)
             hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
                 done = _resume(run, checkpoints, clock)
-                clear(folder, RESULTS)  # of when it was finished, perhaps after fewer epochs
+                clear(folder, RESULTS)  # if it was finished before, after fewer epochs
                 files.write_json(folder / "config.json", settings.as_dict(config))
                 rows = artifacts.rewind(folder / "metrics.jsonl", done)
                 with artifacts.EventWriter(folder, rows) as events:
@@ -74,35 +80,42 @@ def train(
                         if all(np.all(fetch(state.best.stopped)) for state in run.states):
                             break
                         try:
-                            rows = epoch(run, number, clock, interrupts)
+                            rows = train_epoch(run, number, clock, interrupts)
                         except Stopped:
                             clock.lap()
                             checkpoints.wait()
-                            _save_part(run, workdir, number, clock)
+                            _save_within_epoch(run, workdir, number, clock)
                             text = f"stopped in epoch {number}; {again(config.resume)}"
                             raise Stopped(text) from None
-                        _tell_diverged(run, workdir, number)
+                        _warn_of_diverged(run, workdir, number)
                         files.append_rows(folder / "metrics.jsonl", rows)
                         events.append(rows)
                         clock.lap()
-                        _save(run, folder, checkpoints, number, clock)
+                        if config.keep_epochs:
+                            _keep_weights(run, folder, number)
+                        checkpoints.save(number, run.checkpoint(), _meta(run, clock))
+                        if (workdir / PART).exists():  # it is part of this epoch
+                            checkpoints.wait()
+                            shutil.rmtree(workdir / PART, ignore_errors=True)
                         if rows:
-                            _epoch_line(run, number, rows)
+                            _print_epoch(run, number, rows)
             if interrupts.asked():
                 raise Stopped(f"stopped after the last epoch; {again(config.resume)}")
         finish(run, folder, clock)
     return workdir
 
 
-def _placed(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Path, str]:
+def _find_data_and_folder(
+    config: ConfigDict, workdir: str | Path | None
+) -> tuple[ConfigDict, Path, str]:
     """-> (the checked config, its folder, why MNIST could not be had)."""
     settings.check(config)
     hosts.agree("their configs", settings.fingerprint(config))
-    folder, reason = Path("runs") / config.name if workdir is None else Path(workdir), ""
-    there = config.resume and settings.read(folder)  # then it goes on with its own digits
-    if config.data.source == "auto" and not there:
+    folder, no_mnist = Path("runs") / config.name if workdir is None else Path(workdir), ""
+    resumed = config.resume and settings.read(folder)  # with the digits that it began with
+    if config.data.source == "auto" and not resumed:
         config = config.copy_and_resolve_references()
-        config.data, reason = dataset.find(config.data)
+        config.data, no_mnist = dataset.find(config.data)
         if workdir is None and config.data.source == "drawn":
             folder = settings.apart(folder)
     for field in ("distill.teacher", "prune.run"):
@@ -112,25 +125,7 @@ def _placed(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict,
                 f"config.{field}={source} is the --workdir, and a run cannot learn from itself; "
                 "choose another --workdir"
             )
-    return config, folder, reason
-
-
-def _say_finished(config: ConfigDict, workdir: Path, auto: bool) -> None:
-    console.print(f"This run is finished; its result is in {workdir / 'summary.json'}.")
-    if auto and config.data.source == "drawn":
-        console.print("It is a run on DRAWN digits. For MNIST choose another --workdir.")
-    console.print("--config.resume=False starts it over, --mode=eval evaluates it again.")
-
-
-def _save(run: Run, folder: Path, checkpoints: Checkpoints, number: int, clock: Clock) -> None:
-    """Saves a finished epoch, then deletes the part of it that a signal had stopped."""
-    if run.config.keep_epochs:
-        _keep(run, folder, number)
-    checkpoints.save(number, run.saved(), _meta(run, clock))
-    part = checkpoints.workdir / PART
-    if part.exists():
-        checkpoints.wait()
-        shutil.rmtree(part, ignore_errors=True)
+    return config, folder, no_mnist
 
 
 def _meta(run: Run, clock: Clock) -> dict[str, Any]:
@@ -139,17 +134,17 @@ def _meta(run: Run, clock: Clock) -> dict[str, Any]:
 
 
 def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
-    """Resumes from the last checkpoint, or from the step where a signal stopped the next epoch.
+    """Goes on from the last checkpoint, or from the step in which a signal stopped the next epoch.
 
     -> how many epochs are done.
     """
-    restored, done, where = checkpoints.restore(run.saved()), 0, ""
+    restored, done, where = checkpoints.restore(run.checkpoint()), 0, ""
     if restored:
         done, where = restored[0], f"after epoch {restored[0]}"
     if (checkpoints.workdir / PART).exists():
         try:
             with Checkpoints(checkpoints.workdir, PART) as parts:
-                part = parts.restore(run.saved())
+                part = parts.restore(run.checkpoint())
         except UserError as error:  # then the epoch is done again
             part = None
             log.warning("%s", error)
@@ -164,7 +159,7 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
                     f"those that the run in {checkpoints.workdir} began with; choose another "
                     "--workdir, or --config.resume=False to start this run over with the new ones"
                 )
-        run.take(saved)
+        run.restore(saved)
         run.diverged = {int(member): facts for member, facts in meta["diverged"].items()}
         if "position" in meta:
             run.position = Position.of(meta["position"])
@@ -174,14 +169,14 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
     return done
 
 
-def _save_part(run: Run, workdir: Path, number: int, clock: Clock) -> None:
-    """Saves an unfinished epoch; an earlier part of it is deleted once this one is on disk."""
+def _save_within_epoch(run: Run, workdir: Path, number: int, clock: Clock) -> None:
+    """Saves an unfinished epoch; its earlier part is deleted once this one is on disk."""
     with Checkpoints(workdir, PART) as parts:
         meta = _meta(run, clock) | {"epoch": number, "position": run.position.as_dict()}
-        parts.save(max(parts.epochs(), default=0) + 1, run.saved(), files.plain(meta))
+        parts.save(max(parts.epochs(), default=0) + 1, run.checkpoint(), files.plain(meta))
 
 
-def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
+def _warn_of_diverged(run: Run, workdir: Path, number: int) -> None:
     """Warns of the members that diverged in this epoch; UserError if none is left."""
     new = {m: facts for m, facts in run.diverged.items() if facts["epoch"] == number}
     for member, facts in new.items():
@@ -198,20 +193,13 @@ def _tell_diverged(run: Run, workdir: Path, number: int) -> None:
         warn(f"{text}. It keeps its best weights until then; the others go on.")
 
 
-def _keep(run: Run, workdir: Path, number: int) -> None:
+def _keep_weights(run: Run, workdir: Path, number: int) -> None:
     """Writes the weights with which this epoch was evaluated."""
-    size = run.config.population.size
-    weights = fetch([*map(current, run.states)])
-    if not hosts.leads():
-        return
-    predictor.write(
-        predictor.epoch_file(workdir, number),
-        settings.as_dict(run.config),
-        jax.tree.map(lambda *x: np.concatenate(x), *weights),
-        run.data.normalizer,
-        [number] * size,
-        np.ones(size + 1),
-    )
+    size, weights = run.config.population.size, run.gathered(eval_weights)
+    if hosts.leads():
+        path, config = predictor.epoch_file(workdir, number), settings.as_dict(run.config)
+        epochs, temperature = [number] * size, np.ones(size + 1)
+        predictor.write(path, config, weights, run.data.normalizer, epochs, temperature)
 
 
 def _introduce(run: Run, workdir: Path) -> None:
@@ -233,7 +221,7 @@ def _introduce(run: Run, workdir: Path) -> None:
         )
 
 
-def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
+def _print_epoch(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
 
@@ -243,6 +231,6 @@ def _epoch_line(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
         best = np.mean([score for score in run.scores() if np.isfinite(score)])
         parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
     seconds = sum(row["seconds"] for row in rows)
-    images = len(rows) * run.steps_per_epoch * run.config.batch_size
+    images = len(rows) * run.images_per_epoch
     parts.append(f"{images / max(seconds, 1e-3):,.0f} images/s  {seconds:.0f} s")
     console.print("  ".join(parts))

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what lies in it, and whether a run can go on there."""
+"""A run's folder: its lock, its files, and whether a run can go on there."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ from pathlib import Path
 import filelock
 from ml_collections import ConfigDict
 
-from digits_jax import settings
+from digits_jax import files, settings
 from digits_jax.core import optim
 from digits_jax.errors import UserError
 from digits_jax.training import predictor
 from digits_jax.training.checkpoint import FOLDER, PART
 
-RESULTS = (  # what a finished run has in its workdir, and what other modes make of it
+RESULTS = (  # the files of a finished run, and what other modes make of it
     "summary.json",
     predictor.FILE,
     "per_class.csv",
@@ -35,13 +35,17 @@ RESULTS = (  # what a finished run has in its workdir, and what other modes make
     "export",
 )
 _PARTS = (FOLDER, PART, "tensorboard", "metrics.jsonl", predictor.EPOCHS)
-# All that is a run's; what makes it one is deleted last.
+# All files of a run; the one that makes it a run is deleted last.
 OWN_FILES = (*_PARTS, *RESULTS, "config.json")
 
 
 @contextmanager
-def owned(workdir: Path, again: str) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training in it, as long as this one lives."""
+def locked(workdir: Path, again: str) -> Iterator[None]:
+    """Makes the folder; other processes cannot train in it meanwhile.
+
+    again: how the run goes on after an error of the disk. Raises UserError where the folder cannot
+    be written or another process trains in it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
@@ -69,9 +73,9 @@ def owned(workdir: Path, again: str) -> Iterator[None]:
 
 
 def finished(config: ConfigDict, workdir: Path) -> bool:
-    """Does the workdir hold this very run, finished? UserError where it holds another one.
+    """Whether the workdir holds this run, finished; UserError where it holds another one.
 
-    A run goes on to another number of epochs where that changes none of those that are done.
+    A run can go on to another number of epochs if that changes none of the finished ones.
     """
     recorded = settings.read(workdir) if config.resume else None
     if recorded is None:
@@ -79,7 +83,7 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
     changes = settings.changes(recorded, config)
     saved = [int(path.name) for path in workdir.glob(f"{FOLDER}/*") if path.name.isdecimal()]
     kept = (workdir / predictor.FILE).exists()
-    more = [field for field, *_ in changes] == ["epochs"]  # or fewer, but not than are done
+    more = [field for field, *_ in changes] == ["epochs"]  # or fewer, if not fewer than saved
     schedule = config.optimizer.schedule
     if more and schedule in optim.OVER_ALL_EPOCHS:
         raise UserError(
@@ -108,7 +112,7 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
 
 
 def clear(workdir: Path, names: Iterable[str] = OWN_FILES) -> None:
-    """Deletes the files of an earlier run, and no others."""
+    """Deletes the files of an earlier run, also those that it was killed in writing; no others."""
     for name in names:
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in (*workdir.glob(f"{name}.*{files.PART}"), workdir / name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
