@@ -109,10 +109,7 @@ class Study:
             self.tell(trial.number, state=TrialState.FAIL)
 
     def tell(
-        self,
-        trial: optuna.Trial | int,
-        value: float | None = None,
-        state: TrialState | None = None,
+        self, trial: optuna.Trial | int, value: float | None = None, state: TrialState | None = None
     ) -> None:
         """As Optuna's; does nothing for a trial that another process has finished or deleted."""
         self._held.pop(trial if isinstance(trial, int) else trial.number, None)

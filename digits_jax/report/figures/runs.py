@@ -159,9 +159,7 @@ def _most_frequent(
 
 
 def reliability(
-    diagrams: Mapping[str, tuple[Reliability, Reliability]],
-    path: Path,
-    note: str = "",
+    diagrams: Mapping[str, tuple[Reliability, Reliability]], path: Path, note: str = ""
 ) -> None:
     """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
 
