@@ -20,7 +20,7 @@ def half_width(values: Sequence[float] | np.ndarray) -> float | None:
     return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
 
 
-def spread(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """`mean`, `std` (n-1; None of one) and `interval` (half of the 95 % interval of the mean)."""
     return {
         "mean": float(np.mean(values)),
