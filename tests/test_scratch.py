@@ -96,7 +96,6 @@ LAYERS = {
         {"labels": np.array([0, 4, 2, 2]), "label_smoothing": 0.1},
         lambda x: cross_entropy({"a": x}, {"a": jnp.array([0, 4, 2, 2])}, 0.1),
     ),
-    "l2": ((normal(4, 5),), {"strength": 0.3}, lambda w: 0.15 * (w * w).sum()),
 }
 
 

@@ -469,7 +469,7 @@ def test_a_damaged_storage(cache, tmp_path):
 @pytest.mark.usefixtures("unclosed")
 def test_a_locked_storage(cache, tmp_path, guessed, monkeypatch):
     search(small(cache, RATE, trials=2), tmp_path)
-    monkeypatch.setattr(studies, "_PATIENCE", 0.1)
+    monkeypatch.setattr(studies, "_TIMEOUT", 0.1)
     lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")
@@ -505,9 +505,9 @@ def test_a_process_that_dies_between_asking_and_its_values(cache, tmp_path, monk
         assert trial.user_attrs["default"]
         assert trial.params == {"optimizer.learning_rate": config.optimizer.learning_rate}
         assert len(study.ask(9)) == 3  # and no more: the lost one does not count
-        study._held.clear()  # as if another process had them, and died
+        study.held.clear()  # as if another process had them, and died
         for _ in range(3):
-            study._bury()
+            study._requeue()
         waiting = study.trials(TrialState.WAITING)
         retried = [t.user_attrs["retry_of"] for t in waiting]
         assert len(retried) == len(set(retried)) == 4
@@ -521,9 +521,9 @@ def test_a_live_trial_is_not_buried(cache, tmp_path, monkeypatch):
         for trial, age in ((two, 10), (three, 10_000)):
             trial.set_user_attr("owner", ["elsewhere", 1])
             trial.set_user_attr("alive", studies.time.time() - age)
-        study._held.clear()
-        study._bury()
-        states = {trial.number: trial.state for trial in study._study.trials}
+        study.held.clear()
+        study._requeue()
+        states = {trial.number: trial.state for trial in study.study.trials}
         assert states[one.number] == states[two.number] == TrialState.RUNNING
         assert states[three.number] == TrialState.FAIL
         study.report(three, 0.5, 1)  # what its owner says now does no harm
@@ -537,33 +537,33 @@ def test_windows_is_asked_for_no_process(cache, tmp_path, monkeypatch):
         for trial, age in ((fresh, 10), (old, 10_000)):
             trial.set_user_attr("owner", [studies.platform.node(), os.getppid()])
             trial.set_user_attr("alive", studies.time.time() - age)
-        study._held.clear()
+        study.held.clear()
         monkeypatch.setattr(studies.platform, "system", lambda: "Windows")
         monkeypatch.setattr(studies.os, "kill", lambda *_: pytest.fail("it was killed"))
-        study._bury()
-        states = {trial.number: trial.state for trial in study._study.trials}
+        study._requeue()
+        states = {trial.number: trial.state for trial in study.study.trials}
         assert states[fresh.number] == TrialState.RUNNING
         assert states[old.number] == states[own.number] == TrialState.FAIL
 
 
 def test_the_heartbeat(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "_BEAT", 0.01)
+    monkeypatch.setattr(studies, "_HEARTBEAT", 0.01)
     with study_of(small(cache, RATE), tmp_path) as study:
         (trial,) = study.ask(1)
         trial.set_user_attr("alive", 0)
         with study.heartbeat():
             for _ in range(500):
-                if study._study.trials[0].user_attrs["alive"] > 0:
+                if study.study.trials[0].user_attrs["alive"] > 0:
                     break
                 studies.time.sleep(0.01)
-        assert study._study.trials[0].user_attrs["alive"] > 0
+        assert study.study.trials[0].user_attrs["alive"] > 0
 
 
 def test_nothing_left_to_do(cache, tmp_path, guessed, monkeypatch):
     """All trials are another process's: nothing to report, nothing to retrain."""
     config = small(cache, RATE, trials=2, round=2, retrain=2)
     monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("there is nothing to train"))
-    monkeypatch.setattr(studies, "_dead", lambda _: False)
+    monkeypatch.setattr(studies, "_ended", lambda _: False)
     space = space_of(config)
     config.data.source = "drawn"
     points = [(module._default(config, space), {"default": True})]

@@ -1,4 +1,4 @@
-"""How much a run would gain if its epoch were chosen on the test split."""
+"""What choosing the epoch on the test split would add to the accuracy of a run."""
 
 from pathlib import Path
 
@@ -13,16 +13,15 @@ from digits_jax.training.predictor import epoch_file
 
 
 def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | None = None) -> None:
-    """Adds `best_test_epoch` to summary.json: the accuracy of each member's best epoch on test.
+    """Adds `best_test_epoch` to summary.json: each member's accuracy at its best epoch on test.
 
-    Often quoted in the literature; nothing here is chosen by it. Of equal epochs, the earliest.
+    Often quoted in the literature; nothing is chosen by it here. Of equal epochs, the earliest.
     `config`: as in `open_run`; out: as in `Addition`. Raises UserError as they do, and where the
     run did not keep its epochs (`config.keep_epochs`).
     """
     workdir = Path(workdir)
     trained = open_run(config, workdir)
     addition = Addition(workdir, out, "its epochs are compared")
-    reported = addition.summary["mean"]
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
     test = dataset.load(trained.config.data).test
     images, labels = dataset.examples(test, trained.recipe)
@@ -33,14 +32,15 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
             raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
         trained.read(kept)
         tested = artifacts.test_metrics(labels, trained.predict(images))["members"]
-        for member in (row["member"] for row in rows if row["epoch"] == epoch):
+        for member in {row["member"] for row in rows if row["epoch"] == epoch}:
             if member not in best or tested[member]["test"] > best[member]["test"]:
                 seed = addition.summary["members"][member]["seed"]
                 best[member] = {"seed": seed, "epoch": epoch, **tested[member]}
     members = [best[member] for member in sorted(best)]
-    found = stats.spread([member["test"] for member in members])
-    addition.write("best_test_epoch", found | {"members": members})
+    found = stats.spread([member["test"] for member in members]) | {"members": members}
+    addition.write("best_test_epoch", found)
+    reported, mean = addition.summary["mean"], found["mean"]
     console.print(
-        f"best test epoch {tables.percent(found['mean'], found['std'])} %, honestly "
-        f"{tables.percent(reported)} %: flattered by {tables.percent(found['mean'] - reported)}"
+        f"best test epoch {tables.percent(mean, found['std'])} %, honestly "
+        f"{tables.percent(reported)} %: flattered by {tables.percent(mean - reported)}"
     )

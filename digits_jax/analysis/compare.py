@@ -1,4 +1,4 @@
-"""Runs side by side: configs that are trained one after the other, or two finished runs."""
+"""Comparisons: of configs that are trained one after another, or of two finished runs."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from digits_jax import files, settings
 from digits_jax.analysis.describe import layers_of
-from digits_jax.analysis.runs import SUMMARY, Summary
+from digits_jax.analysis.runs import SUMMARY, Summary, read_summary
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES
@@ -34,9 +34,9 @@ def compare(
     name: str,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains `configs` on the same digits, each into its own folder in `workdir`, and tables them.
+    """Trains `configs` on the same digits, each in its own folder in `workdir`, and compares them.
 
-    Without a `workdir` into the folders that `train` would choose; listen: as in `train`. Writes
+    Without a `workdir` in the folders that `train` would choose; listen: as in `train`. Writes
     NAME-ablation.md and .png, a row per config as in `ablation`. Raises UserError, before any
     training, for a wrong config, one without validation, and one that reads a run to be deleted.
     """
@@ -103,32 +103,30 @@ def command(
 
 
 def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -> list[Path]:
-    """The folder of each config; resolves data.source=auto for all alike.
+    """The folder of each config; replaces data.source=auto by one source for all.
 
-    To the source of the runs that exist already, else to MNIST where it is available.
+    It is that of the runs that exist already, else MNIST where it is available.
     """
     folders = [Path(workdir or "runs") / config.name for config in configs]
     unresolved = [config for config in configs if config.data.source == "auto"]
     if not unresolved:
         return folders
-    known = [
-        recorded["data"]["source"]
-        for config, folder in zip(configs, folders, strict=True)
-        if config.resume and (recorded := settings.read(folder))
-    ]
-    source, reason = known[0] if known else "", ""
-    if not known:
+    pairs = zip(configs, folders, strict=True)
+    known = [found for c, folder in pairs if c.resume and (found := settings.read(folder))]
+    if known:
+        source = known[0]["data"]["source"]
+    else:
         found, reason = dataset.find(unresolved[0].data)
         source = found.source
         for config in unresolved:
             if config.data.test_source == "auto":
                 config.data.test_source = found.test_source or "auto"
+        if source == "drawn":
+            warn_drawn(reason)
+            if workdir is None:
+                folders = [settings.apart(folder) for folder in folders]
     for config in unresolved:
         config.data.source = source
-    if source == "drawn" and not known:
-        warn_drawn(reason)
-        if workdir is None:
-            folders = [settings.apart(folder) for folder in folders]
     return folders
 
 
@@ -182,9 +180,9 @@ def ablation(summaries: Mapping[str, Summary]) -> list[artifacts.Row]:
 def fit(summary: Summary, best: Summary) -> str:
     """Whether a run overfits, underfits or fits, and its generalisation gap.
 
-    Underfitting: its training accuracy is below the best run's validation accuracy (a maximum, so
-    slightly optimistic); overfitting: above its own validation accuracy. Either by more than two
-    standard errors of the difference.
+    It underfits where its training accuracy is below the best run's validation accuracy (a maximum,
+    so slightly optimistic), and overfits where it is above its own validation accuracy; either by
+    more than two standard errors of the difference.
     """
     train, validation = summary["train"]["accuracy"], summary["validation"]["accuracy"]
     possible = best["validation"]["accuracy"]
@@ -235,19 +233,15 @@ def _changes(before: Summary, now: Summary) -> list[str]:
 def markdown(rows: Sequence[artifacts.Row]) -> str:
     """The rows of `ablation` as a table."""
     splits, texts = ("train", "validation", "test"), ("changed", "reading")
-    return (
-        tables.markdown(
-            ["run", "parameters", *splits, "what changed", "reading"],
-            [
-                [row["run"], f"{row['parameters']:,}"]
-                + [tables.percent(row[split]) for split in splits]
-                + [row[text] for text in texts]
-                for row in rows
-            ],
-            [tables.LEFT, *[tables.RIGHT] * 4, tables.LEFT, tables.LEFT],
-        )
-        + "\n"
-    )
+    cells = [
+        [row["run"], f"{row['parameters']:,}"]
+        + [tables.percent(row[split]) for split in splits]
+        + [row[text] for text in texts]
+        for row in rows
+    ]
+    header = ["run", "parameters", *splits, "what changed", "reading"]
+    align = [tables.LEFT, *[tables.RIGHT] * 4, tables.LEFT, tables.LEFT]
+    return tables.markdown(header, cells, align) + "\n"
 
 
 def compare_runs(
@@ -256,11 +250,11 @@ def compare_runs(
     workdir: str | os.PathLike | None = None,
     places: Mapping[str, str] | None = None,
 ) -> str:
-    """Whether the run `second` is better than `first`: the text, also in workdir/comparison.md.
+    """Whether the run `second` is better than `first`, as a text; also in workdir/comparison.md.
 
     For each split with the same examples in both: the mean difference over their common seeds with
     its 95 % interval, and, where both folders hold a model.npz and the digits are available,
-    McNemar's test of their (averaged) predictions. What is left out has a line with the reason.
+    McNemar's test of their (averaged) predictions. The text names what is left out and why.
 
     places: `raw_dir` and `cache_dir` of the digits, as in `config.data`; by default those of the
     runs, where they exist. Raises UserError where nothing can be compared.
@@ -272,18 +266,18 @@ def compare_runs(
     folds = any(run["config"]["data"].get("folds") for run in runs)
     lines, splits, left_out = list[str](), list[str](), dict[str, str]()
     for split in _SPLITS:
-        read = [all(m.get(split) is not None for m in run["members"]) for run in runs]
+        evaluated = [all(m.get(split) is not None for m in run["members"]) for run in runs]
         if difference := _difference(split, runs):
             left_out[split] = f"the runs differ in {difference}"
         elif split == "validation" and folds:
             left_out[split] = "each of the folds has its own"
-        elif all(read):
+        elif all(evaluated):
             splits.append(split)
             if shared and not folds:
                 pairs = [[members[seed][split] for members in seeds] for seed in shared]
                 lines.append(f"{split}: {_paired(pairs)}")
-        elif any(read):
-            left_out[split] = f"{paths[read.index(False)]} has not read it"
+        elif any(evaluated):
+            left_out[split] = f"{paths[evaluated.index(False)]} has not read it"
     if folds:
         left_out["seeds"] = "folds share digits, an interval would be too narrow"
     elif not shared:
@@ -306,7 +300,7 @@ def compare_runs(
 
 
 def _difference(split: str, runs: Sequence[Summary]) -> str:
-    """Why `split` has other examples in one run than in the other, 'data.seed (0 and 1)'; or ''."""
+    """The field by which examples of `split` differ between runs, 'data.seed (0 and 1)'; or ''."""
     one, other = (made_of(split, run["config"]["data"]) for run in runs)
     for field, value in one.items():
         if value != other.get(field):
@@ -317,8 +311,8 @@ def _difference(split: str, runs: Sequence[Summary]) -> str:
 def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """{field: value} of `config.data` that decide which examples 'validation' or 'test' holds.
 
-    Two runs have the same examples in a split exactly where these are equal: fields without
-    influence are left out, and a size of 0, which stands for all examples, becomes their number.
+    Two runs have the same examples in a split if and only if these are equal: fields without
+    influence are left out, and a size of 0, which means all examples, becomes their number.
     """
     recipe, test = RECIPES[data["dataset"]], split == "test"
     source = (test and data.get("test_source")) or data["source"]
@@ -343,11 +337,11 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finished(workdir: Path) -> Summary:
     try:
-        summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_summary(workdir / SUMMARY)
         pruned = summary["config"].get("prune", {}).get("run")
         [member["seed"] for member in summary["members"]]
         [made_of(split, summary["config"]["data"]) for split in _SPLITS]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         raise UserError(f"{workdir} holds no finished run: no summary.json of one") from None
     if pruned:
         raise UserError(f"{workdir}: its members are pruned differently, they are no seeds")

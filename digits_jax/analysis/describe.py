@@ -23,9 +23,8 @@ def describe(config: ConfigDict) -> None:
     """Prints the network of `config`, a row per layer. Raises UserError as `layers_of` does."""
     rows = layers_of(config)
     parameters, flops = sum(row.parameters for row in rows), sum(row.flops for row in rows)
-    table = Table(
-        title=f"{config.name}: {config.model.name}, {parameters:,} parameters", box=SIMPLE
-    )
+    title = f"{config.name}: {config.model.name}, {parameters:,} parameters"
+    table = Table(title=title, box=SIMPLE)
     columns = ("layer", "", "input", "output", "receptive field", "jump", "parameters", "FLOPs")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
@@ -42,14 +41,13 @@ def describe(config: ConfigDict) -> None:
         )
     table.add_section()
     table.add_row("all", "", "", "", "", "", f"{parameters:,}", f"{flops:,}")
-    # As wide as its content, whatever the terminal: a number that is cut off would mislead.
+    # As wide as its content, whatever the terminal: a truncated number would mislead.
     width = Measurement.get(console, console.options.update(max_width=999), table).maximum
     printer(width).print(table)
 
 
 def _shape(numbers: tuple[int, ...] | None) -> str:
-    """(28, 28, 16) -> '28x28x16'; of a pair of equal numbers, one."""
-    if numbers is None:
-        return ""
+    """(28, 28, 16) -> '28x28x16'; (3, 3) -> '3'; None -> ""."""
+    numbers = numbers or ()
     square = len(numbers) == 2 and numbers[0] == numbers[1]
     return "x".join(map(str, numbers[:1] if square else numbers))

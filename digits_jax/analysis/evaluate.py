@@ -1,4 +1,4 @@
-"""The predictions of a run, of its test split or of a user's own images."""
+"""The predictions of a run for its test split or for a user's own images."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def evaluate(
 ) -> None:
     """Writes predictions.csv into `workdir` or `out`: of the user's `data`, or of the test split.
 
-    Several members are averaged, as probabilities. What is written is calibrated by the temperature
-    that was fitted on the validation split. `config`: as in `open_run`; ink: as in `pictures.read`.
+    The probabilities of several members are averaged, then calibrated by the temperature that was
+    fitted on the validation split. `config`: as in `open_run`; ink: as in `pictures.read`.
     """
     trained = open_run(config, workdir)
     path = writable(workdir, out, "predictions.csv") / "predictions.csv"
@@ -44,10 +44,9 @@ def evaluate(
     }
     artifacts.write_predictions(path, calibrated, labels, names)
     if labels is not None:
-        console.print(
-            figures.noted(artifacts.headline(artifacts.test_metrics(labels, log_p)), note)
-        )
+        accuracy = artifacts.headline(artifacts.test_metrics(labels, log_p))
+        console.print(figures.noted(accuracy, note))
     count = f"{len(images):,} image{'s' if len(images) > 1 else ''}"
-    of = sorted(set(trained.epochs))
-    epochs = f"epoch{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}"
+    numbers = sorted(set(trained.epochs))
+    epochs = f"epoch{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     console.print(Text(f"{count} under the weights of {epochs}; {path}"))

@@ -1,4 +1,4 @@
-"""What a trained network looks at: its first filters, its feature maps, saliency and Grad-CAM."""
+"""Explanations of a trained network: first filters, feature maps, saliency and Grad-CAM."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,9 +40,8 @@ def explain(
     folder = writable(workdir, out, *names)
     filters_png, maps_png, attribution_png = (folder / name for name in names)
     test = dataset.load(trained.config.data).test
-    last = len(test.rows) - 1
-    if not 0 <= example <= last:
-        raise UserError(f"--example={example}: the test split has examples 0 to {last}")
+    if not 0 <= example < test.size:
+        raise UserError(f"--example={example}: the test split has examples 0 to {test.size - 1}")
     one = test._replace(rows=test.rows[example : example + 1])
     images, labels = dataset.examples(one, trained.recipe)
     params, model_state = trained.member(0)
@@ -81,25 +80,25 @@ def watch(
 ) -> tuple[Arrays, Arrays]:
     """-> (logits {head: [B, C]}, outputs of the convolutions in order {name: [B', H', W', C']}).
 
-    images: [B, H, W] float, normalised. `added` {name: array of an output's shape} is added to that
-    output before the network goes on. Where a network cuts its images into pieces, B' is above B.
+    images: [B, H, W] float, normalised; added: {name: an array that is added to this output}. B' is
+    above B in a network that cuts its images into pieces.
     """
     maps: Arrays = {}
 
-    def look(_: nn.Module, name: str, __: Array, after: Array) -> Array:
+    def record(_: nn.Module, name: str, __: Array, after: Array) -> Array:
         maps[name] = after + added.get(name, 0.0)
         return maps[name]
 
-    with nn.intercept_methods(describe.interceptor(nn.Conv, look)):
+    with nn.intercept_methods(describe.interceptor(nn.Conv, record)):
         logits: Any = model.apply(variables, images, train=False, dropout_rate=0.0)
     return logits, maps
 
 
 def gradients(network: Network, image: Array, head: str, label: int) -> tuple[Array, Arrays]:
-    """Of the logit of `label`: by the image [1, H, W], and by the output of each convolution.
+    """Of the logit of `label`, by the image [1, H, W] and by the output of each convolution.
 
-    Logits are taken relative to their mean, since only their differences matter. The tower gives
-    log-probabilities, whose own gradients vanish where it is sure of a digit.
+    Logits are taken relative to their mean: the tower returns log-probabilities, whose own
+    gradients vanish at probabilities near 1.
     """
 
     def score(x: Array, added: Arrays) -> Array:

@@ -26,12 +26,11 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     digits, for folds, and where no digits are held out.
     """
     trained = open_run(config, workdir)
-    data = trained.config.data
+    data, name = trained.config.data, "test" if trained.config.report_test else "validation"
     if trained.recipe.digits == 1:
         raise UserError(
             f"--mode=more-pairs is for pairs of digits; {data.dataset} tests every digit once"
         )
-    name = "test" if trained.config.report_test else "validation"
     if data.folds:
         raise UserError("--mode=more-pairs goes without data.folds, whose members share digits")
     if name == "validation" and not data.validation:
@@ -50,14 +49,14 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
         draws.append(artifacts.test_metrics(labels, trained.predict(images)))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
-    mean = stats.means([draw["test"] for draw in draws])
+    means = stats.means([draw["test"] for draw in draws])
     found = {
         "split": name,
         "draws": DRAWS,
         "examples": DRAWS * split.size,
         **stats.spread(accuracy),
-        "heads": mean["heads"],
-        "all_heads": mean["all_heads"],
+        "heads": means["heads"],
+        "all_heads": means["all_heads"],
         "draw_std": np.std([draw["test"]["accuracy"] for draw in draws], ddof=1),
     }
     if len(accuracy) > 1:

@@ -1,7 +1,7 @@
-"""How accuracy falls as test digits are corrupted more strongly.
+"""Accuracy on corrupted test digits, by corruption and level.
 
 In the manner of MNIST-C (Mu and Gilmer 2019, arXiv:1906.02337), with other corruptions, made with
-SciPy. Each digit is corrupted before an image is composed of two.
+SciPy. Digits are corrupted before they are composed into pairs.
 """
 
 import itertools
@@ -113,8 +113,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     test = dataset.load(trained.config.data).test
     digits = np.asarray(test.images)
     results: Results = {name: {} for name in CORRUPTIONS}
-    titles = {name: f"{name}, {kind.unit}" for name, kind in CORRUPTIONS.items()}
-    shown: dict[str, list[np.ndarray]] = {title: [] for title in titles.values()}
+    shown: dict[str, list[np.ndarray]] = {name: [] for name in CORRUPTIONS}
     cases = [(name, level) for name, kind in CORRUPTIONS.items() for level in kind.levels]
     for name, level in track(
         cases, "damaged digits", console=console, transient=True, disable=not console.is_terminal
@@ -124,10 +123,11 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         tested = artifacts.test_metrics(labels, trained.predict(images))
         kept = ("mean", "std", "ensemble")
         results[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
-        shown[titles[name]].append(images[0])
+        shown[name].append(images[0])
     addition.write("robustness", results)
     note = artifacts.drawn(summary["data"]["test_source"])
-    figures.robustness(results, clean, shown, picture, note)
+    titled = {f"{name}, {CORRUPTIONS[name].unit}": images for name, images in shown.items()}
+    figures.robustness(results, clean, titled, picture, note)
     console.print(_table(results))
     console.print(Text(f"{tables.percent(clean['mean'])} % of the undamaged digits; {picture}"))
 

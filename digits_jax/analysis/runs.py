@@ -1,4 +1,4 @@
-"""A finished run: reading it, choosing where to write, and adding results to its summary.json."""
+"""A finished run: reading it, choosing where to write, adding results to its summary.json."""
 
 import contextlib
 import json
@@ -38,11 +38,20 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Predictor:
     return trained
 
 
+def read_summary(path: Path) -> Summary:
+    """A summary.json; {} where it is missing or damaged."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
 def writable(workdir: str | Path, out: str | Path | None, *names: str) -> Path:
     """The folder that a mode writes into: `out`, which is created, or else `workdir`.
 
-    Call it before the work: it raises UserError where the folder, or one of the files and folders
-    `names` in it, cannot be written.
+    Called before the work, since it raises UserError where the folder, or one of the files and
+    folders `names` in it, cannot be written.
     """
     path = folder = Path(out or workdir)
     if (folder / "config.json").exists() and folder.resolve() != Path(workdir).resolve():
@@ -62,11 +71,11 @@ def writable(workdir: str | Path, out: str | Path | None, *names: str) -> Path:
 
 
 class Addition:
-    """A result to be added to a finished run's summary.json; other processes may add theirs.
+    """A result to be added to a finished run's summary.json, to which other processes may add, too.
 
-    summary: as it was at first; folder: where to write, as `writable` has it; `out` gets a copy of
-    the summary. Raises UserError where the run has no accuracy on `split` yet (`later` says what
-    comes after it), where `folder` cannot be written, and where `out` holds another run's summary.
+    summary: as first read; folder: where to write, as in `writable`; `out` gets a copy of the
+    summary. Raises UserError where the run has no accuracy on `split` yet (`later` ends its line),
+    where `folder` cannot be written, and where `out` holds another run's summary.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class Addition:
         names: tuple[str, ...] = (),
     ):
         self._path = Path(workdir) / SUMMARY
-        self.summary = _read(self._path)
+        self.summary = read_summary(self._path)
         if not self.summary.get(split):
             raise UserError(
                 f"{workdir}: no {split} accuracy is reported there yet; {later} afterwards"
@@ -101,7 +110,7 @@ class Addition:
                 ) from None
             except OSError:
                 pass  # another user's lock, or a disk without locks
-            if not self._same_run(now := _read(self._path)):
+            if not self._same_run(now := read_summary(self._path)):
                 raise UserError(
                     f"{self._path.parent} was trained again meanwhile; this result is of the run "
                     "before and is not added: the same command evaluates the new one"
@@ -116,18 +125,9 @@ class Addition:
         path = self.folder / SUMMARY
         if not path.exists():
             return {}
-        existing = _read(path)
+        existing = read_summary(path)
         if not self._same_run(existing):
             raise UserError(
                 f"{path} is not of the run in {self._path.parent}; choose another --out"
             )
         return existing
-
-
-def _read(path: Path) -> Summary:
-    """A summary.json; {} where it is missing or damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(summary, dict):
-            return summary
-    return {}

@@ -1,11 +1,9 @@
 """Exports a trained run: ONNX in float32 and in 8 bits, StableHLO, a model card, a web page."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import files
-from digits_jax.analysis.runs import open_run, writable
+from digits_jax.analysis.runs import SUMMARY, Summary, open_run, read_summary, writable
 from digits_jax.console import console, percent
 from digits_jax.core.step import apply
 from digits_jax.data import dataset
@@ -39,10 +37,10 @@ _SOME = 1000  # images for the comparison, and for the ranges of activations in 
 def export(
     config: ConfigDict, workdir: str | Path, out: str | Path | None = None
 ) -> dict[str, float]:
-    """Writes export/, files that need none of this code, into `workdir` or `out`.
+    """Writes export/, files that are used without this code, into `workdir` or `out`.
 
     config: as for `open_run`. Returns the test accuracies of the two ONNX files. Raises UserError
-    where a package is missing, the run is not finished, or a file gives other answers than it.
+    where a package is missing, the run is not finished, or a file disagrees with the run.
     """
     try:
         import flatbuffers  # noqa: F401  jax.export needs it
@@ -55,17 +53,15 @@ def export(
         ) from None
     workdir = Path(workdir)
     run = open_run(config, workdir)
-    try:
-        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-        weights = (workdir / predictor.FILE).read_bytes()
-    except (OSError, ValueError):
-        raise UserError(f"{workdir} holds no finished run; train it to its end first") from None
+    summary = read_summary(workdir / SUMMARY)
+    if not summary:
+        raise UserError(f"{workdir} holds no finished run; train it to its end first")
     folder = writable(workdir, out, FOLDER) / FOLDER
-    heads, read = run.recipe.heads, probabilities(run)
+    heads, shape, predict = run.recipe.heads, run.recipe.shape, probabilities(run)
     folder.mkdir(exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # it is written last
     shutil.rmtree(folder / PAGE, ignore_errors=True)  # it may be of another network
-    (folder / predictor.FILE).write_bytes(weights)
+    shutil.copyfile(workdir / predictor.FILE, folder / predictor.FILE)
 
     data = dataset.load(run.config.data)
     images, labels = dataset.examples(data.test, run.recipe)
@@ -73,13 +69,16 @@ def export(
     some = dataset.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
-        whole = onnx_graph.convert(read, run.recipe.shape, list(heads), facts, OPSET)
-        hlo = _stablehlo(read, run.recipe.shape)
+        whole = onnx_graph.convert(predict, shape, list(heads), facts, OPSET)
+        (batch,) = stablehlo.symbolic_shape("B")
+        symbolic = jax.ShapeDtypeStruct((batch, *shape), np.float32)
+        exported = stablehlo.export(jax.jit(predict), platforms=PLATFORMS)(symbolic)
+        hlo = bytes(exported.serialize())
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
     onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(some, np.float32)))
 
-    expected = [np.asarray(p) for p in jax.jit(read)(to_float(images[:_SOME], np.float32))]
+    expected = [np.asarray(p) for p in jax.jit(predict)(to_float(images[:_SOME], np.float32))]
     for name, answer in (
         (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SOME])),
         (HLO, stablehlo.deserialize(bytearray(hlo)).call(to_float(images[:_SOME], np.float32))),
@@ -119,27 +118,28 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     site.serve(page, port)
 
 
-def _stablehlo(read: Callable[[Array], tuple[Array, ...]], shape: tuple[int, ...]) -> bytes:
-    (batch,) = stablehlo.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, *shape), np.float32)
-    return bytes(stablehlo.export(jax.jit(read), platforms=PLATFORMS)(images).serialize())
-
-
 def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
     """The mean over examples and heads."""
     right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
     return float(np.mean(right))
 
 
+def _averaged(logits: list[Array]) -> Array:
+    """Logits of the members' mean probabilities."""
+    if len(logits) == 1:
+        return logits[0]
+    return jnp.log(sum(jax.nn.softmax(x) for x in logits) / len(logits))
+
+
 def probabilities(run: Predictor) -> Callable[[Array], tuple[Array, ...]]:
-    """-> the run as a function of [B, H, W] float32 in [0, 1]: [B, classes] for each head.
+    """-> a function of [B, H, W] float32 in [0, 1] that returns [B, classes] for each head.
 
     Calibrated probabilities; of several members their average, as in `evaluate`.
     """
     members = [run.member(i) for i in range(run.config.population.size)]
     scale = 1 / float(run.temperature[-1])
 
-    def read(images: Array) -> tuple[Array, ...]:
+    def predict(images: Array) -> tuple[Array, ...]:
         pixels = normalize(images, run.normalizer)
         logits = [apply(run.program.model, weights, pixels)[0] for weights in members]
         return tuple(
@@ -147,10 +147,7 @@ def probabilities(run: Predictor) -> Callable[[Array], tuple[Array, ...]]:
             for head in run.recipe.heads
         )
 
-    return read
-
-
-Summary = Mapping[str, Any]  # the content of a run's summary.json
+    return predict
 
 
 def _network(config: ConfigDict, summary: Summary) -> str:
@@ -193,10 +190,11 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         (HLO, f"StableHLO of `jax.export`, for {', '.join(PLATFORMS)}", "as the first"),
         (predictor.FILE, "the weights, NumPy arrays", ""),
     ]
-    cells = [
-        [f"`{name}`", what, f"{(folder / name).stat().st_size:,}", right, _checksum(folder / name)]
-        for name, what, right in rows
-    ]
+    cells = []
+    for name, what, right in rows:
+        path = folder / name
+        size, digest = f"{path.stat().st_size:,}", f"`{site.sha256(path)[:16]}`"
+        cells.append([f"`{name}`", what, size, right, digest])
     header = ("file", "what it is", "bytes", "test accuracy", "SHA-256 begins")
     table = markdown(header, cells, (LEFT, LEFT, RIGHT, RIGHT, LEFT))
     ece = summary.get("calibration", {})
@@ -218,10 +216,6 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         page=page,
         **{key: value for key, value in facts.items() if key != "source"},
     )
-
-
-def _checksum(path: Path) -> str:
-    return f"`{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}`"
 
 
 _CARD = """# {name}
@@ -248,10 +242,3 @@ _PAGE = """
 **The page** in `{folder}/` reads what is drawn on it with `{whole}`, in the browser and from any
 static host.{twice} It brings {runtime} (MIT licence, Microsoft).
 """
-
-
-def _averaged(logits: list[Array]) -> Array:
-    """The logarithm of the members' mean probabilities; of one member its logits."""
-    if len(logits) == 1:
-        return logits[0]
-    return jnp.log(sum(jax.nn.softmax(x) for x in logits) / len(logits))

@@ -1,7 +1,7 @@
-"""What a run leaves for people: summary.json, metrics.jsonl, tables, event files, pictures.
+"""The files of a run: summary.json, metrics.jsonl, CSV tables, event files, pictures.
 
-Reads files and arrays, trains nothing. The test split comes as labels {head: [N] integers} and
-log-probabilities {head: [P, N, C] float32} of P members.
+Predictions on the test split are labels {head: [N] integers} and log-probabilities
+{head: [P, N, C] float32} of P members.
 """
 
 import csv
@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from digits_jax.console import percent
 from digits_jax.errors import UserError
-from digits_jax.files import json_lines, plain, write_json, write_text
+from digits_jax.files import json_lines, plain, replacing, write_json, write_text
 from digits_jax.report import figures, stats
 
 Row = dict[str, Any]
@@ -25,13 +26,12 @@ Heads = dict[str, np.ndarray]
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of metrics.jsonl; [] where there is no file; a torn last line does not count.
+    """The rows of metrics.jsonl, [] without the file; an incomplete last line is left out.
 
     Raises UserError for a damaged line before the last.
     """
-    if not os.path.exists(path):
-        return []
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    path = Path(path)
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -49,18 +49,18 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
 
 
 def rewind(path: str | os.PathLike, epoch: int) -> list[Row]:
-    """Drops the rows after `epoch`, and a torn last line; returns the rows that stay."""
+    """Deletes the rows after `epoch` and an incomplete last line; returns the rows that stay."""
     rows = [row for row in read_rows(path) if row["epoch"] <= epoch]
     write_text(path, json_lines(rows))
     return rows
 
 
-class EventWriter:
+class EventWriter(AbstractContextManager):
     """TensorBoard's event files: `workdir/tensorboard`, one sub-run per member if several.
 
-    A context manager. Begins anew with `rows` (those of metrics.jsonl), so that after a resume no
-    row is there twice; `append` adds to them. The scalars `accuracy/train`, `accuracy/validation`,
-    `accuracy/as_trained`, `loss/...` and `learning_rate` stand over the training step.
+    Replaces older ones by `rows` (those of metrics.jsonl), so that no row is there twice after a
+    resume. The scalars `accuracy/train`, `accuracy/validation`, `accuracy/as_trained`, `loss/...`
+    and `learning_rate` are logged by training step.
     """
 
     def __init__(self, workdir: str | os.PathLike, rows: Sequence[Row] = ()) -> None:
@@ -70,7 +70,7 @@ class EventWriter:
         self.append(rows)
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Writes rows through to the files; the first rows must name every member."""
+        """Writes rows and flushes; the first rows must include every member."""
         # EventsWriter, unlike SummaryWriter, takes no thread and no queue per member.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
@@ -98,11 +98,7 @@ class EventWriter:
         for writer in self._writers.values():
             writer.flush()
 
-    def __enter__(self) -> "EventWriter":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Closes the event files."""
         for writer in self._writers.values():
             writer.close()
 
@@ -126,10 +122,8 @@ def mean_probabilities(log_probabilities: Heads) -> Heads:
     """{head: [N, C] float64}: the probabilities averaged over the members."""
     means = {}
     for head, values in log_probabilities.items():
-        total = np.zeros(values.shape[1:])
-        for member in values:
-            total += np.exp(member, dtype=np.float64)
-        means[head] = total / len(values)
+        members = (np.exp(member, dtype=np.float64) for member in values)  # one at a time in memory
+        means[head] = sum(members, np.zeros(values.shape[1:])) / len(values)
     return means
 
 
@@ -141,14 +135,14 @@ def averaged(log_probabilities: Heads) -> Heads:
 
 
 def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
-    """The part of summary.json that the test split gives.
+    """The test split's part of summary.json.
 
-    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (each figure the mean
-    over the members), `members` (a list of {"test", "all_heads", "heads"}), `mean` and `std` (n-1;
-    None of one member) of their accuracies, `interval` (half of the 95 % interval of the mean),
-    `ensemble` (only with several members: the accuracy of the averaged probabilities), and
-    `hardest`: the ten classes of lowest accuracy, counts pooled over the members. accuracy is the
-    mean over the heads; all_heads counts an example only where every head is right.
+    labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (means over the
+    members), `members` (a list of {"test", "all_heads", "heads"}), `mean` and `std` (n-1; None of
+    one member) of their accuracies, `interval` (half of the 95 % interval of the mean), `ensemble`
+    (only with several members: the accuracy of the averaged probabilities), and `hardest`: the ten
+    classes of lowest accuracy, pooled over the members. Accuracy is the mean over the heads;
+    `all_heads` is the share of examples with every head right.
     """
     right = {head: log_probabilities[head].argmax(-1) == labels[head] for head in labels}
     heads = {head: hits.mean(1) for head, hits in right.items()}
@@ -191,12 +185,11 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
 def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
     """[P + 1]: the temperature of each member and, last, of their averaged probabilities.
 
-    Of the validation split; labels: {head: [N]}, or {head: [P, N]} where each member has its own,
-    which has no average: the last is the mean of the others then.
+    Of the validation split. labels: {head: [N]}; or {head: [P, N]} where each member has its own
+    examples, and the last temperature is the mean of the others.
     """
-    members = len(next(iter(log_probabilities.values())))
     fitted = []
-    for m in range(members):
+    for m in range(len(next(iter(log_probabilities.values())))):
         own = {head: y if y.ndim == 1 else y[m] for head, y in labels.items()}
         fitted.append(stats.fit_temperature({h: log_probabilities[h][m] for h in own}, own))
     if next(iter(labels.values())).ndim == 2:
@@ -204,8 +197,8 @@ def fit_temperatures(labels: Heads, log_probabilities: Heads) -> np.ndarray:
     return np.asarray([*fitted, stats.fit_temperature(averaged(log_probabilities), labels)])
 
 
-def _sure(labels: Heads, log_p: Heads, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """({head: [N, C]}) -> the largest probabilities of all heads, and whether they were right."""
+def _confidence(labels: Heads, log_p: Heads, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """{head: [N, C]} -> the largest probabilities, heads one after another, and which are right."""
     p = {head: stats.tempered(log_p[head], temperature) for head in labels}
     confidence = np.concatenate([p[head].max(-1) for head in labels])
     return confidence, np.concatenate([p[head].argmax(-1) == labels[head] for head in labels])
@@ -214,28 +207,27 @@ def _sure(labels: Heads, log_p: Heads, temperature: float) -> tuple[np.ndarray, 
 def calibration(
     labels: Heads, log_probabilities: Heads, temperatures: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, tuple[stats.Reliability, stats.Reliability]]]:
-    """-> (`calibration` of the summary, {who: reliability as predicted and tempered}).
+    """-> (`calibration` of the summary, {name: reliability before and after scaling}).
 
     labels: {head: [N]}; log_probabilities: {head: [P, N, C]}, of the test split; temperatures:
-    [P + 1]. ECE is in fractions, the members' is the mean of each one's; the members' diagram pools
-    them.
+    [P + 1]. The members' calibration error, a fraction, is their mean; their diagram pools them.
     """
     members = len(temperatures) - 1
     found: dict[str, Any] = {"temperature": temperatures[:-1].mean()}
     pooled = []
     for name, scales in (("ece", np.ones(members)), ("ece_tempered", temperatures[:-1])):
-        sure = [
-            _sure(labels, {head: log_probabilities[head][m] for head in labels}, scale)
+        parts = [
+            _confidence(labels, {head: log_probabilities[head][m] for head in labels}, scale)
             for m, scale in enumerate(scales)
         ]
-        found[name] = np.mean([stats.reliability(*one).error for one in sure])
-        pooled.append(stats.reliability(*map(np.concatenate, zip(*sure, strict=True))))
+        found[name] = np.mean([stats.reliability(*part).error for part in parts])
+        pooled.append(stats.reliability(*map(np.concatenate, zip(*parts, strict=True))))
     diagrams = {"members" if members > 1 else "the network": (pooled[0], pooled[1])}
     if members > 1:
-        together, scale = averaged(log_probabilities), temperatures[-1]
-        one, other = (stats.reliability(*_sure(labels, together, t)) for t in (1.0, scale))
-        diagrams["ensemble"] = (one, other)
-        errors = {"ece": one.error, "ece_tempered": other.error}
+        ensemble, scale = averaged(log_probabilities), temperatures[-1]
+        raw, scaled = (stats.reliability(*_confidence(labels, ensemble, t)) for t in (1.0, scale))
+        diagrams["ensemble"] = (raw, scaled)
+        errors = {"ece": raw.error, "ece_tempered": scaled.error}
         found["ensemble"] = {"temperature": scale} | errors
     return plain(found), diagrams
 
@@ -251,13 +243,14 @@ def headline(tested: dict[str, Any]) -> str:
         text += f", ensemble {percent(tested['ensemble'])}"
     if len(heads) > 1:
         text += f" ({', '.join(f'{head} {percent(x)}' for head, x in heads.items())})"
-    if lost := sum("diverged" in member for member in tested["members"]):
-        text += f"; {lost} of the members diverged and count as they were before"
+    if diverged := sum("diverged" in member for member in tested["members"]):
+        text += f"; {diverged} of the members diverged and count as they were before"
     return text
 
 
-def _write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Writes a table as CSV, whole or not at all."""
+    with replacing(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
@@ -268,14 +261,9 @@ def per_class(path: str | os.PathLike, labels: Heads, log_probabilities: Heads) 
 
     The accuracy of a class that does not occur is left empty.
     """
-    _write_csv(
-        path,
-        ("head", "class", "correct", "total", "accuracy"),
-        [
-            (*count, f"{count[2] / count[3]:.6f}" if count[3] else "")
-            for count in _pooled(labels, log_probabilities)
-        ],
-    )
+    counts = _pooled(labels, log_probabilities)
+    rows = [(*row, f"{row[2] / row[3]:.6f}" if row[3] else "") for row in counts]
+    write_csv(path, ("head", "class", "correct", "total", "accuracy"), rows)
 
 
 def write_predictions(
@@ -295,13 +283,13 @@ def write_predictions(
     if names is not None:
         columns["image"] = names
     for head, values in log_probabilities.items():
-        written, predicted = figures.class_names(values.shape[-1]), values.argmax(-1)
-        columns[head] = [written[c] for c in predicted]
+        classes, predicted = figures.class_names(values.shape[-1]), values.argmax(-1)
+        columns[head] = [classes[c] for c in predicted]
         columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
         if labels is not None:
-            columns[f"{head}_label"] = [written[c] for c in labels[head]]
+            columns[f"{head}_label"] = [classes[c] for c in labels[head]]
             columns[f"{head}_correct"] = (predicted == labels[head]).astype(int).tolist()
-    _write_csv(path, list(columns), zip(*columns.values(), strict=True))
+    write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
 def write(
@@ -317,10 +305,9 @@ def write(
 
     summary: what training knows, with `members` = [{"seed", "best_epoch", "validation"}, ...];
     rows: of metrics.jsonl. Where the test split was read: labels {head: [N]}, log_probabilities
-    {head: [P, N, C]}, images [N, H, W] uint8; `test_metrics` joins the summary then, confusion.png
-    pools all members, errors.png shows the mistakes of their averaged probabilities,
-    calibration.png the calibration before and after `temperatures` [P + 1]. Returns the summary as
-    written.
+    {head: [P, N, C]}, images [N, H, W] uint8, temperatures [P + 1]. Then `test_metrics` is added to
+    the summary, confusion.png pools all members, and errors.png shows the mistakes of their
+    averaged probabilities. Returns the summary as written.
     """
     workdir = Path(workdir)
     note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
@@ -332,14 +319,12 @@ def write(
         summary = summary | tested | {"members": [known | test for known, test in members]}
         per_class(workdir / "per_class.csv", labels, log_probabilities)
         predicted = {head: p.argmax(-1) for head, p in log_probabilities.items()}
-        pooled = {
-            head: (np.broadcast_to(labels[head], p.shape), p) for head, p in predicted.items()
-        }
+        pairs = {h: (np.broadcast_to(labels[h], p.shape), p) for h, p in predicted.items()}
         classes = {head: p.shape[-1] for head, p in log_probabilities.items()}
-        figures.confusion(pooled, classes, workdir / "confusion.png", test_note)
-        averages = mean_probabilities(log_probabilities)
-        judged = {head: (labels[head], p) for head, p in averages.items()}
-        figures.errors(images, judged, workdir / "errors.png", note=test_note)
+        figures.confusion(pairs, classes, workdir / "confusion.png", test_note)
+        means = mean_probabilities(log_probabilities)
+        pairs = {head: (labels[head], p) for head, p in means.items()}
+        figures.errors(images, pairs, workdir / "errors.png", note=test_note)
         if summary.get("config", {}).get("data", {}).get("folds"):
             summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
@@ -351,5 +336,5 @@ def write(
 
 
 def drawn(source: str | None) -> str:
-    """The note in a picture's title about the digits' source: '' of MNIST's."""
+    """The note on drawn digits in a picture's title; "" for others."""
     return "drawn digits" if source == "drawn" else ""

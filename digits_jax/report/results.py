@@ -1,7 +1,7 @@
-"""All runs side by side: the tables of the READMEs, and two pictures, from what the runs left.
+"""The tables of the READMEs and two pictures of all runs, from the files of the runs.
 
 `python -m digits_jax.report.results [results/]` rewrites them from the summary.json and
-metrics.jsonl files of that folder: nothing here is typed in, and nothing is computed but means.
+metrics.jsonl files of that folder.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from digits_jax import files
 from digits_jax.errors import UserError
@@ -55,11 +55,8 @@ def _data(summary: Summary) -> str:
 
 
 def _tests(summary: Summary) -> list[float]:
+    """The test accuracy of each member; [] where the test split was not read."""
     return [member["test"] for member in summary["members"] if "test" in member]
-
-
-def _quoted(summary: Summary) -> str:
-    return " / ".join(f"{x:.2f}" for x in summary["config"]["quoted"])
 
 
 def _accuracy(summary: Summary) -> str:
@@ -74,120 +71,100 @@ def _interval(summary: Summary) -> str:
 
 
 def _seeds(summary: Summary) -> str:
-    lost = sum("diverged" in member for member in summary["members"])
-    return f"{len(summary['members'])}" + (f" ({lost} diverged)" if lost else "")
+    diverged = sum("diverged" in member for member in summary["members"])
+    return f"{len(summary['members'])}" + (f" ({diverged} diverged)" if diverged else "")
 
 
 def _over_mean(summary: Summary, value: float | None) -> str:
-    """'99.70 (+0.21)': and by how much that is more than the mean."""
+    """'99.70 (+0.21)': a value, and its difference from the mean."""
     if value is None:
         return ""
     return f"{percent(value)} ({100 * (value - summary['mean']):+.2f})"
 
 
-def _best_test_epoch(summary: Summary) -> str:
-    return _over_mean(summary, summary.get("best_test_epoch", {}).get("mean"))
-
-
-def _heads(summary: Summary) -> str:
-    heads = (summary.get("test") or {}).get("heads", {})
-    if len(heads) < 2:
-        return ""
-    return ", ".join(f"{head} {percent(x)}" for head, x in heads.items())
+def _heads(test: Summary | None) -> str:
+    """'upper 80.00, lower 70.00'; "" of a single head. test: a dict with `heads`."""
+    heads = (test or {}).get("heads", {})
+    return ", ".join(f"{head} {percent(x)}" for head, x in heads.items()) if len(heads) > 1 else ""
 
 
 def _gap(summary: Summary) -> str:
     train, validation = summary.get("train"), summary.get("validation")
-    if not train or not validation:
-        return percent(None)
-    return percent(train["accuracy"] - validation["accuracy"])
+    return percent(train["accuracy"] - validation["accuracy"] if train and validation else None)
 
 
-class _Column(NamedTuple):
-    """content: a run's cell; short: the README beside the results shows it, too."""
-
-    name: str
-    align: str
-    content: Callable[[Summary], str]
-    short: bool = False
-
-
-_COLUMNS = (
-    _Column("data", LEFT, _data),
-    _Column("parameters", RIGHT, lambda s: f"{s['model']['parameters']:,}", short=True),
-    _Column("quoted", RIGHT, _quoted, short=True),
-    _Column("test accuracy", RIGHT, _accuracy, short=True),
-    _Column("95 %", RIGHT, _interval, short=True),
-    _Column("seeds", RIGHT, _seeds, short=True),
-    _Column("best test epoch", RIGHT, _best_test_epoch, short=True),
-    _Column("heads", LEFT, _heads, short=True),
-    _Column("ensemble", RIGHT, lambda s: _over_mean(s, s.get("ensemble")), short=True),
-    _Column("gap", RIGHT, _gap),
-    _Column("epochs", RIGHT, lambda s: str(s["epochs"])),
-    _Column("minutes", RIGHT, lambda s: f"{s['seconds']['total'] / 60:.1f}"),
-    _Column("device", LEFT, lambda s: str(s["device"])),
-    _Column("date", LEFT, lambda s: s["date"]),
-)
+_COLUMNS: dict[str, tuple[str, Callable[[Summary], str]]] = {
+    "data": (LEFT, _data),
+    "parameters": (RIGHT, lambda s: f"{s['model']['parameters']:,}"),
+    "quoted": (RIGHT, lambda s: " / ".join(f"{x:.2f}" for x in s["config"]["quoted"])),
+    "test accuracy": (RIGHT, _accuracy),
+    "95 %": (RIGHT, _interval),
+    "seeds": (RIGHT, _seeds),
+    "best test epoch": (RIGHT, lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean"))),
+    "heads": (LEFT, lambda s: _heads(s.get("test"))),
+    "ensemble": (RIGHT, lambda s: _over_mean(s, s.get("ensemble"))),
+    "gap": (RIGHT, _gap),
+    "epochs": (RIGHT, lambda s: str(s["epochs"])),
+    "minutes": (RIGHT, lambda s: f"{s['seconds']['total'] / 60:.1f}"),
+    "device": (LEFT, lambda s: str(s["device"])),
+    "date": (LEFT, lambda s: s["date"]),
+}
+_LONG = {"data", "gap", "epochs", "minutes", "device", "date"}  # not in the shorter table
 
 
 def table(summaries: dict[str, Summary], folder: str = "", *, whole: bool = True) -> str:
     """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
-    columns = [column for column in _COLUMNS if whole or column.short]
-    return markdown(
-        ["run", *(column.name for column in columns)],
-        [
-            [f"[{run}]({folder}{run}/)", *(column.content(summary) for column in columns)]
-            for run, summary in summaries.items()
-        ],
-        [LEFT, *(column.align for column in columns)],
-    )
+    columns = {name: column for name, column in _COLUMNS.items() if whole or name not in _LONG}
+    rows = [
+        [f"[{run}]({folder}{run}/)", *(content(summary) for _, content in columns.values())]
+        for run, summary in summaries.items()
+    ]
+    return markdown(["run", *columns], rows, [LEFT, *(align for align, _ in columns.values())])
 
 
 def damaged(summaries: dict[str, Summary]) -> str:
-    """A markdown table of the runs that --mode=robustness has looked at, "" where there are none.
+    """A markdown table of the runs with results of --mode=robustness, "" where there are none.
 
     The accuracy at the strongest level of each corruption, the mean over all levels of all of them,
-    and the expected calibration error of the digits as they are, with temperature.
+    and the expected calibration error of the undamaged digits, after temperature scaling.
     """
-    looked = {run: summary for run, summary in summaries.items() if "robustness" in summary}
-    if not looked:
+    tested = {run: s for run, s in summaries.items() if "robustness" in s}
+    if not tested:
         return ""
-    corruptions = (item for s in looked.values() for item in s["robustness"].items())
-    columns = list(dict.fromkeys((name, list(levels)[-1]) for name, levels in corruptions))
+    corruptions = (item for s in tested.values() for item in s["robustness"].items())
+    strongest = list(dict.fromkeys((name, list(levels)[-1]) for name, levels in corruptions))
     rows = []
-    for run, summary in looked.items():
+    for run, summary in tested.items():
         found = summary["robustness"]
-        every = [x["mean"] for levels in found.values() for x in levels.values()]
-        figures_of = [
-            summary["mean"],
-            *(found.get(name, {}).get(level, {}).get("mean") for name, level in columns),
-            sum(every) / len(every),
-            summary.get("calibration", {}).get("ece_tempered"),
-        ]
-        rows.append([f"[{run}]({run}/)", *map(percent, figures_of)])
-    header = ["run", "as they are", *(f"{name} {level}" for name, level in columns), "all", "ECE"]
+        means = [x["mean"] for levels in found.values() for x in levels.values()]
+        cells = [found.get(name, {}).get(level, {}).get("mean") for name, level in strongest]
+        ece = summary.get("calibration", {}).get("ece_tempered")
+        cells = [summary["mean"], *cells, sum(means) / len(means), ece]
+        rows.append([f"[{run}]({run}/)", *map(percent, cells)])
+    header = ["run", "as they are", *(f"{name} {level}" for name, level in strongest), "all", "ECE"]
     return f"\n\n{DAMAGED}\n\n{markdown(header, rows, [LEFT] + [RIGHT] * (len(header) - 1))}"
 
 
 def more_pairs(summaries: dict[str, Summary]) -> str:
-    """A markdown table of the runs that --mode=more-pairs has looked at, "" where there are none.
+    """A markdown table of the runs with results of --mode=more-pairs, "" where there are none.
 
     Accuracy, that of the heads and of examples with every head right: of the test's pairs, then of
     the further ones.
     """
-    looked = {run: s for run, s in summaries.items() if s.get("pairs", {}).get("split") == "test"}
-    if not looked:
-        return ""
     rows = []
-    for run, summary in looked.items():
-        found, cells = summary["pairs"], list[str]()
-        for part in (summary, found):
-            test: Summary = part.get("test") or part
+    for run, summary in summaries.items():
+        found = summary.get("pairs", {})
+        if found.get("split") != "test":
+            continue
+        cells: list[str] = []
+        for whole, test in ((summary, summary["test"]), (found, found)):
             both = percent(test["all_heads"]) if len(test["heads"]) > 1 else ""
-            cells += [_accuracy(part), _heads({"test": test}), both]
+            cells += [_accuracy(whole), _heads(test), both]
         cells.insert(3, f"{found['examples']:,}")
         ensemble = percent(found["ensemble"]) if "ensemble" in found else ""
         rows.append([f"[{run}]({run}/)", *cells, ensemble, f"± {percent(found['draw_std'])}"])
+    if not rows:
+        return ""
     accuracies = ("accuracy", "heads", "both")
     header = ["run", *accuracies, "pairs", *accuracies, "ensemble", "luck"]
     align = [LEFT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT]
@@ -206,33 +183,32 @@ def read(results: Path) -> dict[str, Summary]:
             if summary["config"]["prune"]["run"]:
                 continue  # its members are no seeds of one network
             summaries[run] = summary
-            table({run: summary})
-            damaged({run: summary})
-            more_pairs({run: summary})
+            for make in (table, damaged, more_pairs):
+                make({run: summary})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the summary of a run ({error!r})") from None
     return summaries
 
 
 def reported(summaries: dict[str, Summary]) -> dict[str, Summary]:
-    """Those of the configs, without the runs of searches, which lie deeper."""
+    """The runs of the configs, without those of searches, which lie in subfolders."""
     return {run: summary for run, summary in summaries.items() if "/" not in run}
 
 
 def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
-    """The table of each README: that of the folder, and that beside it, which is shorter."""
-    folder = f"{results.absolute().name}/"
+    """{README.md: its table} of the folder, and of the folder above, whose table is shorter."""
+    folder = results.absolute()
     return {
         results / "README.md": table(summaries) + more_pairs(summaries) + damaged(summaries),
-        results.absolute().parent / "README.md": table(reported(summaries), folder, whole=False),
+        folder.parent / "README.md": table(reported(summaries), f"{folder.name}/", whole=False),
     }
 
 
 def write(results: str | os.PathLike) -> None:
     """Rewrites the tables and the pictures; text outside the markers of a table stays.
 
-    Of the README.md beside the folder only where that has the markers. Raises UserError where there
-    is no summary, or a damaged one.
+    The README.md above the folder is changed only where it has the markers. Raises UserError where
+    there is no summary, or a damaged one.
     """
     results = Path(results)
     summaries = read(results)
@@ -246,20 +222,22 @@ def write(results: str | os.PathLike) -> None:
         files.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
     shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
     if shown:
-        points = [
-            {
-                "run": run,
-                "dataset": summary["data"]["dataset"],
-                "parameters": summary["model"]["parameters"],
-                "mean": summary["mean"],
-                "half": stats.half_width(_tests(summary)),
-                "quoted": [x / 100 for x in summary["config"]["quoted"]],
-            }
-            for run, summary in shown.items()
-        ]
-        figures.frontier(points, results / "accuracy.png")
-    logs = ((run, artifacts.read_rows(results / run / "metrics.jsonl")) for run in shown)
-    curves = {run: rows for run, rows in logs if any(row["epoch"] > 1 for row in rows)}
+        figures.frontier(
+            [
+                {
+                    "run": run,
+                    "dataset": summary["data"]["dataset"],
+                    "parameters": summary["model"]["parameters"],
+                    "mean": summary["mean"],
+                    "half": stats.half_width(_tests(summary)),
+                    "quoted": [x / 100 for x in summary["config"]["quoted"]],
+                }
+                for run, summary in shown.items()
+            ],
+            results / "accuracy.png",
+        )
+    logs = {run: artifacts.read_rows(results / run / "metrics.jsonl") for run in shown}
+    curves = {run: rows for run, rows in logs.items() if any(row["epoch"] > 1 for row in rows)}
     if curves:
         figures.learning(curves, results / "curves.png")
 

@@ -1,6 +1,6 @@
-"""What a number is worth: intervals over seeds, tests over examples, calibration of probabilities.
+"""Statistics on the host: intervals over seeds, tests over examples, calibration.
 
-NumPy and SciPy on the host. Log-probabilities are [N, C], labels [N] integers.
+Log-probabilities are [N, C], labels [N] integers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class McNemar(NamedTuple):
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """McNemar's exact test (1947) of two classifiers on the same examples; [N] bool, right or not.
 
-    Where they are equally good, an example that only one of them gets right is a fair coin.
+    Of equally good classifiers, either is as likely to be the only one that is right.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
@@ -64,7 +64,7 @@ def tempered(log_p: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(log_p: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> float:
-    """The temperature, 0.05 to 20, that makes the labels likeliest; the heads share it.
+    """The temperature, 0.05 to 20, of highest likelihood of the labels; the heads share it.
 
     Guo et al. 2017, arXiv:1706.04599. log_p: {head: [N, C]}; labels: {head: [N]}.
     """
@@ -82,7 +82,7 @@ def fit_temperature(log_p: Mapping[str, np.ndarray], labels: Mapping[str, np.nda
 
 
 class Reliability(NamedTuple):
-    """By bin of confidence, [BINS] each: how many examples, mean confidence, accuracy (or NaN)."""
+    """By bin of confidence, [BINS] each: number of examples, mean confidence, accuracy (or NaN)."""
 
     examples: np.ndarray
     confidence: np.ndarray
@@ -91,15 +91,15 @@ class Reliability(NamedTuple):
     @property
     def error(self) -> float:
         """The expected calibration error: |accuracy - confidence|, weighted by the examples."""
-        some = self.examples > 0
-        gaps = np.abs(self.accuracy - self.confidence)[some]
-        return float((self.examples[some] * gaps).sum() / self.examples.sum())
+        used = self.examples > 0
+        gaps = np.abs(self.accuracy - self.confidence)[used]
+        return float((self.examples[used] * gaps).sum() / self.examples.sum())
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
-    """[N] the largest probability, [N] was it right? -> by bins (0, 1/15], ... (14/15, 1]."""
-    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    count = np.bincount(which, minlength=BINS)
+    """confidence: [N] largest probabilities; right: [N] bool -> bins (0, 1/15], ... (14/15, 1]."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(which, weights=w, minlength=BINS) / count for w in (confidence, right)]
+        means = [np.bincount(bins, weights=w, minlength=BINS) / count for w in (confidence, right)]
     return Reliability(count, *means)

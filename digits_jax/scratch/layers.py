@@ -4,8 +4,8 @@
 `dx, *dweights = layer_backward(dy, saved)` turns dy = dL/dy, L the loss, into the gradients with
 respect to x and the weights, by the chain rule.
 
-Vectors are [B, C]. Images are [C, B, H, W]: with the channels first, what one tap of a window sees
-is a block of rows, and a convolution over the whole batch is one matrix product.
+Vectors are [B, C]. Images are [C, B, H, W]: with the channels first, the inputs of one tap are a
+block of rows, and a convolution over the whole batch is one matrix product.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def linear_backward(dy: Array, saved: tuple[Array, Array]) -> tuple[Array, Array
 
 
 def im2col(x: Array, size: int, stride: int = 1, padding: int = 0) -> Array:
-    """[C, B, H, W] -> [size, size, C, B, H', W']: what each tap of the window sees, everywhere.
+    """[C, B, H, W] -> [size, size, C, B, H', W']: the input of each tap at every position.
 
     H' = (H + 2 padding - size) // stride + 1, and W' likewise.
     """
@@ -62,8 +62,8 @@ def conv(
 ) -> tuple[Array, ConvSaved]:
     """y[f, b, h, w] = bias[f] + sum over i, j, c of kernel[i, j, c, f] x[c, b, s h + i, s w + j].
 
-    x: [C, B, H, W], padded with zeros; kernel: [k, k, C, F]; bias: [F] -> [F, B, H', W']. With the
-    windows as columns it is one product, K' columns (Chellapilla et al. 2006).
+    x: [C, B, H, W], padded with zeros; kernel: [k, k, C, F]; bias: [F] -> [F, B, H', W']. Computed
+    as one product, K' columns (Chellapilla et al. 2006).
     """
     columns = im2col(x, len(kernel), stride, padding)
     taps = kernel.reshape(-1, kernel.shape[-1])
@@ -81,11 +81,11 @@ def conv_backward(dy: Array, saved: ConvSaved) -> tuple[Array, Array, Array]:
     return dx, dkernel.reshape(kernel.shape), flat.sum(axis=1)
 
 
-# Pooling: 2x2 windows at a stride of 2; an odd edge is dropped
+# Pooling: 2x2 windows with a stride of 2; the last row or column of an odd size is left out
 
 
 def _quarters(x: Array) -> tuple[Array, Array, Array, Array]:
-    """The four pixels of every window, [C, B, H // 2, W // 2] each; views of [C, B, H, W]."""
+    """The four pixels of every window: views of x, [C, B, H // 2, W // 2] each."""
     h, w = (n // 2 * 2 for n in x.shape[2:])
     top, bottom = x[..., 0:h:2, :w], x[..., 1:h:2, :w]
     return top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
@@ -217,7 +217,7 @@ def batch_norm_backward(dy: Array, saved: NormSaved) -> tuple[Array, Array, Arra
 def batch_norm_by(
     x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, epsilon: float = 1e-5
 ) -> Array:
-    """`batch_norm` by running statistics instead of the batch's, as in evaluation."""
+    """`batch_norm` with running statistics instead of the batch's, as in evaluation."""
     factor = scale / np.sqrt(var + epsilon)
     return x * _channels(factor) + _channels(bias - mean * factor)
 
@@ -260,14 +260,3 @@ def softmax_cross_entropy_backward(dy: Array, saved: tuple[Array, Array]) -> tup
     """dlogits = dL (p - t). dy: [B], the gradient with respect to each example's loss."""
     log_p, targets = saved
     return (dy[:, None] * (np.exp(log_p) - targets),)
-
-
-def l2(weights: Array, strength: float) -> tuple[float, tuple[Array, float]]:
-    """L = strength / 2 |w|^2."""
-    return strength / 2 * float((weights * weights).sum()), (weights, strength)
-
-
-def l2_backward(dy: float, saved: tuple[Array, float]) -> tuple[Array]:
-    """dw = dL strength w."""
-    weights, strength = saved
-    return (dy * strength * weights,)

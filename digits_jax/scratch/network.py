@@ -39,14 +39,14 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """The layers that all heads share, and a last one for each head."""
+    """The layers that all heads share, and the last layer of each head."""
 
     trunk: tuple[Layer, ...]
     heads: Mapping[str, Layer]
 
 
 class Tape(NamedTuple):
-    """What `forward` saves for `backward`, layer by layer; without dropout that was off."""
+    """What `forward` saves for `backward`, by layer; a dropout layer that was off is left out."""
 
     trunk: list[tuple[Layer, Saved]]
     heads: dict[str, tuple[Layer, Saved]]
@@ -147,8 +147,7 @@ def forward(
     {layer: {"mean": [C], "var": [C]}}.
     """
     x, tape = images[None], Tape([], {})
-    logits: dict[str, Array] = {}
-    statistics: Tree = {}
+    logits, statistics = {}, {}
     for layer in network.trunk:
         options = layer.options
         if layer.forward is layers.dropout:
@@ -169,7 +168,7 @@ def forward(
 def backward(dlogits: Mapping[str, Array], tape: Tape) -> Tree:
     """The gradients of the parameters, from those of the logits: every layer in reverse order.
 
-    The gradients of several heads add up where they part.
+    The gradients of several heads add up at the layers that they share.
     """
     gradients: Tree = {}
 

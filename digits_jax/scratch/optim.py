@@ -1,4 +1,4 @@
-"""SGD and Adam by hand, over trees {layer: {weight: array}}."""
+"""SGD and Adam in NumPy, over trees {layer: {weight: array}}."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ Memory = PyTree  # of arrays; each rule has its own structure
 class Rule(NamedTuple):
     """An optimiser. init: params -> memory; update: (gradients, memory) -> (direction, memory).
 
-    The step is minus the learning rate times the direction.
+    Parameters change by minus the learning rate times the direction.
     """
 
     init: Callable[[Tree], Memory]

@@ -1,8 +1,7 @@
-"""The NumPy engine as the loop knows it: members one after the other, batches from JAX.
+"""The NumPy engine: the functions of `digits_jax.core.population`, one member after another.
 
-The signatures of `digits_jax.core.population`. Orders and batches (pairs, distortion,
-normalisation) are the JAX engine's, so that both train on the same examples; weights and dropout
-are drawn by NumPy, from generators that are seeded by the keys of the JAX engine.
+Orders and batches (pairs, distortion, normalisation) are the JAX engine's, so that both train on
+the same examples. Weights and dropout are drawn by NumPy, seeded by the JAX engine's keys.
 """
 
 import functools

@@ -1,6 +1,7 @@
-"""The step of the NumPy engine: `digits_jax.core.step`, with the arithmetic by hand."""
+"""The training step of the NumPy engine; the signatures are those of `digits_jax.core.step`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import DTypeLike
 from digits_jax.core.step import Program, first_state
 from digits_jax.scratch import layers
 from digits_jax.scratch.network import backward, forward, initialize, predict
-from digits_jax.scratch.optim import each
+from digits_jax.scratch.optim import Tree, each
 from digits_jax.types import Hyper, Metrics, TrainState, Weights
 
 _MOMENTUM = 0.9  # of BatchNorm's running statistics
@@ -31,17 +32,14 @@ def train_step(
     program: Program,
     masks: Callable[[tuple[int, ...]], np.ndarray | None] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step. batch.images: [B, H, W]; `rng` feeds dropout alone.
+    """One gradient step. batch.images: [B, H, W]; `rng` draws the masks of dropout.
 
-    masks: shape -> the mask of dropout, instead of one that is drawn. Otherwise as
+    masks: shape -> the mask of dropout, instead of a random one. Otherwise as
     `digits_jax.core.step.train_step`.
     """
     if masks is None:
-
-        def masks(shape: tuple[int, ...]) -> np.ndarray | None:
-            return _mask(rng, shape, float(hyper.dropout), batch.images.dtype)
-
-    logits, tape, seen = forward(program.model, state.params, batch.images, masks)
+        masks = functools.partial(_mask, rng, float(hyper.dropout), batch.images.dtype)
+    logits, tape, statistics = forward(program.model, state.params, batch.images, masks)
     smoothing = float(hyper.label_smoothing)
     # The loss is the mean over the examples that count, and over the heads.
     share = batch.mask / (batch.mask.sum() * len(logits))
@@ -52,7 +50,8 @@ def train_step(
         losses += loss / len(logits)
     gradients = backward(dlogits, tape)
 
-    decay = each(lambda w: _decay(w, float(hyper.weight_decay)), state.params)
+    # The gradient of L2, of kernels alone: of neither biases nor BatchNorm.
+    decay = each(lambda w: float(hyper.weight_decay) * (w.ndim > 1) * w, state.params)
     if not program.decoupled:
         gradients = each(np.add, gradients, decay)
     direction, opt_state = program.tx.update(gradients, state.opt_state)
@@ -61,37 +60,33 @@ def train_step(
     rate = float(hyper.learning_rate) * float(program.schedule(state.step))
     params = each(lambda w, d: w - rate * d, state.params, direction)
 
-    average = state.ema
+    t, average = float(state.step), state.ema
     if program.ema:
-        t = float(state.step)
-        kept = min(program.ema, (1 + t) / (10 + t))
-        average = each(lambda a, w: kept * a + (1 - kept) * w, state.ema, params)
-    model_state = each(
-        lambda old, new: _MOMENTUM * old + (1 - _MOMENTUM) * new, state.model_state, seen
-    )
+        average = _moved(state.ema, params, min(program.ema, (1 + t) / (10 + t)))
     state = dataclasses.replace(
         state,
         step=np.asarray(state.step + 1, np.int32),
         params=params,
-        model_state=model_state,
+        model_state=_moved(state.model_state, statistics, _MOMENTUM),
         opt_state=opt_state,
         ema=average,
     )
     return state, measure(logits, losses, batch)
 
 
+def _moved(average: Tree, values: Tree, momentum: float) -> Tree:
+    """An exponential moving average, after one more value."""
+    return each(lambda a, x: momentum * a + (1 - momentum) * x, average, values)
+
+
 def _mask(
-    rng: np.random.Generator, shape: tuple[int, ...], rate: float, dtype: Any
+    rng: np.random.Generator, rate: float, dtype: DTypeLike, shape: tuple[int, ...]
 ) -> np.ndarray | None:
+    """[*shape]: 0 with probability `rate`, else 1 / (1 - rate); None for a rate of 0."""
     if rate == 0:
         return None
     keep = rng.random(shape, np.float32) >= rate
     return keep * np.asarray(1 / (1 - rate), dtype)
-
-
-def _decay(weights: np.ndarray, strength: float) -> np.ndarray:
-    """The gradient of L2: of weights alone, neither biases nor BatchNorm."""
-    return layers.l2_backward(1.0, (weights, strength if weights.ndim > 1 else 0.0))[0]
 
 
 def measure(logits: Mapping[str, np.ndarray], losses: np.ndarray, batch: Any) -> Metrics:

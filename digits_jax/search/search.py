@@ -1,11 +1,10 @@
 """Searches the space that a config declares, a round of trials at a time.
 
 The trials of a round that differ in hyperparameters alone are members of one program; those that
-differ in anything else (batch size, widths, ...) form further groups. Trials read the validation
-split and never the test split, which only the runs that are retrained at the end read.
+differ in anything else (batch size, widths, ...) form further groups. Trials never read the test
+split; only the runs that are retrained at the end do.
 """
 
-import csv
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
-from digits_jax import files, settings
+from digits_jax import settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.describe import layers_of
 from digits_jax.console import console, percent, warn, warn_drawn
@@ -52,13 +51,13 @@ def search(
     workdir: str | os.PathLike | None = None,
     listen: Callable[[], NoInterrupts] = NoInterrupts,
 ) -> None:
-    """Trains `config.search.trials` trials, the first of them the config as it stands.
+    """Trains `config.search.trials` trials, the first of them with the config's own values.
 
     Continues a study that exists; writes trials.csv and search.png. With `search.retrain`, the best
-    trial and the default (alone, where it is the best) are then trained on as many fresh seeds and
-    compared; only the test split is fair, since the search chose on validation. workdir: by default
-    runs/NAME-search, apart for drawn digits as in `train`; listen: as there, for retraining. Raises
-    UserError for a wrong space, a storage that cannot be used, and a teacher it would delete.
+    trial and the default (only that, where it is the best) are then trained on as many new seeds
+    and compared; only the test split is fair, since the search chose on validation. workdir: by
+    default runs/NAME-search, for drawn digits as in `train`; listen: as there, for retraining.
+    Raises UserError for a wrong space, an unusable storage, and a teacher it would delete.
     """
     config = config.copy_and_resolve_references()
     settings.check(config)
@@ -70,12 +69,12 @@ def search(
     space = space_of(config)
     if config.search.storage:
         usable(config.search.storage)
-    auto = config.data.source == "auto"
-    found, reason = dataset.find(config.data)
-    config.data.source = found.source
-    workdir = _folder_of(config, workdir, auto and config.data.source == "drawn")
+    data, reason = dataset.find(config.data)
+    fallback = config.data.source == "auto" and data.source == "drawn"
+    config.data.source = data.source
+    workdir = _folder_of(config, workdir, fallback)
     _keep_teachers(config, workdir, space)
-    if auto and config.data.source == "drawn":
+    if fallback:
         warn_drawn(reason)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -96,8 +95,8 @@ def search(
     if best:
         values = _values(best, config, space)
         accuracy = percent(best.value or 0.0)
-        found = f"best of {done} trials: number {best.number}, validation {accuracy}"
-        console.print(Text.assemble((found, "bold"), f"; {_text(values)}"))
+        line = f"best of {done} trials: number {best.number}, validation {accuracy}"
+        console.print(Text.assemble((line, "bold"), f"; {_text(values)}"))
         console.print(Text(f"trials.csv and search.png are in {workdir}"))
     if elsewhere:
         console.print(f"{elsewhere} trials still run in other processes, which will report them.")
@@ -111,7 +110,7 @@ def search(
 
 
 def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: bool) -> Path:
-    """Without a `workdir`, the one of the study that exists, or of a new one."""
+    """`workdir`, or the default folder of a study that exists, or of a new one."""
     if workdir is not None:
         return Path(workdir)
     own = Path("runs") / f"{config.name}-search"
@@ -122,10 +121,12 @@ def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: boo
 def _identity(config: ConfigDict) -> Values:
     """What must be the same in all processes of a study."""
     identity = settings.as_dict(config)
-    how = identity.pop("search")
+    options = identity.pop("search")
     if config.distill.teacher:
         identity["inputs"] = {"distill.teacher": Predictor(Path(config.distill.teacher)).digest()}
-    return identity | {"searched": {k: how[k] for k in ("space", "epochs", "halving", "sampler")}}
+    return identity | {
+        "searched": {k: options[k] for k in ("space", "epochs", "halving", "sampler")}
+    }
 
 
 def space_of(config: ConfigDict) -> Space:
@@ -210,7 +211,7 @@ def _changed(config: ConfigDict, values: Values) -> ConfigDict:
 
 
 def _default(config: ConfigDict, space: Space) -> Values:
-    """The config's own values, without those outside of the space."""
+    """The config's own values, as far as they are in the space."""
     own: Values = {}
     for field, value in settings.flatten(config).items():
         match space.get(field):
@@ -223,13 +224,10 @@ def _default(config: ConfigDict, space: Space) -> Values:
 
 def _grid(space: Space, trials: int) -> list[Values]:
     """All combinations of the choices and of evenly spaced values: at most `trials` of them."""
-    axes: dict[str, list] = {}
-    ranges: dict[str, FloatDistribution] = {}
-    for field, d in space.items():
-        if isinstance(d, CategoricalDistribution):
-            axes[field] = list(d.choices)
-        else:
-            ranges[field] = d
+    ranges = {field: d for field, d in space.items() if isinstance(d, FloatDistribution)}
+    axes: dict[str, list] = {
+        f: list(d.choices) for f, d in space.items() if isinstance(d, CategoricalDistribution)
+    }
     choices = math.prod(map(len, axes.values()))
     points = 1
     while ranges and choices * (points + 1) ** len(ranges) <= trials:
@@ -271,7 +269,7 @@ def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: 
 
 
 def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], halving: int) -> None:
-    """Trains one program of trials; with `halving`, one in `halving` of them survives each rung."""
+    """Trains trials as one program; with `halving`, one in `halving` goes on after each rung."""
     config = group[0][1].copy_and_resolve_references()
     config.model.dropout = max(changed.model.dropout for _, changed in group)
     config.population.update(size=len(group), slice=0)
@@ -282,21 +280,21 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], hal
         hyper=jax.tree.map(lambda like, *x: np.asarray(x, like.dtype), members.hyper, *hypers),
     )
     run, clock = loop.build(resolve(config), members), loop.Clock()
-    going = {member: trial for member, (trial, _) in enumerate(group)}
+    active = {member: trial for member, (trial, _) in enumerate(group)}
     for epoch in range(1, config.epochs + 1):
         for row in loop.train_epoch(run, epoch, clock):
-            study.report(going[row["member"]], row["validation_accuracy"], epoch)
-        for member in run.diverged.keys() & going.keys():
-            study.tell(going.pop(member), state=TrialState.PRUNED)
+            study.report(active[row["member"]], row["validation_accuracy"], epoch)
+        for member in run.diverged.keys() & active.keys():
+            study.tell(active.pop(member), state=TrialState.PRUNED)
         if epoch in rungs(config.epochs, halving):
             scores = run.scores()
-            ranked = sorted(going, key=lambda member: -scores[member])
+            ranked = sorted(active, key=lambda member: -scores[member])
             for member in ranked[-(-len(ranked) // halving) :]:
                 run.stop(member)
-                study.tell(going.pop(member), state=TrialState.PRUNED)
-        if not going:
+                study.tell(active.pop(member), state=TrialState.PRUNED)
+        if not active:
             break
-    for member, trial in going.items():
+    for member, trial in active.items():
         study.tell(trial, float(run.scores()[member]))
 
 
@@ -315,17 +313,14 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Fr
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
         return None
-    values = [_values(trial, config, space) for trial in done]
-    with files.replacing(workdir / "trials.csv", "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("trial", "state", "epochs", "validation", *space))
-        for t, own in zip(done, values, strict=True):
-            row = (t.number, t.state.name.lower(), t.last_step or 0, t.value)
-            writer.writerow((*row, *own.values()))
-    points = [
-        {"trial": t.number, "value": t.value, "pruned": t.state == TrialState.PRUNED} | own
-        for t, own in zip(done, values, strict=True)
-    ]
+    rows, points = [], []
+    for t in done:
+        values = _values(t, config, space)
+        rows.append((t.number, t.state.name.lower(), t.last_step or 0, t.value, *values.values()))
+        pruned = t.state == TrialState.PRUNED
+        points.append({"trial": t.number, "value": t.value, "pruned": pruned} | values)
+    header = ("trial", "state", "epochs", "validation", *space)
+    artifacts.write_csv(workdir / "trials.csv", header, rows)
     logs = {field for field, d in space.items() if isinstance(d, FloatDistribution) and d.log}
     note = artifacts.drawn(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
@@ -339,7 +334,7 @@ def _retrain(
     number: int,
     listen: Callable[[], NoInterrupts],
 ) -> None:
-    """Trains the default on fresh seeds and, if there are `values`, compares trial `number`."""
+    """Trains the default on new seeds, and compares trial `number` with it if it has `values`."""
     seeds = config.search.retrain
     default, best = (workdir / f"{name}-{seeds}-seeds" for name in ("default", f"trial-{number}"))
     runs: dict[Path, Values] = {default: {}} | ({best: values} if values else {})
@@ -358,7 +353,7 @@ def _retrain(
 
 
 def _same(config: ConfigDict, values: Values) -> bool:
-    """Whether `values` are the config's own, but for the rounding of a grid's points."""
+    """Whether `values` are the config's own, up to the rounding of a grid's points."""
     return all(
         isinstance(old, float) and math.isclose(old, new, rel_tol=1e-6)
         for _, old, new in settings.changes(config, _changed(config, values))

@@ -1,10 +1,11 @@
 """A search's trials in Optuna's storage, which several processes share.
 
-With SQLite, whose locks Optuna does not use, a lock file beside the database orders the processes;
-the operating system frees it when one dies. The trials of a dead process are queued again with
-their values. (Optuna's own heartbeat works within `Study.optimize` alone.)
+With SQLite, whose locks Optuna does not use, a lock file beside the database serialises the
+processes. The trials of a process that has ended are queued again with their values. (Optuna's own
+heartbeat works within `Study.optimize` alone.)
 """
 
+import dataclasses
 import os
 import platform
 import threading
@@ -29,113 +30,105 @@ from digits_jax.errors import UserError
 Space = dict[str, FloatDistribution | CategoricalDistribution]  # by field
 Values = dict[str, Any]  # by field of the config
 Points = Sequence[tuple[Values, Values]]  # (values, user attributes) of trials
-_BEAT = 30  # seconds between heartbeats
-_SILENCE = 1800  # seconds without one after which a process on another machine counts as dead
-_PATIENCE = 60  # seconds to wait for other processes that write
-# What pip calls the drivers of databases whose modules have other names.
-_PACKAGES = {
+_HEARTBEAT = 30  # seconds between heartbeats
+_LOST = 1800  # seconds without one after which a process on another machine counts as ended
+_TIMEOUT = 60  # seconds to wait for other processes that write
+_PACKAGES = {  # pip's names of database drivers whose modules have other names
     "psycopg": '"psycopg[binary]"',
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
     "mysql": "mysql-connector-python",
 }
-# Another process has finished the trial, or deleted the study.
+# Optuna's errors where another process has finished the trial, or deleted the study.
 _GONE = (optuna.exceptions.UpdateFinishedTrialError, ValueError, KeyError)
 
 
+@dataclasses.dataclass
 class Study:
     """A search of `space` for the highest value in at most `limit` trials. Made by `opened`."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        lock: AbstractContextManager,
-        space: Space,
-        limit: int,
-        sampler: str,
-        seed: int,
-    ):
-        self._study, self._lock, self._space = study, lock, space
-        self._limit, self._sampler, self._seed = limit, sampler, seed
-        self._held: dict[int, optuna.Trial] = {}  # by number: what this process is training
+    study: optuna.Study
+    lock: AbstractContextManager
+    space: Space
+    limit: int
+    sampler: str
+    seed: int
+    held: dict[int, optuna.Trial] = dataclasses.field(default_factory=dict)  # of this process
 
     def ask(self, most: int) -> list[optuna.Trial]:
-        """At most `most` new trials, with their values; none once `limit` have been handed out."""
+        """At most `most` new trials, with their values; none once `limit` have been created."""
         trials: list[optuna.Trial] = []
-        with self._lock:
-            self._bury()
-            while len(trials) < most and len(self._counted()) < self._limit:
-                trial = self._study.ask()
+        with self.lock:
+            self._requeue()
+            while len(trials) < most and len(self._counted()) < self.limit:
+                trial = self.study.ask()
                 trial.set_user_attr("owner", [platform.node(), os.getpid()])
                 trial.set_user_attr("alive", time.time())
-                if sum(t.number < trial.number for t in self._counted()) >= self._limit:
-                    self._study.tell(trial, state=TrialState.FAIL)  # another process was faster
+                if sum(t.number < trial.number for t in self._counted()) >= self.limit:
+                    self.study.tell(trial, state=TrialState.FAIL)  # another process was first
                     break
                 self._suggest(trial)
                 trials.append(trial)
-                self._held[trial.number] = trial
+                self.held[trial.number] = trial
         return trials
 
     def _suggest(self, trial: optuna.Trial) -> None:
         # Seeded by the trial's number: processes draw different values, and a study is repeatable.
-        seed = self._seed + trial.number
-        self._study.sampler = (
+        seed = self.seed + trial.number
+        self.study.sampler = (
             optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
-            if self._sampler == "tpe"
+            if self.sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        fields: Values = self._space
+        fields: Values = self.space
         if trial.user_attrs.get("default"):  # without the values that lie outside of the space
-            queued = self._study.get_trials(deepcopy=False)[trial.number]
+            queued = self.study.get_trials(deepcopy=False)[trial.number]
             fields = queued.system_attrs.get("fixed_params", {})
         for field in fields:
-            d = self._space[field]
+            d = self.space[field]
             if isinstance(d, CategoricalDistribution):
                 trial.suggest_categorical(field, d.choices)
             else:
                 trial.suggest_float(field, d.low, d.high, log=d.log)
 
-    def _bury(self) -> None:
-        """Queues the trials of dead processes again, once each."""
-        everything = self._study.get_trials(deepcopy=False)
+    def _requeue(self) -> None:
+        """Queues the trials of ended processes again, once each."""
+        everything = self.study.get_trials(deepcopy=False)
         queued_again = {trial.user_attrs.get("retry_of") for trial in everything}
         for trial in everything:
-            if trial.state != TrialState.RUNNING or trial.number in self._held or not _dead(trial):
+            if trial.state != TrialState.RUNNING or trial.number in self.held or not _ended(trial):
                 continue
             if trial.number not in queued_again:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
                 kept = {k: v for k, v in trial.user_attrs.items() if k == "default"}
-                self._study.enqueue_trial(values, user_attrs=kept | {"retry_of": trial.number})
+                self.study.enqueue_trial(values, user_attrs=kept | {"retry_of": trial.number})
             self.tell(trial.number, state=TrialState.FAIL)
 
     def tell(
-        self,
-        trial: optuna.Trial | int,
-        value: float | None = None,
-        state: TrialState | None = None,
+        self, trial: optuna.Trial | int, value: float | None = None, state: TrialState | None = None
     ) -> None:
-        """As Optuna's; does nothing for a trial that another process has finished or deleted."""
-        self._held.pop(trial if isinstance(trial, int) else trial.number, None)
+        """`optuna.Study.tell`; ignores a trial that another process has finished or deleted."""
+        self.held.pop(trial if isinstance(trial, int) else trial.number, None)
         with suppress(*_GONE):
-            self._study.tell(trial, value, state)
+            self.study.tell(trial, value, state)
 
     def fail(self, trial: optuna.Trial) -> None:
-        """For a trial that cannot be trained: no value, but it counts, so that the search ends."""
+        """For a trial that cannot be trained: it has no value, but counts against the limit."""
         trial.set_user_attr("untrainable", True)
         self.tell(trial, state=TrialState.FAIL)
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:
-        """An intermediate value."""
+        """`optuna.Trial.report`, with the same exception."""
         with suppress(*_GONE):
             trial.report(value, epoch)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of `states`, by number."""
-        return self._study.get_trials(deepcopy=False, states=states)
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def _counted(self) -> list[FrozenTrial]:
-        """The trials that were handed out, without those of dead processes."""
-        everything = self._study.get_trials(deepcopy=False)
+        """The trials that count against the limit: all but those of ended processes."""
+        everything = self.study.get_trials(deepcopy=False)
         lost = (TrialState.FAIL, TrialState.WAITING)
         return [t for t in everything if t.state not in lost or t.user_attrs.get("untrainable")]
 
@@ -145,17 +138,17 @@ class Study:
         if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
             return {}
         return optuna.importance.get_param_importances(
-            self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Within, the trials of this process are marked as alive, for other machines to see."""
+        """A context in which the trials of this process are marked as alive, for other machines."""
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(_BEAT):
-                for trial in list(self._held.values()):
+            while not done.wait(_HEARTBEAT):
+                for trial in list(self.held.values()):
                     with suppress(*_GONE, SQLAlchemyError, optuna.exceptions.OptunaError):
                         trial.set_user_attr("alive", time.time())
 
@@ -174,17 +167,17 @@ def opened(
 ) -> Iterator[Study]:
     """The study of `config`, created by the first process; UserError if it cannot be used.
 
-    In `config.search.storage`, by default in `workdir`; identity: what must be the same in all
-    processes; points: the first trials, with a grid all of them.
+    It is in `config.search.storage`, by default in `workdir`. identity: what must be the same in
+    all processes; points: the first trials, with a grid all of them.
     """
     name, sampler = config.name, config.search.sampler
     url = config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
     where = usable(url)
     shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
-    options = {"connect_args": {"timeout": _PATIENCE}, "poolclass": NullPool} if sqlite else {}
+    options = {"connect_args": {"timeout": _TIMEOUT}, "poolclass": NullPool} if sqlite else {}
     lock: AbstractContextManager = nullcontext()
     if sqlite:
-        lock = filelock.FileLock(f"{where.database}.lock", timeout=_PATIENCE)
+        lock = filelock.FileLock(f"{where.database}.lock", timeout=_TIMEOUT)
     storage, verbosity = None, optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -242,7 +235,7 @@ def usable(url: str) -> URL:
 
 
 def _shown(url: URL) -> str:
-    """The URL without its password and its query, which may hold one, too."""
+    """The URL without its password, and without its query, which may contain one."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
@@ -253,17 +246,17 @@ def _created(
     points: Points,
     alone: bool,
 ) -> optuna.Study:
-    """The study, created if it is not there; alone: a lock keeps other processes away."""
+    """The study, created if it does not exist; alone: a lock keeps other processes out."""
     name = config.name
     exists = name in optuna.get_all_study_names(storage)
     if exists and config.resume:
         study = optuna.load_study(study_name=name, storage=storage)
-        end = time.time() + (0 if alone else _PATIENCE)  # another process may be creating it
+        end = time.time() + (0 if alone else _TIMEOUT)  # another process may be creating it
         while "config" not in study.user_attrs and time.time() < end:
             time.sleep(0.1)
         if "config" in study.user_attrs:
             return study
-    if exists:  # to be started over, or half created by a process that died
+    if exists:  # to be started over, or half created by a process that ended
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(
         direction="maximize", storage=storage, study_name=name, load_if_exists=not alone
@@ -274,20 +267,18 @@ def _created(
     return study
 
 
-def _dead(trial: FrozenTrial) -> bool:
+def _ended(trial: FrozenTrial) -> bool:
     """Whether the process that trains the trial has ended."""
     node, pid = trial.user_attrs.get("owner", ("", 0))
-    if node == platform.node():
-        if pid == os.getpid():
-            return True  # an earlier process with the same number
-        if platform.system() != "Windows":  # where signal 0 would end the process
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:
-                pass
-            return False
+    here = node == platform.node()
+    if here and pid == os.getpid():
+        return True  # an earlier process with the same number
+    if here and platform.system() != "Windows":  # where signal 0 would end the process
+        try:
+            os.kill(pid, 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)  # else it is another user's
+        return False
     started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     silent = time.time() - trial.user_attrs.get("alive", started)
-    return silent > (_SILENCE if node else _PATIENCE)
+    return silent > (_LOST if node else _TIMEOUT)

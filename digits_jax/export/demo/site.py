@@ -48,7 +48,7 @@ def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> 
 
 def whole(folder: Path) -> bool:
     """Whether `folder` is a complete page as this version writes it."""
-    own = all(_is(folder / path.name, _sha256(path)) for path in PAGE.iterdir())
+    own = all(_is(folder / path.name, sha256(path)) for path in PAGE.iterdir())
     return own and _complete(folder / "runtime") and (folder / "facts.json").is_file()
 
 
@@ -92,7 +92,7 @@ def _strokes(skeletons: drawn.Skeletons, label: int, family: int) -> list[list[l
 
 
 def runtime(cache: Path) -> Path:
-    """The folder in `cache` with onnxruntime-web's FILES, which npm fetches once; or UserError."""
+    """The folder in `cache` with onnxruntime-web's FILES, fetched once by npm; or UserError."""
     folder = cache / RUNTIME
     if _complete(folder):
         return folder
@@ -143,10 +143,11 @@ def _complete(folder: Path) -> bool:
 
 
 def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and _sha256(path) == digest
+    return path.is_file() and sha256(path) == digest
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A file's SHA-256, 64 hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

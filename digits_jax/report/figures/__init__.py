@@ -1,7 +1,7 @@
-"""Pictures of what a run learned: light, at most 8 inches wide, readable at 800 pixels.
+"""Pictures of runs: light, at most 8 inches wide, readable at 800 pixels.
 
-Each function draws one PNG file from arrays or rows. matplotlib is imported when the first picture
-is drawn, through its object interface: no pyplot, no display, no global state.
+Each function draws one PNG file from arrays or rows. It imports matplotlib and uses its object
+interface: no pyplot, no display, no global state.
 """
 
 from digits_jax.report.figures.comparisons import ablation, frontier, learning, pruning, search

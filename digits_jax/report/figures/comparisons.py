@@ -13,7 +13,7 @@ from digits_jax.report.figures.draw import BLUE, FAINT, GRID, INK, ORANGE, TEAL,
 
 
 def ablation(rows: Rows, path: Path) -> None:
-    """Runs from top to bottom: accuracies, parameters, what changed and what it did.
+    """A row per run: accuracies, parameters, changes and their effect.
 
     rows: those of `compare.ablation`, at least one. The bar through a validation accuracy is two
     standard errors to each side.
@@ -24,11 +24,8 @@ def ablation(rows: Rows, path: Path) -> None:
     middles = (edges[:-1] + edges[1:]) / 2
     with draw.page(path, 8, edges[-1] + 0.8) as figure:
         accuracy, size, text = figure.subplots(1, 3, width_ratios=[3, 1.5, 4.4], sharey=True)
-        for key, colour, marker in (
-            ("train", BLUE, "o"),
-            ("validation", ORANGE, "o"),
-            ("test", INK, "D"),
-        ):
+        markers = {"train": (BLUE, "o"), "validation": (ORANGE, "o"), "test": (INK, "D")}
+        for key, (colour, marker) in markers.items():
             points = [(100 * r[key], y) for r, y in zip(rows, middles, strict=True) if r[key]]
             if points:
                 accuracy.plot(*np.transpose(points), marker, color=colour, label=key, clip_on=False)
@@ -52,12 +49,10 @@ def ablation(rows: Rows, path: Path) -> None:
 
 
 def pruning(rows: Rows, path: Path, note: str = "") -> None:
-    """Accuracy over the weights that are left; hollow before training on, full after it."""
+    """Accuracy over the weights that are left: hollow markers before fine-tuning, full after."""
     split = "test" if "test" in rows[0] else "validation"
     left = [row["weights"] for row in rows]
-    after, before = (
-        draw.error(np.array([r[key] for r in rows])) for key in (split, f"{split}_before")
-    )
+    before, after = draw.error(np.array([(r[f"{split}_before"], r[split]) for r in rows])).T
     with draw.page(path, 5.6, 3.4) as figure:
         ax = figure.subplots()
         ax.plot(left, before, "o--", color=FAINT, markerfacecolor="white", label="pruned")
@@ -77,7 +72,7 @@ def pruning(rows: Rows, path: Path, note: str = "") -> None:
 def frontier(points: Rows, path: Path) -> None:
     """Test accuracy over parameters, with the 95 % interval of the mean and the quoted figures.
 
-    A step of the line is where no smaller network of the data set has a better mean.
+    The line of a data set has a step at each network that is better than all smaller ones.
     points: {"run", "dataset", "parameters", "mean", "half" (or None), "quoted" (a list, by head)},
     fractions all.
     """
@@ -97,12 +92,8 @@ def frontier(points: Rows, path: Path) -> None:
         drawn: list[float] = []
         taken: list[tuple[float, float]] = []
         for point in sorted(points, key=lambda p: -p["mean"]):
-            x, y, colour = (
-                point["parameters"],
-                draw.error(point["mean"]),
-                colours.get(point["dataset"]),
-            )
-            colour = colour or INK
+            x, y = point["parameters"], draw.error(point["mean"])
+            colour = colours.get(point["dataset"], INK)
             half = 100 * (point["half"] or 0)
             low = min(half, y / 2)
             ax.errorbar(x, y, [[low], [half]], fmt="o", color=colour, elinewidth=1, capsize=2)
@@ -132,7 +123,7 @@ def frontier(points: Rows, path: Path) -> None:
 
 
 def record_steps(points: Rows) -> list[tuple[int, float]]:
-    """(parameters, mean) of the points that are better than all of that size or smaller."""
+    """(parameters, mean) of the points that are better than all others of at most their size."""
     steps: list[tuple[int, float]] = []
     for point in sorted(points, key=lambda p: (p["parameters"], -p["mean"])):
         if not steps or point["mean"] > steps[-1][1]:
@@ -141,9 +132,9 @@ def record_steps(points: Rows) -> list[tuple[int, float]]:
 
 
 def learning(runs: Mapping[str, Rows], path: Path) -> None:
-    """Validation accuracy by epoch, a panel a run: the members' mean, and from least to greatest.
+    """Training and validation accuracy by epoch, a panel per run: mean and range of the members.
 
-    The training accuracy beside it, as it was evaluated or, without validation, as trained.
+    The training accuracy is the evaluated one or, without validation, that of the training steps.
     """
     with draw.page(path, 8, 1.6 * -(-len(runs) // 4)) as figure:
         panels = draw.grid_of_panels(figure, len(runs), 4)
@@ -173,7 +164,7 @@ def search(
     path: Path,
     note: str = "",
 ) -> None:
-    """The trials of a search: in order, over each field, and what mattered.
+    """The trials of a search: in order, over each field, and the importance of the fields.
 
     points: {"trial", "value", "pruned"} and a value by field, each; logs: fields of a logarithmic
     range; importances: shares by field, empty where they are not known yet.

@@ -1,4 +1,4 @@
-"""The page of every picture, its colours, and the axes and lines that several pictures share."""
+"""The page, colours, axes and lines that several pictures share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INK, FAINT, GRID = "#1f2a37", "#7b8794", "#e7eaee"
 BLUE, ORANGE, TEAL = "#2b6cb0", "#dd6b20", "#2c7a7b"
 HEAT = ("#fbe3d0", "#ee9a5c", "#c2410c", "#7a2308")
 SIGNED = ("#153e75", BLUE, "#ffffff", ORANGE, "#7a2308")
-LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # what is smaller (a perfect epoch, say) is drawn here
+LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # smaller values are drawn here: the axes are logarithmic
 TICKS = [m * 10.0**k for k in range(-7, 31) for m in (1, 2, 5)]
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
@@ -44,7 +44,7 @@ def class_names(classes: int) -> list[str]:
 
 
 def noted(title: str, note: str) -> str:
-    """A title with a note about the picture's digits: that they are drawn, say."""
+    """A title with a note about the picture's digits, such as that they are drawn."""
     return f"{title}, {note}" if note else title
 
 
@@ -64,7 +64,7 @@ def grid_of_panels(figure: Figure, count: int, columns: int) -> list[Axes]:
 
 
 def without_frame(*panels: Axes) -> None:
-    """Takes frame and tick marks away."""
+    """Hides frame and tick marks."""
     for ax in panels:
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
@@ -106,7 +106,7 @@ def error_axis(ax: Axes, errors: Sequence[np.ndarray]) -> None:
 def series(rows: Rows, key: str, change: Callable[[float], float]) -> np.ndarray:
     """[E, 4] float64: epoch, then mean, least and greatest over its members of a changed value.
 
-    Rows without the value do not count, nor those where it is not finite.
+    Rows where the value is missing or not finite are left out.
     """
     epochs: dict[int, list[float]] = {}
     for row in rows:

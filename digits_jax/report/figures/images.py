@@ -1,4 +1,4 @@
-"""Pictures that lay images out: mistakes, contact sheets, filters, where a network looks."""
+"""Pictures made of images: mistakes, contact sheets, filters, attributions."""
 
 from __future__ import annotations
 
@@ -70,13 +70,12 @@ def errors(
 ) -> None:
     """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
 
-    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}. With several heads
-    an image is a mistake where any head is wrong, as confident as the surest of those.
+    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}. It is a mistake
+    where any head is wrong; its confidence is the highest of those heads.
     """
     n, height, width = images.shape
     wrong = {head: p.argmax(-1) != labels for head, (labels, p) in heads.items()}
-    sure = [np.where(wrong[head], p.max(-1), 0) for head, (_, p) in heads.items()]
-    confidence = np.max(sure, axis=0)
+    confidence = np.max([wrong[head] * p.max(-1) for head, (_, p) in heads.items()], axis=0)
     total = int(np.count_nonzero(confidence))
     if not total:
         with draw.page(path, 8, 0.6) as figure:
@@ -101,20 +100,20 @@ def errors(
             left, right = [], []
             for head, (labels, p) in heads.items():
                 if wrong[head][i]:
-                    left.append(_reading(heads, head, labels[i], p[i]))
+                    left.append(_result(heads, head, labels[i], p[i]))
                     right.append(_percent(p[i].max()))
             ax.text(x, y, "\n".join(left), **style)
             x += pixel * (width + gap - 2 * inset)
             ax.text(x, y, "\n".join(right), color=FAINT, ha="right", **style)
 
 
-def _reading(
+def _result(
     heads: Collection[str], head: str, label: int, probabilities: np.ndarray, arrow: str = "→"
 ) -> str:
-    """'7→1'; with the head's name where there are several."""
+    """'7→1', label and prediction; with the head's name where there are several."""
     names = draw.class_names(len(probabilities))
-    which = f"{head} " if len(heads) > 1 else ""
-    return f"{which}{names[label]}{arrow}{names[probabilities.argmax()]}"
+    prefix = f"{head} " if len(heads) > 1 else ""
+    return f"{prefix}{names[label]}{arrow}{names[probabilities.argmax()]}"
 
 
 def _percent(probability: float) -> str:
@@ -122,10 +121,10 @@ def _percent(probability: float) -> str:
 
 
 def signed_maps(blocks: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """Blocks of small maps, blue below 0 and orange above it.
+    """Blocks of small maps, blue below 0, white at 0, orange above it.
 
-    blocks: {title: [N, H, W] float}. Each block has its own scale, white at 0 and as far to either
-    side as its largest magnitude, which is written above it.
+    blocks: {title: [N, H, W] float}. The colours of a block end at its largest magnitude, which is
+    written above it.
     """
     colours, layout, page_height = draw.colormap(SIGNED), [], _HEAD
     for maps in blocks.values():
@@ -155,10 +154,10 @@ def attribution(
     path: Path,
     title: str,
 ) -> None:
-    """A row per head: the image as "true → predicted, probability", then where the head looks.
+    """A row per head: the image as "true → predicted, probability", then its attribution maps.
 
     image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})}. The
-    maps, from 0 up, are drawn over the faded image, the deeper the larger.
+    maps, at least 0, are drawn over the faded image, in deeper colours where they are larger.
     """
     heat, (height, width) = draw.colormap(HEAT), image.shape
     wide = (8 / 3 - 2 * _GAP) * width / max(height, width)
@@ -168,9 +167,8 @@ def attribution(
     with _canvas(path, columns * pitch, _HEAD + len(heads) * tall, title) as ax:
         for row, (head, (label, probabilities, maps)) in enumerate(heads.items()):
             y = _HEAD + row * tall
-            text = _reading(heads, head, label, probabilities, arrow=" → ")
-            text = f"{text}, {_percent(probabilities.max())}"
-            ax.text(_GAP, y + 0.12, text, va="center")
+            text = _result(heads, head, label, probabilities, arrow=" → ")
+            ax.text(_GAP, y + 0.12, f"{text}, {_percent(probabilities.max())}", va="center")
             _place(ax, image, _GAP, y + 0.25, wide, **_ON_PAPER)
             for column, (name, strength) in enumerate(maps.items(), 1):
                 x = column * pitch + _GAP

@@ -1,4 +1,4 @@
-"""Pictures of one run: its curves, its mistakes by class, what its probabilities are worth."""
+"""Pictures of one run: curves, confusions, calibration, robustness."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
     """{member: (best validation accuracy, its first epoch)} of the members that have one."""
     best: dict[int, tuple[float, int]] = {}
     for row in rows:
-        score = row.get(_SCORE)
-        if score is not None and (row["member"] not in best or score > best[row["member"]][0]):
-            best[row["member"]] = (score, row["epoch"])
+        score, member = row.get(_SCORE), row["member"]
+        if score is not None and (member not in best or score > best[member][0]):
+            best[member] = (score, row["epoch"])
     return best
 
 
@@ -110,9 +110,8 @@ def confusion(
             matrix = _counts(*pair, size)
             mistakes = matrix * (1 - np.eye(size, dtype=int))
             norm, few = LogNorm(0.9, max(mistakes.max(), 5)), size <= 20
-            ax, *side = part.subplots(1, 2 - few, width_ratios=[3.1, 1][: 2 - few], squeeze=False)[
-                0
-            ]
+            ratios = [3.1] if few else [3.1, 1]
+            ax, *side = part.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
             ax.imshow(np.ma.masked_equal(mistakes, 0), cmap=heat, norm=norm)
             title = f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}"
             ax.set_title(draw.noted(title, note))
@@ -159,14 +158,12 @@ def _most_frequent(
 
 
 def reliability(
-    diagrams: Mapping[str, tuple[Reliability, Reliability]],
-    path: Path,
-    note: str = "",
+    diagrams: Mapping[str, tuple[Reliability, Reliability]], path: Path, note: str = ""
 ) -> None:
     """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
 
-    Where predictions are worth what they say, points lie on the diagonal; their area grows with the
-    examples in the bin.
+    The points of calibrated predictions lie on the diagonal; their area grows with the examples in
+    the bin.
     """
     with draw.page(path, 3.2 * len(diagrams), 3.2) as figure:
         panels = figure.subplots(1, len(diagrams), squeeze=False)[0]
@@ -176,11 +173,11 @@ def reliability(
                 (predicted, "as predicted", ORANGE),
                 (tempered, "with temperature", BLUE),
             ):
-                some = bins.examples > 0
-                area = 6 + 60 * np.sqrt(bins.examples[some] / bins.examples.sum())
+                count, confidence, accuracy = np.array(bins)[:, bins.examples > 0]
+                area = 6 + 60 * np.sqrt(count / count.sum())
                 text = f"{label}, ECE {100 * bins.error:.2f} %"
-                ax.plot(bins.confidence[some], bins.accuracy[some], color=colour, lw=1, label=text)
-                ax.scatter(bins.confidence[some], bins.accuracy[some], area, color=colour)
+                ax.plot(confidence, accuracy, color=colour, lw=1, label=text)
+                ax.scatter(confidence, accuracy, area, color=colour)
             ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence")
             ax.set_title(draw.noted(f"{who}: accuracy", note))
             ax.grid(axis="y")
@@ -194,7 +191,7 @@ def robustness(
     path: Path,
     note: str = "",
 ) -> None:
-    """Accuracy over the level of each corruption, a panel each, and above it what it does.
+    """Accuracy over the level of each corruption, a panel each under an example of each level.
 
     found: {corruption: {level: {"mean", "std"}}}; clean: {"mean", "std"} without any; shown, in the
     same order: {title: an image [H, W] uint8 of each level}.
@@ -209,16 +206,12 @@ def robustness(
             strip.imshow(np.hstack(list(images)), cmap="gray_r", vmin=0, vmax=255)
             strip.set_axis_off()
             strip.set_title(title)
-            line = np.array(
-                [
-                    (float(level), mean, mean + spread, mean - spread)
-                    for level, at in {"0": clean, **levels}.items()
-                    for mean, spread in [(at["mean"], at["std"] or 0)]
-                ]
-            )
-            line[:, 1:] = draw.error(line[:, 1:])
+            x = [0.0, *map(float, levels)]
+            accuracies = [(at["mean"], at["std"] or 0) for at in (clean, *levels.values())]
+            mean, std = np.transpose(accuracies)
+            line = np.column_stack([x, draw.error(np.column_stack([mean, mean + std, mean - std]))])
             draw.band(ax, line, BLUE, marker="o")
-            ax.set_xticks(line[:, 0])
+            ax.set_xticks(x)
             errors.append(line[:, 2:])
         for ax in panels:
             draw.error_axis(ax, errors)
