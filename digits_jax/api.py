@@ -91,7 +91,7 @@ class TrainedRun:
         """
         images = jnp.asarray(images)
         if jnp.issubdtype(images.dtype, jnp.integer):
-            images = batches.unit(images)
+            images = batches.to_float(images)
         weights = Weights(variables["params"], variables.get("batch_stats", {}))
         return apply(self.model, weights, batches.normalize(images, self._run.normalizer))[0]
 

@@ -72,7 +72,8 @@ def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.dataset = "mnist100"  # mnist, mnist100, two_digit
-    data.source = "auto"  # mnist, drawn, or auto: mnist if it can be had, else drawn
+    data.source = "auto"  # mnist if it can be had, else drawn; a name, or a path: docs/data.md
+    data.classes = ()  # filled in: names of the classes, () for the ten digits
     data.test_source = ""  # where the test digits come from; "": the same
     data.raw_dir = ""  # a folder with the four IDX files
     data.cache_dir = ""  # prepared data and compiled programs; default: the user's cache

@@ -129,7 +129,7 @@ class PrecomputedTargets(NamedTuple):
     """V distorted copies of the P training digits, and what a teacher answers to each of them.
 
     images: [V * P, 28, 28] uint8, one copy of the whole pool after another; probabilities:
-    [V * P, 10] float16.
+    [V * P, C] float16.
     """
 
     images: Array

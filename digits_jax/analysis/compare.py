@@ -17,7 +17,7 @@ from digits_jax.analysis.describe import layers_of
 from digits_jax.analysis.runs import SUMMARY, Summary, read_summary
 from digits_jax.console import console, warn_drawn
 from digits_jax.data import dataset
-from digits_jax.data.recipes import RECIPES
+from digits_jax.data.recipes import recipe_of
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, figures, stats, tables
@@ -314,19 +314,19 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     Two runs have the same examples in a split if and only if these are equal: fields without
     influence are left out, and a size of 0, which means all examples, becomes their number.
     """
-    recipe, test = RECIPES[data["dataset"]], split == "test"
+    recipe, test = recipe_of(data), split == "test"
     source = (test and data.get("test_source")) or data["source"]
     made = {"dataset": data["dataset"], "test_source" if test else "source": source}
-    pairs, drawn = recipe.digits > 1, source != "mnist"
+    pairs, drawn = recipe.digits > 1, source == "drawn"
     if drawn:
         size = "drawn_test" if test else "drawn_train"
         made[size] = data[size]
-    if drawn or pairs or not test:
+    if source != "mnist" or pairs or not test:
         made["seed"] = data["seed"]
     if test:
-        available = recipe.test if pairs else made.get("drawn_test", recipe.test)
-        tested = data["test"] or available
-        made["test"] = tested if pairs else min(tested, available)
+        known = recipe.test if pairs or source == "mnist" else made.get("drawn_test", 0)
+        tested = data["test"] or known  # 0: all of another set, however many
+        made["test"] = tested if pairs or not known else min(tested, known)
         return made
     made["folds"] = data.get("folds") or 0
     made["validation"] = data["validation"]

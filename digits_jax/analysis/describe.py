@@ -7,7 +7,7 @@ from rich.table import Table
 
 from digits_jax import models
 from digits_jax.console import console, printer
-from digits_jax.data.recipes import RECIPES
+from digits_jax.data.recipes import RECIPES, recipe_of
 from digits_jax.errors import check_choice
 from digits_jax.models.describe import Layer, layers
 
@@ -15,7 +15,7 @@ from digits_jax.models.describe import Layer, layers
 def layers_of(config: ConfigDict) -> list[Layer]:
     """The layers of the config's network; UserError where it cannot be built."""
     check_choice("data.dataset", config.data.dataset, RECIPES)
-    recipe = RECIPES[config.data.dataset]
+    recipe = recipe_of(dataset.with_classes(config.data))
     return layers(models.from_config(config, recipe.heads), recipe.shape)
 
 

@@ -15,13 +15,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import files
-from digits_jax.data import drawn, recipes, sources
-from digits_jax.data.recipes import RECIPES, Recipe, generator
-from digits_jax.errors import UserError, check_choice
+from digits_jax.data import drawn, named, own, recipes, sources
+from digits_jax.data.named import NAMED
+from digits_jax.data.recipes import DIGITS, RECIPES, Recipe, generator, recipe_of
+from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.types import Digits, Normalizer, Split
 
 log = logging.getLogger(__name__)
-SOURCES = ("auto", "mnist", "drawn")
+SOURCES = ("auto", "mnist", "drawn", *NAMED)
+HELD_OUT = 1 / 6  # of a set without a test part, as many as MNIST's
 NORMALIZERS = ("unit", "global", "feature")
 _GREY_LEVEL = 1 / 255
 
@@ -29,9 +31,10 @@ _GREY_LEVEL = 1 / 255
 class Dataset(NamedTuple):
     """What a run trains on.
 
-    source, test_source: of the test digits, 'mnist' or 'drawn'; validation is None where it is off;
+    source, test_source: of the test digits, a name or a path; validation is None where it is off;
     digits: how many different ones train, with cross-validation each member; drawn_extra: how many
-    of them are drawn ones beside MNIST's.
+    of them are drawn ones beside MNIST's; classes: {head: their names}; sha256: of the images and
+    labels of the source; held_out: whether the test split is a part of it that has no own.
     """
 
     recipe: Recipe
@@ -43,6 +46,18 @@ class Dataset(NamedTuple):
     normalizer: Normalizer
     digits: int
     drawn_extra: int
+    classes: dict[str, list[str]]
+    sha256: str
+    held_out: bool
+
+
+class _Read(NamedTuple):
+    """Digits of a source."""
+
+    train: Digits
+    test: Digits
+    sha256: str
+    held_out: bool = False
 
 
 def cache_dir(config: ConfigDict) -> Path:
@@ -76,14 +91,16 @@ def _temporary() -> Path:
 
 
 def find(config: ConfigDict) -> tuple[ConfigDict, str]:
-    """Resolves 'auto' in `config`, the `config.data` of a run, to 'mnist' or 'drawn'.
+    """Resolves 'auto' in `config`, the `config.data` of a run, to 'mnist' or 'drawn', and reads the
+    names of its classes.
 
     -> (a copy of `config`, why MNIST is not available, or ''). Raises UserError for an unknown
     source, and if `raw_dir` is given and cannot be read.
     """
     found: dict[str, str] = {}
-    for field in ("source", "test_source") if config.test_source else ("source",):
-        check_choice(f"data.{field}", config[field], SOURCES)
+    fields = ("source", "test_source") if config.test_source else ("source",)
+    for field in fields:
+        _check_source(field, config[field])
         if config[field] == "auto":
             try:
                 sources.load(config.raw_dir, cache_dir(config))
@@ -98,7 +115,45 @@ def find(config: ConfigDict) -> tuple[ConfigDict, str]:
     if found.get("test_source"):
         way = "--config.data.test_source=mnist makes that an error"
         log.warning("the test digits are drawn ones: %s; %s", found["test_source"], way)
-    return config, found.get("source", "")
+    return with_classes(config), found.get("source", "")
+
+
+def with_classes(config: ConfigDict) -> ConfigDict:
+    """`config.data` with the names of its source's classes; UserError as `find` raises it."""
+    fields = ("source", "test_source") if config.test_source else ("source",)
+    for field in fields:
+        _check_source(field, config[field])
+    classes = [_classes(config[field]) for field in fields]
+    if classes[-1] != classes[0]:
+        raise UserError(
+            f"data.test_source={config.test_source} has other classes than "
+            f"data.source={config.source}"
+        )
+    if tuple(config.classes) == classes[0]:
+        return config
+    config = config.copy_and_resolve_references()
+    config.classes = classes[0]
+    return config
+
+
+def _check_source(field: str, source: str) -> None:
+    """Raises UserError unless `source` is the name of one, or a path."""
+    if source not in SOURCES and not sources.expanded(f"data.{field}", source).exists():
+        raise UserError(
+            f"data.{field}: there is no '{source}', neither a file or folder nor a set of that "
+            f"name; {nearest(source, SOURCES)}"
+        )
+
+
+def _classes(source: str) -> tuple[str, ...]:
+    """The names of a source's classes; () for the ten digits."""
+    if source in ("auto", "mnist", "drawn"):
+        return ()
+    if source in NAMED:
+        names = NAMED[source].classes
+    else:
+        names = own.read(sources.expanded("data.source", source)).classes
+    return () if names == DIGITS else names
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -109,10 +164,14 @@ def load(config: ConfigDict) -> Dataset:
     """
     check_choice("data.dataset", config.dataset, RECIPES)
     check_choice("data.normalize", config.normalize, NORMALIZERS)
-    recipe, (config, _) = RECIPES[config.dataset], find(config)
-    train, test = _digits(config, "source")
+    config, _ = find(config)
+    recipe, read = recipe_of(config), _digits(config, "source")
+    train, test = read.train, read.test
     if config.test_source:
-        _, test = _digits(config, "test_source")
+        tests = _digits(config, "test_source")
+        test = tests.test
+        if tests.held_out:  # none of it trains
+            test = Digits(*map(np.concatenate, zip(tests.train, tests.test, strict=True)))
 
     if config.folds and config.normalize != "unit":
         raise UserError(
@@ -133,6 +192,8 @@ def load(config: ConfigDict) -> Dataset:
 
     if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them
         kept = [ids[: config.train] for ids in kept]
+    if config.drawn_extra and config.classes:
+        raise UserError(f"data.drawn_extra: drawn digits are none of {config.source}'s classes")
     if config.drawn_extra and config.source != "drawn":
         extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
         train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
@@ -168,18 +229,35 @@ def load(config: ConfigDict) -> Dataset:
         normalizer=fit_normalizer(config.normalize, training, recipe),
         digits=len(used),
         drawn_extra=int((used >= n).sum()),
+        classes=recipes.class_names(config),
+        sha256=read.sha256,
+        held_out=read.held_out and not config.test_source,
     )
 
 
-def _digits(config: ConfigDict, field: str) -> tuple[Digits, Digits]:
-    """-> (training digits, test digits) of the source that `config[field]` names."""
-    cache, seed = cache_dir(config), 2 * config.seed
-    if config[field] == "drawn":
-        return _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
-    try:
-        return sources.load(config.raw_dir, cache)
-    except UserError as error:
-        raise _about(error, config, field) from None
+def _digits(config: ConfigDict, field: str) -> _Read:
+    """The digits of the source that `config[field]` names."""
+    cache, seed, source = cache_dir(config), 2 * config.seed, config[field]
+    if source == "drawn":
+        parts = _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
+        return _Read(*parts, own.digest(parts, DIGITS))
+    if source == "mnist":
+        try:
+            parts = sources.load(config.raw_dir, cache)
+        except UserError as error:
+            raise _about(error, config, field) from None
+        return _Read(*parts, own.digest(parts, DIGITS))
+    if source in NAMED:
+        found = named.load(source, config.raw_dir, cache)
+    else:
+        found = own.read(sources.expanded(f"data.{field}", source))
+    if found.test:
+        return _Read(found.train, found.test, found.digest)
+    labels = found.train.labels
+    held = recipes.hold_out(generator(config.seed, "held_out"), labels, HELD_OUT)
+    kept = np.delete(np.arange(len(labels)), held)
+    train, test = (Digits(*(array[ids] for array in found.train)) for ids in (kept, held))
+    return _Read(train, test, found.digest, held_out=True)
 
 
 def _about(error: UserError, config: ConfigDict, field: str) -> UserError:
@@ -251,10 +329,10 @@ def labels(split: Split, recipe: Recipe) -> dict[str, np.ndarray]:
 def by_class(split: Split, recipe: Recipe, columns: int) -> Split:
     """Some of `split` to look at, sorted by the class of the first head.
 
-    Ten classes give `columns` examples each, a hundred give one.
+    Up to twenty classes give `columns` examples each, more give one, and at most a hundred.
     """
     head, classes = next(iter(recipe.heads.items()))
     truth = labels(split, recipe)[head]
-    each = columns if classes == 10 else 1
-    picked = np.concatenate([np.flatnonzero(truth == c)[:each] for c in range(classes)])
+    each, step = columns if classes <= 20 else 1, -(-classes // 100) if classes > 100 else 1
+    picked = np.concatenate([np.flatnonzero(truth == c)[:each] for c in range(0, classes, step)])
     return split._replace(rows=split.rows[picked])

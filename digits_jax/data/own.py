@@ -27,7 +27,7 @@ MOST_CLASSES = 256  # labels are uint8
 MOST_BYTES = 1 << 32  # of an array
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
-_IDX_NAME = re.compile(r"(^|[-_.])(train|test|t10k)[-_.](images|labels)[-_.]idx[13]([-_.]|$)")
+_IDX_NAME = re.compile(r"(^|.*[-_./])(train|test|t10k)[-_.](images|labels)[-_.]idx[13]([-_.]|$)")
 _NOT_PICTURES = ("thumbs.db", "desktop.ini")
 # (images, labels) of an .npz
 _NPZ_TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
@@ -35,9 +35,9 @@ _NPZ_TEST = (("x_test", "y_test"), ("test_images", "test_labels"))
 
 
 class LabelledSet(NamedTuple):
-    """What was read: labels are indices into `classes`; test is None where there is no such part.
+    """What was read: labels are indices into `classes`, in their order; test may be missing.
 
-    digest: SHA-256 of images, labels and classes, however they were stored.
+    digest: as of `digest`.
     """
 
     train: Digits
@@ -65,14 +65,16 @@ def of_arrays(
     labels: np.ndarray,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     where: str = "data",
+    expected: Iterable[int] = (),
 ) -> LabelledSet:
     """The set of `images` [N, 28, 28] (or [N, 28, 28, 1], [N, 784]), uint8 or floats in [0, 1], and
-    `labels` [N], integers or strings. Raises UserError where they don't fit; `where` names them.
+    `labels` [N], integers or strings. expected: classes that exist even if none of the labels is one. Raises
+    UserError where they don't fit; `where` names them.
     """
     parts = [(images, labels), *([test] if test else [])]
     pixels = [_pixels(x, where) for x, _ in parts]
     names = [_names(y, len(x), where) for (_, y), x in zip(parts, pixels, strict=True)]
-    classes = _in_order(set(names[0]))
+    classes = _in_order({*names[0], *map(str, expected)})
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise UserError(
             f"{where}: there are {len(classes)} classes; 2 to {MOST_CLASSES} can be told"
@@ -84,27 +86,25 @@ def of_arrays(
         Digits(x, np.asarray([number[name] for name in each], np.uint8))
         for x, each in zip(pixels, names, strict=True)
     ]
-    digest = hashlib.sha256("\0".join(classes).encode())
-    for part in digits:
-        digest.update(np.asarray(part.images.shape).tobytes())
-        digest.update(np.ascontiguousarray(part.images))
-        digest.update(np.ascontiguousarray(part.labels))
     test_part = digits[1] if test else None
-    return LabelledSet(digits[0], test_part, tuple(classes), digest.hexdigest())
+    return LabelledSet(digits[0], test_part, tuple(classes), digest(digits, classes))
+
+
+def digest(parts: Iterable[Digits], classes: Iterable[str]) -> str:
+    """SHA-256 of images, labels and classes, however they were stored."""
+    content = hashlib.sha256("\0".join(classes).encode())
+    for part in parts:
+        content.update(np.ascontiguousarray(part.images))
+        content.update(np.ascontiguousarray(part.labels))
+    return content.hexdigest()
 
 
 @lru_cache(maxsize=2)  # a run asks for the classes first, then for the images
 def _read(path: Path, _: tuple[object, ...]) -> LabelledSet:
     where = f"data.source={path}"
     if path.is_dir():
-        files = {
-            (_PARTS[found[2]], found[3]): file
-            for file in sorted(path.rglob("*"), reverse=True)  # of two copies the unpacked one
-            if (found := _IDX_NAME.search(file.name.lower())) and file.is_file()
-        }
-        if files:
-            return _idx_set(files, where)
-        return _folders(path, where)
+        files = idx_files(path)
+        return _idx_set(files, where) if files else _folders(path, where)
     kinds: dict[str, Callable[[Path, str], LabelledSet]] = {".npz": _npz, ".csv": _csv}
     if path.suffix.lower() not in kinds:
         raise UserError(f"{where}: expected a folder, an .npz or a .csv file")
@@ -117,20 +117,40 @@ def _state(path: Path) -> tuple[object, ...]:
     return tuple((str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)
 
 
-def _idx_set(files: dict[tuple[str, str], Path], where: str) -> LabelledSet:
-    for part, other in (("train", ""), ("test", "train")):
-        held = [what for what in ("images", "labels") if (part, what) in files]
-        if len(held) == 1 or (not held and not other):
-            missing = "labels" if held == ["images"] else "images"
-            raise UserError(f"{where}: there is no IDX file of the {part} {missing}")
-    arrays = {key: idx(path) for key, path in files.items()}
-    test = ("test", "images") in arrays
-    return of_arrays(
-        arrays["train", "images"],
-        arrays["train", "labels"],
-        (arrays["test", "images"], arrays["test", "labels"]) if test else None,
-        where,
-    )
+def kind_of(name: str, prefix: str = "") -> str:
+    """'train-images', 'test-labels' and so on, of the name of an IDX file; '' of any other."""
+    found = _IDX_NAME.match(name.lower())
+    if not found or not found[1].endswith(prefix):
+        return ""
+    return f"{_PARTS[found[2]]}-{found[3]}"
+
+
+def idx_files(folder: Path, prefix: str = "") -> dict[str, Path]:
+    """{kind: file} of the IDX files in a folder, or in folders of it; of copies the unpacked one.
+
+    Raises UserError for two sets in one folder.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*"), reverse=True):
+        if (kind := kind_of(file.name, prefix)) and file.is_file():
+            other = found.get(kind, file)
+            if other.name.partition("idx")[0] != file.name.partition("idx")[0]:
+                raise UserError(
+                    f"{folder} holds several sets, {other.name} and {file.name}; choose a folder "
+                    "with one of them"
+                )
+            found[kind] = file
+    return found
+
+
+def _idx_set(files: dict[str, Path], where: str) -> LabelledSet:
+    has_test = any(kind.startswith("test") for kind in files)
+    for kind in ("train-images", "train-labels", *(["test-images", "test-labels"] * has_test)):
+        if kind not in files:
+            raise UserError(f"{where}: there is no IDX file of the {kind.replace('-', ' ')}")
+    arrays = {kind: idx(path) for kind, path in files.items()}
+    test = (arrays["test-images"], arrays["test-labels"]) if has_test else None
+    return of_arrays(arrays["train-images"], arrays["train-labels"], test, where)
 
 
 def idx(path: Path) -> np.ndarray:
@@ -139,14 +159,15 @@ def idx(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if gzipped else path.open("rb") as content:
-            return _idx_array(cast(IO[bytes], content))
+            return idx_array(cast(IO[bytes], content))
     except PermissionError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except (OSError, EOFError, ValueError, KeyError, zlib.error, struct.error) as error:
         raise UserError(f"{path} is no IDX file, or damaged ({error})") from None
 
 
-def _idx_array(file: IO[bytes]) -> np.ndarray:
+def idx_array(file: IO[bytes]) -> np.ndarray:
+    """The array of an open IDX file."""
     zero, kind, axes = struct.unpack(">HBB", file.read(4))
     dtype = np.dtype(_IDX_TYPES[kind])
     shape = np.frombuffer(file.read(4 * axes), ">u4", axes).tolist()

@@ -6,8 +6,9 @@ file; two_digit rebuilds the images of the public MITx 6.86x file. Both keep MNI
 frequencies.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 
 from digits_jax.types import Array
 
-STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4}
+STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4, "held_out": 5}
 
 
 class Recipe(NamedTuple):
@@ -24,7 +25,7 @@ class Recipe(NamedTuple):
     shape: (H, W) of an image; heads: {head: classes}; train, test: numbers of examples before any
     validation split; compose: images [B, digits, 28, 28] of any dtype -> [B, H, W] of the same
     dtype; label: labels [B, digits] of any integer dtype -> {head: [B] int32}; target:
-    probabilities [B, digits, 10] of each digit by itself -> {head: [B, C]}.
+    probabilities [B, digits, classes] of each digit by itself -> {head: [B, C]}.
     """
 
     digits: int
@@ -37,7 +38,7 @@ class Recipe(NamedTuple):
     target: Callable[[Array], dict[str, jax.Array]]
 
     def __hash__(self) -> int:
-        return hash((self.digits, self.shape))  # a dict has none
+        return hash((self.digits, self.shape, *self.heads.values()))  # a dict has none
 
 
 def _per_head(*heads: str, dtype: type | None = None) -> Callable[[Array], dict[str, jax.Array]]:
@@ -58,49 +59,71 @@ def _stacked(images: Array) -> jax.Array:
     return jnp.maximum(upper, lower)
 
 
-def _number(labels: Array) -> dict[str, jax.Array]:
+def _pair(labels: Array, head: str, classes: int) -> dict[str, jax.Array]:
     labels = jnp.asarray(labels, jnp.int32)
-    return {"number": 10 * labels[:, 0] + labels[:, 1]}
+    return {head: classes * labels[:, 0] + labels[:, 1]}
 
 
-def _target_of_number(p: Array) -> dict[str, jax.Array]:
+def _target_of_pair(p: Array, head: str) -> dict[str, jax.Array]:
     """The sides are drawn independently: p(left, right) = p(left) p(right)."""
     p = jnp.asarray(p)
-    return {"number": (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), 100)}
+    return {head: (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), p.shape[2] ** 2)}
 
 
-RECIPES = {
-    "mnist": Recipe(
-        digits=1,
-        shape=(28, 28),
-        heads={"digit": 10},
-        train=60_000,
-        test=10_000,
-        compose=lambda images: jnp.asarray(images)[:, 0],
-        label=_per_head("digit", dtype=np.int32),
-        target=_per_head("digit"),
-    ),
-    "mnist100": Recipe(
-        digits=2,
-        shape=(28, 56),
-        heads={"number": 100},
-        train=60_000,
-        test=10_000,
-        compose=_side_by_side,
-        label=_number,
-        target=_target_of_number,
-    ),
-    "two_digit": Recipe(
-        digits=2,
-        shape=(42, 28),
-        heads={"upper": 10, "lower": 10},
-        train=40_000,
-        test=4_000,
-        compose=_stacked,
-        label=_per_head("upper", "lower", dtype=np.int32),
-        target=_per_head("upper", "lower"),
-    ),
-}
+@cache  # equal recipes are one object: programs that are compiled for it are found again
+def _recipes(classes: int, one: str, pair: str) -> dict[str, Recipe]:
+    """The recipes for so many classes; `one` and `pair` name the heads."""
+    return {
+        "mnist": Recipe(
+            digits=1,
+            shape=(28, 28),
+            heads={one: classes},
+            train=60_000,
+            test=10_000,
+            compose=lambda images: jnp.asarray(images)[:, 0],
+            label=_per_head(one, dtype=np.int32),
+            target=_per_head(one),
+        ),
+        "mnist100": Recipe(
+            digits=2,
+            shape=(28, 56),
+            heads={pair: classes**2},
+            train=60_000,
+            test=10_000,
+            compose=_side_by_side,
+            label=partial(_pair, head=pair, classes=classes),
+            target=partial(_target_of_pair, head=pair),
+        ),
+        "two_digit": Recipe(
+            digits=2,
+            shape=(42, 28),
+            heads={"upper": classes, "lower": classes},
+            train=40_000,
+            test=4_000,
+            compose=_stacked,
+            label=_per_head("upper", "lower", dtype=np.int32),
+            target=_per_head("upper", "lower"),
+        ),
+    }
+
+
+DIGITS = tuple("0123456789")
+RECIPES = _recipes(len(DIGITS), "digit", "number")
+
+
+def recipe_of(data: Mapping[str, Any]) -> Recipe:
+    """The recipe of a resolved `config.data`, whose `classes` are () for the ten digits."""
+    classes = len(data["classes"])
+    return (_recipes(classes, "class", "pair") if classes else RECIPES)[data["dataset"]]
+
+
+def class_names(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{head: names of its classes} of a resolved `config.data`; '07' or 'a b' of pairs."""
+    names = [*data["classes"]] or [*DIGITS]
+    between = "" if all(len(name) == 1 for name in names) else " "
+    pairs = [f"{left}{between}{right}" for left in names for right in names]
+    heads = recipe_of(data).heads
+    return {head: names if size == len(names) else pairs for head, size in heads.items()}
 
 
 def generator(seed: int, use: str) -> np.random.Generator:
@@ -130,6 +153,15 @@ def split_folds(
     order, size = rng.permutation(n).astype(np.int32), n // folds
     parts = [slice(i * size, (i + 1) * size) for i in range(folds)]
     return [(np.sort(np.delete(order, part)), np.sort(order[part])) for part in parts]
+
+
+def hold_out(rng: np.random.Generator, labels: np.ndarray, share: float) -> np.ndarray:
+    """Sorted int32 indices of `share` of each class's examples, at least one, at random."""
+    held = []
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        held.append(of_class[: max(round(share * len(of_class)), 1)])
+    return np.sort(np.concatenate(held)).astype(np.int32)
 
 
 def draw_pairs(rng: np.random.Generator, n_examples: int, n_digits: int, k: int) -> np.ndarray:

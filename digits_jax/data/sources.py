@@ -16,7 +16,7 @@ import shutil
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
     else:
         arrays, cached = download(), False
     if not cached:
-        _write_cache(cache, arrays)
+        write_cache(cache, dict(zip(FILES, arrays, strict=True)))
     return Digits(*arrays[:2]), Digits(*arrays[2:])
 
 
@@ -122,7 +122,7 @@ def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.
     private = f"digits_jax.{uuid.uuid4().hex}"  # apart from the files of other processes
     arrays = []
     try:
-        with _quick_and_quiet():
+        with quick_and_quiet():
             # One by one, so that no thread outlives the first failure.
             for name in FILES:
                 array = _downloaded(folder, name, *urls[name])
@@ -142,7 +142,7 @@ def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.
                 arrays.append(array)
     except Exception as error:  # requests', urllib3's, tfds' and the file system's
         raise UserError(
-            f"MNIST can't be downloaded to {folder} ({_reason(error)}). Connect to the internet "
+            f"MNIST can't be downloaded to {folder} ({reason(error)}). Connect to the internet "
             f"once, or put its four files in a folder and pass {ways}"
         ) from None
     finally:
@@ -167,7 +167,7 @@ def _downloaded(
         return None
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The type of the error, and the operating system's message if there is one."""
     link: BaseException | None = error
     while link and not getattr(link, "strerror", None):
@@ -177,7 +177,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quick_and_quiet() -> Iterator[None]:
+def quick_and_quiet() -> Iterator[None]:
     """Within, a download by tfds gives up after PATIENCE seconds of silence, and logs little.
 
     On its own, tfds waits for ever for a firewall that drops packets, and retries for minutes.
@@ -281,8 +281,8 @@ def _problem(content: bytearray, shape: tuple[int, ...], size: int) -> str:
         if len(content) > size:
             return "goes on where its header has it end; fetch it again"
         return (
-            "is whole, but not MNIST's: another data set's (Fashion-MNIST's files have the same "
-            f"names), or altered; {choose}"
+            "is whole, but not MNIST's: another data set's, which --config.data.source=FOLDER trains "
+            f"on, or altered; {choose}"
         )
     start = 4 + 4 * content[3] if len(content) > 3 else 4
     if content[:2] != bytes(2) or len(content) < start or content[2] not in _BYTES:
@@ -311,10 +311,12 @@ def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
     return arrays
 
 
-def _write_cache(cache: pathlib.Path, arrays: list[np.ndarray]) -> None:
+def write_cache(
+    cache: pathlib.Path, arrays: Mapping[str, np.ndarray], title: str = "MNIST"
+) -> None:
     """Prepares the cache; where it can't be written, that is a warning and no more."""
     try:
-        for name, array in zip(FILES, arrays, strict=True):
+        for name, array in arrays.items():
             files.write_array(cache / f"{name}.npy", array)
     except OSError as error:
-        log.warning("MNIST can't be cached in %s: %s", cache, error)
+        log.warning("%s can't be cached in %s: %s", title, cache, error)

@@ -4,6 +4,8 @@ It needs no hundred separate classes: log p(left, right) = log p(left) + log p(r
 are drawn independently.
 """
 
+import math
+
 import jax
 from flax import linen as nn
 
@@ -15,30 +17,30 @@ from digits_jax.types import Array
 
 
 class Tower(ResNet):
-    """A `ResNet` of ten classes, shared by the two square digits of an image.
+    """A `ResNet` of C classes, ten of digits, shared by the two square halves of an image.
 
-    heads: one head of 100 classes, 10 x left + right; the other fields are those of `ResNet`.
+    heads: one head of C x C classes, C x left + right; the other fields are those of `ResNet`.
     """
 
     @nn.compact
     def __call__(
         self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
     ) -> dict[str, Array]:
-        """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
+        """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, C * C]} log-probabilities."""
         return _both_digits(self, ResNet, images, train, dropout_rate)
 
 
 class CompactTower(Compact):
-    """A `Compact` of ten classes, shared by the two square digits of an image.
+    """A `Compact` of C classes, ten of digits, shared by the two square halves of an image.
 
-    heads: one head of 100 classes, 10 x left + right; the other fields are those of `Compact`.
+    heads: one head of C x C classes, C x left + right; the other fields are those of `Compact`.
     """
 
     @nn.compact
     def __call__(
         self, images: Array, *, train: bool = False, dropout_rate: Array | float = 0.0
     ) -> dict[str, Array]:
-        """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, 100]} log-probabilities."""
+        """images: [B, H, 2 H] float; dropout_rate: [] -> {head: [B, C * C]} log-probabilities."""
         return _both_digits(self, Compact, images, train, dropout_rate)
 
 
@@ -51,16 +53,19 @@ def _both_digits(
 ) -> dict[str, Array]:
     """The log-probabilities of a `network` with the fields of `tower`."""
     batch, height, width = images.shape
-    if width != 2 * height or list(tower.heads.values()) != [100]:
+    classes = math.isqrt(next(iter(tower.heads.values())))
+    if width != 2 * height or list(tower.heads.values()) != [classes**2]:
         raise UserError(
-            "a tower reads two square digits side by side into one head of 100 classes; here are "
-            f"{height}x{width} and {dict(tower.heads)}"
+            "a tower reads two square digits side by side into one head of pairs, such as 100 "
+            f"classes; here are {height}x{width} and {dict(tower.heads)}"
         )
     flax_fields = ("heads", "parent", "name")
     fields = {k: getattr(tower, k) for k in tower.__dataclass_fields__ if k not in flax_fields}
-    digit = network({"digit": 10}, **fields, name="tower")
+    digit = network({"digit": classes}, **fields, name="tower")
     images = images.reshape(batch, height, 2, height).swapaxes(1, 2).reshape(-1, height, height)
     logits = digit(images, train=train, dropout_rate=dropout_rate)["digit"]
-    log_p = jax.nn.log_softmax(logits.astype(float_dtype())).reshape(batch, 2, 10)
+    log_p = jax.nn.log_softmax(logits.astype(float_dtype()))
+    log_p = log_p.reshape(batch, 2, classes)
     left, right = (jax.lax.index_in_dim(log_p, i, 1, keepdims=False) for i in (0, 1))
-    return dict.fromkeys(tower.heads, (left[:, :, None] + right[:, None, :]).reshape(batch, 100))
+    pairs = (left[:, :, None] + right[:, None, :]).reshape(batch, classes**2)
+    return dict.fromkeys(tower.heads, pairs)

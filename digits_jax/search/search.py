@@ -29,7 +29,7 @@ from digits_jax.console import console, percent, warn, warn_drawn
 from digits_jax.core import population
 from digits_jax.core.population import hyper_of, members_of
 from digits_jax.data import batches, dataset
-from digits_jax.data.recipes import RECIPES
+from digits_jax.data.recipes import recipe_of
 from digits_jax.devices.signals import NoInterrupts
 from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.report import artifacts, figures
@@ -161,7 +161,7 @@ def space_of(config: ConfigDict) -> Space:
                 changed = _changed(config, _decoded({field: text}))
                 settings.check(changed)
                 layers_of(changed)
-                recipe = RECIPES[changed.data.dataset]
+                recipe = recipe_of(dataset.with_classes(changed.data))
                 population.program(changed, batches.pipeline_of(changed, recipe, n=1))
             continue
         if len(values) != 2 or not all(isinstance(x, int | float) for x in values):

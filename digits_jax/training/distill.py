@@ -40,19 +40,20 @@ def make(
     `jax.ShapeDtypeStruct`s.
     """
     pool, views = np.asarray(split.pool), config.distill.views
+    ((head, classes),) = teacher.recipe.heads.items()
     if shapes:
         copies = views * len(pool)
         like: Any = jax.ShapeDtypeStruct
-        return PrecomputedTargets(like((copies, 28, 28), np.uint8), like((copies, 10), np.float16))
+        return PrecomputedTargets(like((copies, 28, 28), np.uint8), like((copies, classes), np.float16))
     images = _aligned((views, len(pool), 28 * 28), np.uint8)
-    targets = _aligned((views, len(pool), 10), np.float16)
+    targets = _aligned((views, len(pool), classes), np.float16)
 
     @jax.jit
     def precompute(digits: Array, key: jax.Array, weights: Teacher) -> tuple[Array, Array]:
         pixels = batches.to_float(digits)
         seen = jnp.rint(255 * augment.augment(key, pixels, config.augment)).astype(jnp.uint8)
         soften = functools.partial(population.teacher_targets, program=teacher.program)
-        soft = soften(weights, batches.to_float(seen), config.distill.temperature)["digit"]
+        soft = soften(weights, batches.to_float(seen), config.distill.temperature)[head]
         return seen.reshape(len(seen), -1), soft.astype(jnp.float16)
 
     first, weights, digits = jax.random.key(config.data.seed), teacher.teacher(), split.images
@@ -80,7 +81,7 @@ def make(
                 bar.add(part.stop - start)
                 bar.update()
             kept = kept and _write(folder, view, images, targets)  # one warning is enough
-    both = images.reshape(-1, 28, 28), targets.reshape(-1, 10)
+    both = images.reshape(-1, 28, 28), targets.reshape(-1, classes)
     return PrecomputedTargets(*jax.device_put(both))
 
 

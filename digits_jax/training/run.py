@@ -17,7 +17,7 @@ from digits_jax import files, models
 from digits_jax.core import population
 from digits_jax.core.step import Program, best_weights, eval_weights, first_state, zero_metrics
 from digits_jax.data import batches, dataset
-from digits_jax.data.recipes import RECIPES
+from digits_jax.data.recipes import recipe_of
 from digits_jax.devices import backend, hosts
 from digits_jax.devices.mesh import Layout, fetch
 from digits_jax.errors import UserError
@@ -342,7 +342,7 @@ def _teacher_run(config: ConfigDict) -> Predictor:
         if theirs.dataset == "mnist":
             way = "with --config.distill.views=20 it can teach pairs, too"
         raise UserError(f"{where} knows {theirs.dataset}, not {needed}; {way}")
-    if config.distill.views and RECIPES[ours.dataset].digits > 1 and not config.augment.per_digit:
+    if config.distill.views and recipe_of(ours).digits > 1 and not config.augment.per_digit:
         raise UserError(
             f"config.distill.views={config.distill.views} are copies of single digits; they go "
             "with --config.augment.per_digit=True"
