@@ -21,7 +21,7 @@ from digits_jax.core.step import apply
 from digits_jax.data import augment, batches, pictures
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.report import artifacts, figures, stats
+from digits_jax.report import artifacts, stats
 from digits_jax.training import predictor
 from digits_jax.training import train as loop
 from digits_jax.types import Array, PyTree, Weights
@@ -55,7 +55,7 @@ class TrainedRun:
         self.config: ConfigDict = run.config.copy_and_resolve_references()
         self.model: nn.Module = run.program.model
         self.shape: tuple[int, int] = run.recipe.shape
-        self.classes = {head: figures.class_names(n) for head, n in run.recipe.heads.items()}
+        self.classes = run.classes
         self.summary: dict[str, Any] = {}
         if workdir and (workdir / "summary.json").is_file():
             self.summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ class TrainedRun:
                 errors.check_choice("labels", head, labels)
             labels = np.stack([np.asarray(labels[head]) for head in heads], axis=-1)
         truth = pictures.check_labels(np.asarray(labels), len(pixels), heads)
-        return artifacts.test_metrics(truth, self._run.predict(pixels))
+        return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
 
     def export(self, folder: str | Path) -> Path:
         """Writes ONNX, StableHLO, the weights and a model card into `folder`/export.

@@ -101,7 +101,7 @@ def dispatch(argv: list[str]) -> None:
         if mode.trains:
             function(config, FLAGS.workdir or None, listen, **values)
         elif "out" in mode.flags:
-            function(config, FLAGS.workdir or settings.finished(config.name), **values)
+            function(config, FLAGS.workdir or settings.finished(config), **values)
         else:
             function(config)
 

@@ -1,6 +1,7 @@
 """Checks of a config before anything is computed, reading config.json, comparing two configs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,28 @@ def size_of(config: ConfigDict) -> int:
     return size if size > 1 else config.data.folds or len(fractions_of(config)) or 1
 
 
-def apart(own: Path) -> Path:
-    """The folder beside `own` for a run whose `data.source=auto` found no MNIST."""
-    return own.with_name(f"{own.name}-drawn")
+def source_label(source: str) -> str:
+    """What names and titles carry of `data.source`: '' of MNIST, 'letters' of a path to letters."""
+    if source in ("auto", "mnist"):
+        return ""
+    kept = Path(source).stem if Path(source).exists() else source
+    return re.sub(r"[^\w.]+", "-", kept).strip("-")
 
 
-def finished(name: str) -> Path:
-    """The default folder of a finished run; the one on drawn digits where there is no other."""
-    own = Path("runs") / name
-    there = [path for path in (own, apart(own)) if (path / "config.json").exists()]
-    return (there or [own])[0]
+def folder_of(config: ConfigDict, kind: str = "") -> Path:
+    """The default folder of a run: runs/NAME[-KIND], with its source where that isn't MNIST."""
+    label = source_label(config.data.source)
+    label = "" if label in config.name else label
+    return Path("runs") / "-".join(filter(None, (config.name, kind, label)))
+
+
+def finished(config: ConfigDict) -> Path:
+    """The default folder of a finished run; of source 'auto' perhaps that on drawn digits."""
+    own = folder_of(config)
+    if config.data.source != "auto" or (own / "config.json").exists():
+        return own
+    drawn = own.with_name(f"{own.name}-drawn")
+    return drawn if (drawn / "config.json").exists() else own
 
 
 def read(workdir: Path) -> Fields | None:

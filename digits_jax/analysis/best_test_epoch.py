@@ -31,7 +31,7 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
         if not kept.exists():
             raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
         trained.read(kept)
-        tested = artifacts.test_metrics(labels, trained.predict(images))["members"]
+        tested = artifacts.test_metrics(labels, trained.predict(images), trained.classes)["members"]
         for member in {row["member"] for row in rows if row["epoch"] == epoch}:
             if member not in best or tested[member]["test"] > best[member]["test"]:
                 seed = addition.summary["members"][member]["seed"]

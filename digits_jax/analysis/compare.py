@@ -52,7 +52,7 @@ def compare(
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, listen)
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        note = artifacts.drawn(summary["data"].get("source"))
+        note = artifacts.source_note(summary["data"].get("source"))
         summaries[config.name + (f" ({note})" if note else "")] = summary
     rows = ablation(summaries)
     table = markdown(rows)
@@ -107,7 +107,11 @@ def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -
 
     It is that of the runs that exist already, else MNIST where it is available.
     """
-    folders = [Path(workdir or "runs") / config.name for config in configs]
+
+    def folder_of(config: ConfigDict) -> Path:
+        return Path(workdir) / config.name if workdir else settings.folder_of(config)
+
+    folders = [*map(folder_of, configs)]
     unresolved = [config for config in configs if config.data.source == "auto"]
     if not unresolved:
         return folders
@@ -123,11 +127,9 @@ def _folders(configs: Sequence[ConfigDict], workdir: str | os.PathLike | None) -
                 config.data.test_source = found.test_source or "auto"
         if source == "drawn":
             warn_drawn(reason)
-            if workdir is None:
-                folders = [settings.apart(folder) for folder in folders]
     for config in unresolved:
         config.data.source = source
-    return folders
+    return folders if known else [*map(folder_of, configs)]
 
 
 def _keep_inputs(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from digits_jax import models
 from digits_jax.console import console, printer
+from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES, recipe_of
 from digits_jax.errors import check_choice
 from digits_jax.models.describe import Layer, layers

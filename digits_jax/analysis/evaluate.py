@@ -36,15 +36,15 @@ def evaluate(
     else:
         loaded = dataset.load(trained.config.data)
         images, labels = dataset.examples(loaded.test, trained.recipe)
-        note = artifacts.drawn(loaded.test_source)
+        note = artifacts.source_note(loaded.test_source)
     log_p = trained.predict(images)
     calibrated = {
         head: np.log(stats.tempered(values, trained.temperature[-1]))
         for head, values in artifacts.averaged(log_p).items()
     }
-    artifacts.write_predictions(path, calibrated, labels, names)
+    artifacts.write_predictions(path, calibrated, trained.classes, labels, names)
     if labels is not None:
-        accuracy = artifacts.headline(artifacts.test_metrics(labels, log_p))
+        accuracy = artifacts.headline(artifacts.test_metrics(labels, log_p, trained.classes))
         console.print(figures.noted(accuracy, note))
     count = f"{len(images):,} image{'s' if len(images) > 1 else ''}"
     numbers = sorted(set(trained.epochs))

@@ -59,12 +59,12 @@ def explain(
         label, predicted = int(labels[head][0]), int(scores.argmax())
         attributions = _attributions(network, pixels, head, predicted, maps, jumps)
         heads[head] = (label, np.asarray(nn.softmax(scores)), attributions)
-        classes = figures.class_names(len(scores))
+        classes = trained.classes[head]
         texts.append(f"{head} {classes[label]}, predicted {classes[predicted]}")
 
     source = trained.config.data.test_source or trained.config.data.source
-    title = figures.noted(f"Test example {example}", artifacts.drawn(source))
-    figures.attribution(images[0], heads, attribution_png, title)
+    title = figures.noted(f"Test example {example}", artifacts.source_note(source))
+    figures.attribution(images[0], heads, trained.classes, attribution_png, title)
     name, kernel = _first_kernel(params, maps, images.shape[1:])
     filters = dict([_block(name, kernel[None], _FILTERS)])
     figures.signed_maps(filters, filters_png, "The first layer's weights")

@@ -47,7 +47,7 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     ):
         rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
         images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
-        draws.append(artifacts.test_metrics(labels, trained.predict(images)))
+        draws.append(artifacts.test_metrics(labels, trained.predict(images), trained.classes))
     accuracy = np.mean([[member["test"] for member in draw["members"]] for draw in draws], axis=0)
     means = stats.means([draw["test"] for draw in draws])
     found = {

@@ -120,12 +120,12 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     ):
         split = test._replace(images=corrupt(digits, name, level))
         images, labels = dataset.examples(split, trained.recipe)
-        tested = artifacts.test_metrics(labels, trained.predict(images))
+        tested = artifacts.test_metrics(labels, trained.predict(images), trained.classes)
         kept = ("mean", "std", "ensemble")
         results[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[name].append(images[0])
     addition.write("robustness", results)
-    note = artifacts.drawn(summary["data"]["test_source"])
+    note = artifacts.source_note(summary["data"]["test_source"])
     titled = {f"{name}, {CORRUPTIONS[name].unit}": images for name, images in shown.items()}
     figures.robustness(results, clean, titled, picture, note)
     console.print(_table(results))

@@ -253,7 +253,7 @@ def _digits(config: ConfigDict, field: str) -> _Read:
         found = own.read(sources.expanded(f"data.{field}", source))
     if found.test:
         return _Read(found.train, found.test, found.digest)
-    labels = found.train.labels
+    labels = np.asarray(found.train.labels)
     held = recipes.hold_out(generator(config.seed, "held_out"), labels, HELD_OUT)
     kept = np.delete(np.arange(len(labels)), held)
     train, test = (Digits(*(array[ids] for array in found.train)) for ids in (kept, held))

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -159,14 +159,14 @@ def idx(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if gzipped else path.open("rb") as content:
-            return idx_array(cast(IO[bytes], content))
+            return idx_array(content)
     except PermissionError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except (OSError, EOFError, ValueError, KeyError, zlib.error, struct.error) as error:
         raise UserError(f"{path} is no IDX file, or damaged ({error})") from None
 
 
-def idx_array(file: IO[bytes]) -> np.ndarray:
+def idx_array(file: IO[bytes] | gzip.GzipFile) -> np.ndarray:
     """The array of an open IDX file."""
     zero, kind, axes = struct.unpack(">HBB", file.read(4))
     dtype = np.dtype(_IDX_TYPES[kind])

@@ -18,6 +18,7 @@ from digits_jax.console import console, percent
 from digits_jax.core.step import apply
 from digits_jax.data import dataset
 from digits_jax.data.batches import normalize, to_float
+from digits_jax.data.recipes import DIGITS
 from digits_jax.errors import UserError
 from digits_jax.export.demo import site
 from digits_jax.models import layers
@@ -91,6 +92,8 @@ def export(
     }
     cache = dataset.cache_dir(config.data)
     try:
+        if run.config.data.classes:
+            raise UserError("it is for digits alone")
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
@@ -160,6 +163,8 @@ def _network(config: ConfigDict, summary: Summary) -> str:
 def _source(facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
+    if facts["source"] != "mnist":
+        return f"`{facts['source']}`, SHA-256 {facts['sha256'][:16]}"
     extra = facts["drawn_extra"]
     more = f"; beside them {extra:,} digits that a program draws" if extra else ""
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
@@ -203,7 +208,12 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     page = ""
     if (folder / PAGE / "facts.json").is_file():
         page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=_twice(run), runtime=site.RUNTIME)
-    reading = " of 10 x left + right" if "number" in recipe.heads else ""
+    classes = len(config.data.classes) or len(DIGITS)
+    reading = f" of {classes} x left + right" if classes**2 in recipe.heads.values() else ""
+    limits = _DIGITS_ALONE
+    if config.data.classes:
+        limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
+    part = f"a sixth of the `{facts['source']}`" if facts["held_out"] else facts["test_source"]
     return _CARD.format(
         name=config.name,
         network=network[0].upper() + network[1:],
@@ -214,6 +224,8 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         source=_source(facts),
         sure=sure,
         page=page,
+        limits=limits,
+        tested=part if facts["held_out"] else f"`{part}`",
         **{key: value for key, value in facts.items() if key != "source"},
     )
 
@@ -230,12 +242,16 @@ _CARD = """# {name}
 
 **Trained on** {train:,} examples of `{dataset}` ({source});
 {validation:,} more chose the weights and the temperature. **Tested on** {test:,} examples
-(`{test_source}` digits), once, at the end.{sure}
+({tested}), once, at the end.{sure}
 {page}
-**Limits.** It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's writers
-were American clerks and students of the 1990s; other hands, pens and crossed sevens are read less
-well. Not for amounts, addresses or exams without a second look.
+**Limits.** {limits} Not for amounts, addresses or exams without a second look.
 """
+
+
+_DIGITS_ALONE = """It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's
+writers were American clerks and students of the 1990s; other hands, pens and crossed sevens are
+read less well."""
+_CLASSES_ALONE = """It knows these classes and nothing else, and any picture gets an answer: {}."""
 
 
 _PAGE = """

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from digits_jax import settings
 from digits_jax.console import percent
 from digits_jax.errors import UserError
 from digits_jax.files import json_lines, plain, replacing, write_json, write_text
@@ -23,6 +24,7 @@ from digits_jax.report import figures, stats
 
 Row = dict[str, Any]
 Heads = dict[str, np.ndarray]
+Names = Mapping[str, Sequence[str]]  # {head: the names of its classes}
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -103,7 +105,9 @@ class EventWriter(AbstractContextManager):
             writer.close()
 
 
-def _pooled(labels: Heads, log_probabilities: Heads) -> list[tuple[str, str, int, int]]:
+def _pooled(
+    labels: Heads, log_probabilities: Heads, names: Names
+) -> list[tuple[str, str, int, int]]:
     """(head, class, correct, total) of every class, counted over all members."""
     counts = []
     for head, truth in labels.items():
@@ -112,8 +116,7 @@ def _pooled(labels: Heads, log_probabilities: Heads) -> list[tuple[str, str, int
         correct = np.bincount(truth, weights=right, minlength=classes).astype(int)
         total = members * np.bincount(truth, minlength=classes)
         counts += [
-            (head, name, int(correct[c]), int(total[c]))
-            for c, name in enumerate(figures.class_names(classes))
+            (head, name, int(correct[c]), int(total[c])) for c, name in enumerate(names[head])
         ]
     return counts
 
@@ -134,7 +137,7 @@ def averaged(log_probabilities: Heads) -> Heads:
     return {head: np.log(np.maximum(p, tiny)) for head, p in means.items()}
 
 
-def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
+def test_metrics(labels: Heads, log_probabilities: Heads, names: Names) -> dict[str, Any]:
     """The test split's part of summary.json.
 
     labels: {head: [N]}; log_probabilities: {head: [P, N, C]}. Returns `test` (means over the
@@ -152,7 +155,7 @@ def test_metrics(labels: Heads, log_probabilities: Heads) -> dict[str, Any]:
         np.take_along_axis(log_probabilities[head], labels[head][None, :, None], axis=2)
         for head in labels
     ]
-    counts = [count for count in _pooled(labels, log_probabilities) if count[3]]
+    counts = [count for count in _pooled(labels, log_probabilities, names) if count[3]]
     result = {
         "test": {
             "examples": next(iter(right.values())).shape[1],
@@ -256,12 +259,14 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
         writer.writerows(rows)
 
 
-def per_class(path: str | os.PathLike, labels: Heads, log_probabilities: Heads) -> None:
+def per_class(
+    path: str | os.PathLike, labels: Heads, log_probabilities: Heads, names: Names
+) -> None:
     """Writes per_class.csv: head, class, correct, total, accuracy; counts pooled over members.
 
     The accuracy of a class that does not occur is left empty.
     """
-    counts = _pooled(labels, log_probabilities)
+    counts = _pooled(labels, log_probabilities, names)
     rows = [(*row, f"{row[2] / row[3]:.6f}" if row[3] else "") for row in counts]
     write_csv(path, ("head", "class", "correct", "total", "accuracy"), rows)
 
@@ -269,12 +274,13 @@ def per_class(path: str | os.PathLike, labels: Heads, log_probabilities: Heads) 
 def write_predictions(
     path: str | os.PathLike,
     log_probabilities: Heads,
+    classes: Names,
     labels: Heads | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
     """Writes predictions.csv: a row per example, and per head the class and its probability.
 
-    log_probabilities: {head: [N, C]} of one model. Columns: index, image (where `names` are given),
+    log_probabilities: {head: [N, C]} of one model; names: of the images. Columns: index, image (where `names` are given),
     then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
     HEAD_correct (0 or 1).
     """
@@ -283,11 +289,11 @@ def write_predictions(
     if names is not None:
         columns["image"] = names
     for head, values in log_probabilities.items():
-        classes, predicted = figures.class_names(values.shape[-1]), values.argmax(-1)
-        columns[head] = [classes[c] for c in predicted]
+        predicted = values.argmax(-1)
+        columns[head] = [classes[head][c] for c in predicted]
         columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
         if labels is not None:
-            columns[f"{head}_label"] = [classes[c] for c in labels[head]]
+            columns[f"{head}_label"] = [classes[head][c] for c in labels[head]]
             columns[f"{head}_correct"] = (predicted == labels[head]).astype(int).tolist()
     write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
@@ -296,6 +302,7 @@ def write(
     workdir: str | os.PathLike,
     summary: dict[str, Any],
     rows: Sequence[Row],
+    classes: Names,
     labels: Heads | None = None,
     log_probabilities: Heads | None = None,
     images: np.ndarray | None = None,
@@ -310,21 +317,22 @@ def write(
     averaged probabilities. Returns the summary as written.
     """
     workdir = Path(workdir)
-    note, test_note = (drawn(summary.get("data", {}).get(key)) for key in ("source", "test_source"))
+    note, test_note = (
+        source_note(summary.get("data", {}).get(key)) for key in ("source", "test_source")
+    )
     if rows:
         figures.curves(rows, workdir / "curves.png", note)
     if labels is not None and log_probabilities is not None and images is not None:
-        tested = test_metrics(labels, log_probabilities)
+        tested = test_metrics(labels, log_probabilities, classes)
         members = zip(summary["members"], tested["members"], strict=True)
         summary = summary | tested | {"members": [known | test for known, test in members]}
-        per_class(workdir / "per_class.csv", labels, log_probabilities)
+        per_class(workdir / "per_class.csv", labels, log_probabilities, classes)
         predicted = {head: p.argmax(-1) for head, p in log_probabilities.items()}
         pairs = {h: (np.broadcast_to(labels[h], p.shape), p) for h, p in predicted.items()}
-        classes = {head: p.shape[-1] for head, p in log_probabilities.items()}
         figures.confusion(pairs, classes, workdir / "confusion.png", test_note)
         means = mean_probabilities(log_probabilities)
         pairs = {head: (labels[head], p) for head, p in means.items()}
-        figures.errors(images, pairs, workdir / "errors.png", note=test_note)
+        figures.errors(images, pairs, classes, workdir / "errors.png", note=test_note)
         if summary.get("config", {}).get("data", {}).get("folds"):
             summary["interval"] = None  # folds share digits: Student's t would be too narrow
         if temperatures is not None:
@@ -335,6 +343,6 @@ def write(
     return summary
 
 
-def drawn(source: str | None) -> str:
-    """The note on drawn digits in a picture's title; "" for others."""
-    return "drawn digits" if source == "drawn" else ""
+def source_note(source: str | None) -> str:
+    """What a picture's title says of the data's source; "" of MNIST."""
+    return "drawn digits" if source == "drawn" else settings.source_label(source or "mnist")

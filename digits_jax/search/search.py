@@ -72,7 +72,7 @@ def search(
     data, reason = dataset.find(config.data)
     fallback = config.data.source == "auto" and data.source == "drawn"
     config.data.source = data.source
-    workdir = _folder_of(config, workdir, fallback)
+    workdir = Path(workdir or settings.folder_of(config, "search"))
     _keep_teachers(config, workdir, space)
     if fallback:
         warn_drawn(reason)
@@ -107,15 +107,6 @@ def search(
                 f"The default is the best of {done} trials: there is nothing to compare it with."
             )
         _retrain(config, workdir, changed, best.number, listen)
-
-
-def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: bool) -> Path:
-    """`workdir`, or the default folder of a study that exists, or of a new one."""
-    if workdir is not None:
-        return Path(workdir)
-    own = Path("runs") / f"{config.name}-search"
-    exists = config.resume and (own / "study.db").exists()
-    return settings.apart(own) if apart and not exists else own
 
 
 def _identity(config: ConfigDict) -> Values:
@@ -322,7 +313,7 @@ def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> Fr
     header = ("trial", "state", "epochs", "validation", *space)
     artifacts.write_csv(workdir / "trials.csv", header, rows)
     logs = {field for field, d in space.items() if isinstance(d, FloatDistribution) and d.log}
-    note = artifacts.drawn(config.data.source)
+    note = artifacts.source_note(config.data.source)
     figures.search(points, list(space), logs, study.importances(), workdir / "search.png", note)
     return max(complete, key=lambda trial: trial.value or 0.0)  # the first of equals
 

@@ -44,7 +44,8 @@ def make(
     if shapes:
         copies = views * len(pool)
         like: Any = jax.ShapeDtypeStruct
-        return PrecomputedTargets(like((copies, 28, 28), np.uint8), like((copies, classes), np.float16))
+        soft = like((copies, classes), np.float16)
+        return PrecomputedTargets(like((copies, 28, 28), np.uint8), soft)
     images = _aligned((views, len(pool), 28 * 28), np.uint8)
     targets = _aligned((views, len(pool), classes), np.float16)
 

@@ -54,7 +54,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     epoch_of = np.concatenate([fetch(state.best.epoch) for state in run.states]).tolist()
     facts = {
         "config": settings.as_dict(config),
-        "command": "python " + re.sub(_PASSWORD, r"\1***@", shlex.join(sys.argv)),
+        "command": re.sub(_PASSWORD, r"\1***@", _command()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -73,6 +73,9 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
                 )
             },
             "digits": data.digits,
+            "classes": data.classes,
+            "sha256": data.sha256,
+            "held_out": data.held_out,
         },
         "model": {"name": config.model.name, "parameters": run.parameters},
         "epochs": epochs,
@@ -102,11 +105,20 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     if config.prune.run:
         facts["pruning"] = table = _pruned(run)
         console.print(prune.write(workdir, config, table))
-    summary = artifacts.write(workdir, facts, rows, *tested)
+    summary = artifacts.write(workdir, facts, rows, data.classes, *tested)
     if tested and not config.prune.run:
-        text = figures.noted(artifacts.headline(summary), artifacts.drawn(data.test_source))
+        text = figures.noted(artifacts.headline(summary), artifacts.source_note(data.test_source))
         console.print(f"test {text}", style="bold")
     console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
+
+
+def _command() -> str:
+    """What was typed; of a notebook, which has no command, the function that was called."""
+    program = Path(sys.argv[0]).name
+    if "ipykernel" in program:
+        return "digits_jax.train(config, workdir)"
+    shown = {"digits-jax": ["digits-jax"], "__main__.py": ["python", "-m", "digits_jax"]}
+    return shlex.join([*shown.get(program, ["python", sys.argv[0]]), *sys.argv[1:]])
 
 
 def _pruned(run: Run) -> list[artifacts.Row]:

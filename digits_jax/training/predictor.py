@@ -23,7 +23,7 @@ from digits_jax.core import population
 from digits_jax.core.population import members_of, slice_size, slices
 from digits_jax.core.step import best_weights
 from digits_jax.data import batches
-from digits_jax.data.recipes import recipe_of
+from digits_jax.data.recipes import class_names, recipe_of
 from digits_jax.errors import UserError
 from digits_jax.training.checkpoint import FOLDER, Checkpoints, digest
 from digits_jax.training.engines import ENGINES
@@ -49,6 +49,7 @@ class Predictor:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
         self.config = config = ConfigDict(recorded)
         self.recipe = recipe_of(config.data)
+        self.classes = class_names(config.data)
         self._pipeline = batches.pipeline_of(config, self.recipe, n=1)
         self.program = population.program(config, self._pipeline)
         self._predict = jax.jit(partial(population.predict, program=self.program))

@@ -71,7 +71,7 @@ def rows(
 
 def write(workdir: Path, config: ConfigDict, table: list[artifacts.Row]) -> str:
     """Writes pruning.md and pruning.png; returns the table."""
-    figures.pruning(table, workdir / "pruning.png", artifacts.drawn(config.data.source))
+    figures.pruning(table, workdir / "pruning.png", artifacts.source_note(config.data.source))
     splits = [name for name in table[0] if name not in ("pruned", "weights", "bytes")]
     header = ["pruned, %", "weights left", "bytes", *(name.replace("_", " ") for name in splits)]
     cells = [

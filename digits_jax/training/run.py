@@ -342,6 +342,8 @@ def _teacher_run(config: ConfigDict) -> Predictor:
         if theirs.dataset == "mnist":
             way = "with --config.distill.views=20 it can teach pairs, too"
         raise UserError(f"{where} knows {theirs.dataset}, not {needed}; {way}")
+    if tuple(theirs.classes) != tuple(ours.classes):
+        raise UserError(f"{where} knows other classes than those of data.source={ours.source}")
     if config.distill.views and recipe_of(ours).digits > 1 and not config.augment.per_digit:
         raise UserError(
             f"config.distill.views={config.distill.views} are copies of single digits; they go "

@@ -42,8 +42,8 @@ def train(
 ) -> Path:
     """Trains what `config` describes into `workdir`, from its last checkpoint if it has one.
 
-    Without a `workdir` into runs/NAME, or runs/NAME-drawn where `data.source` is 'auto' and MNIST
-    cannot be had. listen: makes the context manager that says whether to stop, such as
+    Without a `workdir` into runs/NAME, which carries the data's source where that isn't MNIST, as
+    in runs/NAME-drawn. listen: makes the context manager that says whether to stop, such as
     `signals.Interrupts`. `config` is not changed. Returns the workdir. Raises UserError if it holds
     a run of another config, cannot be written, or is used by another process; `Stopped` if a signal
     stopped the run and its state is saved.
@@ -111,13 +111,12 @@ def _find_data_and_folder(
     """-> (the checked config, its folder, why MNIST could not be had)."""
     settings.check(config)
     hosts.agree("their configs", settings.fingerprint(config))
-    folder, no_mnist = Path("runs") / config.name if workdir is None else Path(workdir), ""
+    folder, no_mnist = Path(workdir or settings.folder_of(config)), ""
     resumed = config.resume and settings.read(folder)  # with the digits that it began with
     if config.data.source == "auto" and not resumed:
         config = config.copy_and_resolve_references()
         config.data, no_mnist = dataset.find(config.data)
-        if workdir is None and config.data.source == "drawn":
-            folder = settings.apart(folder)
+        folder = Path(workdir or settings.folder_of(config))
     for field in ("distill.teacher", "prune.run"):
         source = settings.flatten(config)[field]
         if source and Path(source).resolve() == folder.resolve():

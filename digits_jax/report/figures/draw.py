@@ -38,11 +38,6 @@ def page(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def class_names(classes: int) -> list[str]:
-    """Names of equal length: "0" ... "9" for 10 classes, "00" ... "99" for 100."""
-    return [f"{c:0{len(str(classes - 1))}d}" for c in range(classes)]
-
-
 def noted(title: str, note: str) -> str:
     """A title with a note about the picture's digits, such as that they are drawn."""
     return f"{title}, {note}" if note else title

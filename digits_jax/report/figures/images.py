@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,14 +64,15 @@ def sheet(images: np.ndarray, path: Path, columns: int) -> None:
 def errors(
     images: np.ndarray,
     heads: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    classes: Mapping[str, Sequence[str]],
     path: Path,
     count: int = 40,
     note: str = "",
 ) -> None:
     """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
 
-    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}. It is a mistake
-    where any head is wrong; its confidence is the highest of those heads.
+    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}; classes: {head: their
+    names}. It is a mistake where any head is wrong; its confidence is the highest of those heads.
     """
     n, height, width = images.shape
     wrong = {head: p.argmax(-1) != labels for head, (labels, p) in heads.items()}
@@ -100,7 +101,7 @@ def errors(
             left, right = [], []
             for head, (labels, p) in heads.items():
                 if wrong[head][i]:
-                    left.append(_result(heads, head, labels[i], p[i]))
+                    left.append(_result(classes, head, labels[i], p[i]))
                     right.append(_percent(p[i].max()))
             ax.text(x, y, "\n".join(left), **style)
             x += pixel * (width + gap - 2 * inset)
@@ -108,11 +109,15 @@ def errors(
 
 
 def _result(
-    heads: Collection[str], head: str, label: int, probabilities: np.ndarray, arrow: str = "→"
+    classes: Mapping[str, Sequence[str]],
+    head: str,
+    label: int,
+    probabilities: np.ndarray,
+    arrow: str = "→",
 ) -> str:
     """'7→1', label and prediction; with the head's name where there are several."""
-    names = draw.class_names(len(probabilities))
-    prefix = f"{head} " if len(heads) > 1 else ""
+    names = classes[head]
+    prefix = f"{head} " if len(classes) > 1 else ""
     return f"{prefix}{names[label]}{arrow}{names[probabilities.argmax()]}"
 
 
@@ -151,13 +156,15 @@ def signed_maps(blocks: Mapping[str, np.ndarray], path: Path, title: str) -> Non
 def attribution(
     image: np.ndarray,
     heads: Mapping[str, tuple[int, np.ndarray, Mapping[str, np.ndarray]]],
+    classes: Mapping[str, Sequence[str]],
     path: Path,
     title: str,
 ) -> None:
     """A row per head: the image as "true → predicted, probability", then its attribution maps.
 
-    image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})}. The
-    maps, at least 0, are drawn over the faded image, in deeper colours where they are larger.
+    image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})};
+    classes: {head: their names}. The maps, at least 0, are drawn over the faded image, in deeper
+    colours where they are larger.
     """
     heat, (height, width) = draw.colormap(HEAT), image.shape
     wide = (8 / 3 - 2 * _GAP) * width / max(height, width)
@@ -167,7 +174,7 @@ def attribution(
     with _canvas(path, columns * pitch, _HEAD + len(heads) * tall, title) as ax:
         for row, (head, (label, probabilities, maps)) in enumerate(heads.items()):
             y = _HEAD + row * tall
-            text = _result(heads, head, label, probabilities, arrow=" → ")
+            text = _result(classes, head, label, probabilities, arrow=" → ")
             ax.text(_GAP, y + 0.12, f"{text}, {_percent(probabilities.max())}", va="center")
             _place(ax, image, _GAP, y + 0.25, wide, **_ON_PAPER)
             for column, (name, strength) in enumerate(maps.items(), 1):

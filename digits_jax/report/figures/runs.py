@@ -89,24 +89,24 @@ def _chosen(rows: Rows) -> dict[int, tuple[float, int]]:
 
 def confusion(
     heads: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    classes: Mapping[str, int],
+    classes: Mapping[str, Sequence[str]],
     path: Path,
     note: str = "",
 ) -> None:
     """A confusion matrix per head; the colour shows mistakes only.
 
     heads: {head: (labels, predictions)}, integer arrays of one shape, [N] or [P, N] to pool P
-    members; classes: {head: number of classes}. Up to 20 classes every count is written into its
+    members; classes: {head: their names}. Up to 20 classes every count is written into its
     cell; beyond, a list of the most frequent confusions stands beside the matrix.
     """
     from matplotlib.colors import LogNorm
 
     heat = draw.colormap(HEAT)
-    widths = [3.9 if classes[head] <= 20 else 8 for head in heads]
+    widths = [3.9 if len(classes[head]) <= 20 else 8 for head in heads]
     with draw.page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
         parts = figure.subfigures(1, len(heads), width_ratios=widths, squeeze=False)[0]
         for part, (head, pair) in zip(parts, heads.items(), strict=True):
-            size, names = classes[head], draw.class_names(classes[head])
+            size, names = len(classes[head]), classes[head]
             matrix = _counts(*pair, size)
             mistakes = matrix * (1 - np.eye(size, dtype=int))
             norm, few = LogNorm(0.9, max(mistakes.max(), 5)), size <= 20
@@ -116,8 +116,9 @@ def confusion(
             title = f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}"
             ax.set_title(draw.noted(title, note))
             ax.set(xlabel="predicted", ylabel="true")
-            every = 1 if few else 10
-            ax.set_xticks(range(0, size, every), names[::every])
+            every = 1 if few else round(size**0.5) if size > 100 else 10
+            upright = 90 if max(map(len, names)) > 3 else 0
+            ax.set_xticks(range(0, size, every), names[::every], rotation=upright)
             ax.set_yticks(range(0, size, every), names[::every])
             draw.without_frame(ax)
             for edge in np.arange(0, size + 1, every) - 0.5:
@@ -141,7 +142,7 @@ def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.nda
 
 
 def _most_frequent(
-    ax: Axes, mistakes: np.ndarray, names: list[str], heat: Colormap, norm: Normalize
+    ax: Axes, mistakes: np.ndarray, names: Sequence[str], heat: Colormap, norm: Normalize
 ) -> None:
     """The 20 most frequent confusions as bars: "49 → 44" and how often."""
     order = np.argsort(-mistakes, axis=None, kind="stable")[:20]
