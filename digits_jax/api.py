@@ -6,7 +6,7 @@ Nothing here changes the process, prints a banner or exits: mistakes raise `User
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from digits_jax import defaults, errors, models, settings
+from digits_jax import defaults, errors, files, models, settings
 from digits_jax.core.step import apply
-from digits_jax.data import augment, batches, pictures
+from digits_jax.data import augment, batches, own, pictures
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, stats
@@ -167,16 +167,55 @@ def load(path: str | Path | None = None) -> TrainedRun:
     return TrainedRun(predictor.Predictor(path), path if path.is_dir() else None)
 
 
-def train(config: ConfigDict | str, workdir: str | Path | None = None) -> TrainedRun:
+def train(
+    config: ConfigDict | str,
+    workdir: str | Path | None = None,
+    data: Sequence[Any] | None = None,
+) -> TrainedRun:
     """Trains what `config` describes, or resumes it, and loads the result.
 
     config: of `get_config`, or its name; it stays as it is. workdir: the run's folder, by default
-    runs/NAME. An interrupt is a KeyboardInterrupt; the next call goes on from the last epoch.
-    Raises UserError as `launch.py` reports it.
+    runs/NAME. data: (images, labels) or (images, labels, test images, test labels) instead of
+    `config.data.source`: [N, 28, 28] uint8 or floats in [0, 1], bright ink on dark, and whole
+    numbers or names; kept as data.npz in the workdir. An interrupt is a KeyboardInterrupt; the next
+    call goes on from the last epoch. Raises UserError as `launch.py` reports it.
     """
     config = get_config(config) if isinstance(config, str) else config
+    if data is not None:
+        workdir = Path(workdir or Path("runs") / f"{config.name}-data")
+        config = config.copy_and_resolve_references()
+        config.data.source = str(_kept(data, workdir, config.resume))
     with backend.quiet():
         return load(loop.train(config, workdir))
+
+
+def _kept(data: Sequence[Any], workdir: Path, resume: bool) -> Path:
+    """Writes `data` of `train` into the workdir; UserError if a run began there with others."""
+    if len(data) not in (2, 4):
+        raise UserError("data must be (images, labels) or (images, labels, images, labels)")
+    arrays, path = [np.asarray(array) for array in data], workdir / "data.npz"
+    made = own.of_arrays(arrays[0], arrays[1], (arrays[2], arrays[3]) if arrays[2:] else None)
+    if path.exists() and own.read(path).digest == made.digest:
+        return path
+    if (workdir / "config.json").exists() and resume:
+        raise UserError(
+            f"{workdir} holds a run that began with other data; choose another workdir, or "
+            "config.resume=False to start it over"
+        )
+    names, parts = np.asarray(made.classes), {"train": made.train, "test": made.test}
+    named = {
+        key: value
+        for part, digits in parts.items()
+        if digits
+        for key, value in (
+            (f"x_{part}", digits.images),
+            (f"y_{part}", names[np.asarray(digits.labels)]),
+        )
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
+    return path
 
 
 def get_config(name: str, **fields: Any) -> ConfigDict:

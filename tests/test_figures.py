@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from digits_jax.data import recipes
 from digits_jax.report import figures
 from digits_jax.report.figures import comparisons, draw, runs
 from digits_jax.report.figures.images import _mosaic
@@ -28,10 +29,9 @@ def members(n, epochs, **change):
             for e in range(1, epochs + 1) for m in range(n)]  # fmt: skip
 
 
-def test_class_names_have_equal_length():
-    assert figures.class_names(10) == list("0123456789")
-    assert figures.class_names(100)[7] == "07"
-    assert figures.class_names(2) == ["0", "1"]
+NAMES = recipes.class_names({"dataset": "mnist", "classes": ()})
+PAIR = recipes.class_names({"dataset": "two_digit", "classes": ()})
+NUMBERS = recipes.class_names({"dataset": "mnist100", "classes": ()})
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_counts_put_truth_in_rows():
 def test_confusion_of_one_and_of_two_heads(tmp_path):
     labels = np.arange(40) % 10
     wrong = np.where(labels == 4, 9, labels)
-    figures.confusion({"digit": (labels, wrong)}, {"digit": 10}, tmp_path / "one.png")
+    figures.confusion({"digit": (labels, wrong)}, NAMES, tmp_path / "one.png")
     heads = {"upper": (labels, labels), "lower": (labels, wrong)}
-    figures.confusion(heads, {"upper": 10, "lower": 10}, tmp_path / "two.png")
+    figures.confusion(heads, PAIR, tmp_path / "two.png")
     one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
     assert two.shape[1] == 2 * one.shape[1]
     middle = one.shape[1]
@@ -96,7 +96,7 @@ def test_confusion_of_a_hundred_classes(tmp_path):
     labels = np.arange(300) % 100
     for name, predictions in {"none": labels, "some": np.where(labels == 49, 44, labels)}.items():
         path = tmp_path / f"{name}.png"
-        figures.confusion({"number": (labels, predictions)}, {"number": 100}, path)
+        figures.confusion({"number": (labels, predictions)}, NUMBERS, path)
         picture = pixels(path).astype(int)
         assert bool(((picture[..., 0] - picture[..., 2]) > 100).any()) == (name == "some")
 
@@ -118,13 +118,13 @@ def test_errors_shows_the_surest_mistakes_first(tmp_path):
     probabilities = np.tile([0.4, 0.6], (50, 1))
     probabilities[30] = [0.1, 0.9]
     path = tmp_path / "errors.png"
-    figures.errors(images, {"digit": (labels, probabilities)}, path, count=20)
+    figures.errors(images, {"digit": (labels, probabilities)}, NAMES, path, count=20)
     picture = pixels(path)
     # The first cell: 48 pixels of title, then 4 screen pixels to an image pixel.
     cell = picture[48 + 8 : 48 + 8 + 112, 8 : 8 + 112]
     assert (cell[30:82, 30:82] < 8).all()
     assert (cell[:26] > 247).all()
-    figures.errors(images, {"digit": (labels, probabilities[:, ::-1])}, path)
+    figures.errors(images, {"digit": (labels, probabilities[:, ::-1])}, NAMES, path)
     assert not (pixels(path) < 8).all(-1).any()  # no mistakes: no digit either
 
 
@@ -133,7 +133,7 @@ def test_errors_of_pairs(shape, tmp_path):
     images = np.full((4, *shape), 200, np.uint8)
     right, wrong = np.eye(10)[[0, 1, 2, 3]], np.eye(10)[[5, 1, 7, 8]]
     heads = {"upper": (np.arange(4), right), "lower": (np.arange(4), wrong)}
-    figures.errors(images, heads, tmp_path / "errors.png")
+    figures.errors(images, heads, PAIR, tmp_path / "errors.png")
     assert (pixels(tmp_path / "errors.png") == 55).all(-1).any()
 
 
@@ -185,7 +185,7 @@ def test_attribution_is_deepest_where_the_map_is_largest(shape, tmp_path):
         "upper": (3, probabilities, {"saliency": look, "Grad-CAM": 0 * look}),
         "lower": (5, probabilities, {"saliency": 0 * look, "Grad-CAM": look}),
     }
-    figures.attribution(image, heads, tmp_path / "attribution.png", "Test example 0")
+    figures.attribution(image, heads, PAIR, tmp_path / "attribution.png", "Test example 0")
     picture = pixels(tmp_path / "attribution.png")
     rows, columns = np.nonzero((picture == (122, 35, 8)).all(-1))
     height, width, _ = picture.shape

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import digits_jax
 from digits_jax import settings
 from launch import cli
 
@@ -131,12 +132,36 @@ def test_modes_that_read_find_the_run_on_drawn_digits_where_there_is_no_other(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert settings.finished("mnist") == Path("runs/mnist")
+    config = digits_jax.get_config("mnist")
+    assert settings.finished(config) == Path("runs/mnist")
     drawn = Path("runs/mnist-drawn")
     drawn.mkdir(parents=True)
     (drawn / "config.json").touch()
-    assert settings.finished("mnist") == drawn
+    assert settings.finished(config) == drawn
     Path("runs/mnist").mkdir()  # of a start that failed
-    assert settings.finished("mnist") == drawn
+    assert settings.finished(config) == drawn
     Path("runs/mnist/config.json").touch()
-    assert settings.finished("mnist") == Path("runs/mnist")
+    assert settings.finished(config) == Path("runs/mnist")
+    config.data.source = "drawn"
+    assert settings.finished(config) == drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "folder"),
+    [
+        ("mnist100", "auto", "mnist100"),
+        ("mnist100", "mnist", "mnist100"),
+        ("mnist100:tower", "fashion_mnist", "mnist100-tower-fashion_mnist"),
+        ("mnist", "emnist/digits", "mnist-emnist-digits"),
+        ("drawn", "drawn", "drawn"),
+        ("mnist", "letters.npz", "mnist-letters"),
+        ("mnist", "../my letters", "mnist-my-letters"),
+    ],
+)
+def test_the_default_folder_carries_the_source(name, source, folder, tmp_path, monkeypatch):
+    (tmp_path / "my letters").mkdir()
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    (tmp_path / "in" / "letters.npz").touch()
+    config = digits_jax.get_config(name, **{"data.source": source})
+    assert settings.folder_of(config) == Path("runs") / folder

@@ -1,13 +1,19 @@
 """Sets of the user's own: the same arrays from every form, and mistakes in one line."""
 
 import gzip
+import json
+import types
+import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from digits_jax.data import drawn, own
+import digits_jax
+from digits_jax.analysis.evaluate import evaluate
+from digits_jax.data import drawn, named, own, recipes
 from digits_jax.errors import UserError
+from tests.conftest import shrink
 
 
 def by_class(digits):
@@ -165,3 +171,173 @@ def test_arrays_that_do_not_fit(change, message):
     arrays = {"images": drawn.digits(1, 4).images, "labels": np.arange(4)} | change
     with pytest.raises(UserError, match=message):
         own.of_arrays(**arrays)
+
+
+def measured(workdir):
+    """The rows of metrics.jsonl without times, and the summary's test figures."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((workdir / "summary.json").read_text())
+    kept = [{key: x for key, x in row.items() if key != "seconds"} for row in rows]
+    return kept, summary["test"], summary["data"] | {"source": "", "test_source": ""}
+
+
+@pytest.fixture
+def small(cache):
+    """A config of a small network, whose data are to be named."""
+    config = shrink(digits_jax.get_config("mnist:mlp10"), cache)
+    config.data.update(train=0, test=0)
+    return config
+
+
+def test_every_form_trains_bit_for_bit_alike(tmp_path, small, unpictured):
+    train = by_class(drawn.digits(1, 240))
+    results = {}
+    for form, path in every_form(tmp_path, train).items():
+        small.data.source = str(path)
+        digits_jax.train(small, tmp_path / "runs" / form)
+        results[form] = measured(tmp_path / "runs" / form)
+    small.data.source = "auto"
+    run = digits_jax.train(small, tmp_path / "runs" / "arrays", data=train)
+    results["arrays"] = measured(tmp_path / "runs" / "arrays")
+    first, *others = results.values()
+    assert all(other == first for other in others), results
+    facts = run.summary["data"]
+    assert facts["held_out"]
+    assert facts["test"] == sum(round(n / 6) for n in np.bincount(train[1]))
+    assert facts["train"] + facts["validation"] + facts["test"] == 240
+    assert facts["sha256"] == own.of_arrays(*train).digest
+    assert facts["classes"] == {"digit": list("0123456789")}
+    images, labels = np.asarray(train[0]), train[1].copy()
+    labels[0] += 1
+    with pytest.raises(UserError, match="began with other data"):
+        digits_jax.train(small, tmp_path / "runs" / "arrays", data=(images, labels))
+
+
+def test_a_held_out_part_has_a_sixth_of_each_class():
+    labels = np.repeat([0, 1, 2], [60, 31, 2])
+    held = recipes.hold_out(recipes.generator(0, "held_out"), labels, 1 / 6)
+    assert np.bincount(labels[held]).tolist() == [10, 5, 1]
+    assert (np.diff(held) > 0).all()
+    other = recipes.hold_out(recipes.generator(1, "held_out"), labels, 1 / 6)
+    assert not np.array_equal(held, other)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def letters(seed, each):
+    """`each` of every letter, in a font of Pillow's, moved and dimmed a little at random."""
+    rng, font = np.random.default_rng(seed), ImageFont.load_default(20)
+    images, labels = [], []
+    for letter in LETTERS:
+        for _ in range(each):
+            image = Image.new("L", (28, 28))
+            place = tuple(rng.uniform(12, 16, 2))
+            brush = ImageDraw.Draw(image)
+            brush.text(place, letter, fill=int(rng.integers(200, 256)), font=font, anchor="mm")
+            images.append(np.asarray(image))
+            labels.append(letter)
+    return np.stack(images), np.asarray(labels)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "mnist100", "two_digit"])
+def test_letters_in_one_two_and_stacked(tmp_path, small, dataset):
+    """26 classes train, are reported by name, and read back."""
+    train, test = letters(0, 12), letters(1, 3)
+    small.data.dataset = dataset
+    small.data.update(train=0 if dataset == "mnist" else 400, test=0 if dataset == "mnist" else 100)
+    small.epochs = 12 if dataset == "mnist" else 2
+    run = digits_jax.train(small, tmp_path / "run", data=(*train, *test))
+    heads = {"mnist": ("class",), "mnist100": ("pair",), "two_digit": ("upper", "lower")}[dataset]
+    names = [a + b for a in LETTERS for b in LETTERS] if dataset == "mnist100" else list(LETTERS)
+    assert run.classes == dict.fromkeys(heads, names) == run.summary["data"]["classes"]
+    assert run.summary["data"]["source"].endswith("data.npz")
+    assert not run.summary["data"]["held_out"]
+    table = (tmp_path / "run" / "per_class.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in table[1:]] == names * len(heads)
+    if dataset == "mnist":
+        found = run.predict(test[0]).labels["class"]
+        assert np.mean(np.asarray(names)[found] == test[1]) > 0.8
+        assert run.evaluate(test[0], found)["mean"] == 1
+    for name in ("confusion.png", "errors.png", "examples.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 5000
+    evaluate(small, tmp_path / "run", None, "auto")
+    read = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
+    assert read[1] in names
+
+
+def test_sources_that_do_not_go_together(tmp_path, small):
+    np.savez(tmp_path / "letters.npz", images=letters(0, 2)[0], labels=letters(0, 2)[1])
+    for fields, message in (
+        ({"source": "nothing"}, "there is no 'nothing', neither a file"),
+        ({"source": "fashion_mnits"}, "did you mean 'fashion_mnist'"),
+        ({"source": str(tmp_path / "letters.npz"), "test_source": "drawn"}, "has other classes"),
+        ({"source": str(tmp_path / "letters.npz"), "drawn_extra": 9}, "none of .*classes"),
+    ):
+        config = small.copy_and_resolve_references()
+        config.data.update(fields)
+        with pytest.raises(UserError, match=message):
+            digits_jax.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", list(named.NAMED))
+def test_named_sets_from_a_folder_and_from_the_network(name, tmp_path, monkeypatch):
+    """The official file layout, downloaded by tensorflow-datasets' manager in its place."""
+    known, rng = named.NAMED[name], np.random.default_rng(0)
+    n = len(known.classes)
+    arrays = {
+        f"{known.prefix}{part}-{what}-idx{3 if what == 'images' else 1}-ubyte.gz": array
+        for part, count in (("train", 3 * n), ("test" if known.prefix else "t10k", n))
+        for what, array in (
+            ("images", rng.integers(0, 256, (count, 28, 28), np.uint8)),
+            ("labels", np.arange(count) % n),
+        )
+    }
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for file, array in arrays.items():
+        write_idx(folder / file, array)
+        write_idx(folder / f"emnist-letters-{file.removeprefix(known.prefix)}", array[:1])
+    found = named.load(name, str(folder), tmp_path / "cache")
+    images = arrays[f"{known.prefix}train-images-idx3-ubyte.gz"]
+    upright = images.swapaxes(1, 2) if known.prefix else images
+    np.testing.assert_array_equal(found.train.images, upright)
+    np.testing.assert_array_equal(found.test.labels, np.arange(n))
+    assert found.classes == known.classes
+
+    urls = {f"http://x/{file}": folder / file for file in arrays}
+    if known.prefix:
+        with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"gzip/{file.name}")
+        urls = {"http://x/gzip.zip": tmp_path / "gzip.zip"}
+
+    class Manager:
+        def __init__(self, *, url_infos, force_checksums_validation, dataset_name, download_dir):
+            assert (url_infos.keys(), force_checksums_validation) == (urls.keys(), True)
+            assert dataset_name == known.dataset
+
+        def download(self, url):
+            return urls[url]
+
+    tfds = pytest.importorskip("tensorflow_datasets")
+    infos = {url: types.SimpleNamespace(size=5.6e8 if known.prefix else 9) for url in urls}
+    monkeypatch.setattr(tfds, "builder_cls", lambda _: types.SimpleNamespace(url_infos=infos))
+    monkeypatch.setattr(tfds.download, "DownloadManager", Manager)
+    fetched = named.load(name, "", tmp_path / "cache")
+    assert fetched.digest == found.digest
+    monkeypatch.delattr(tfds.download, "DownloadManager")  # now from the cache
+    assert named.load(name, "", tmp_path / "cache").digest == found.digest
+
+
+def test_a_folder_without_the_named_set_and_a_machine_without_a_network(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no IDX file train-images of Fashion-MNIST"):
+        named.load("fashion_mnist", str(tmp_path), tmp_path)
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def refused(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds.download, "DownloadManager", refused)
+    with pytest.raises(UserError, match=r"Kuzushiji-MNIST can't be downloaded.*raw_dir=DIR"):
+        named.load("kmnist", "", tmp_path)

@@ -25,6 +25,12 @@ def row(epoch, member=0, **more):
     }  # fmt: skip
 
 
+NAMES = {
+    "digit": ["0", "1"],
+    "upper": ["0", "1"],
+    "lower": ["0", "1"],
+    "number": [f"{n:02}" for n in range(100)],
+}
 # Two members, three examples, two heads of two classes.
 LABELS = {"upper": np.array([0, 1, 1]), "lower": np.array([0, 0, 1])}
 LOG_P = {
@@ -40,7 +46,7 @@ LOG_P = {
 
 
 def test_metrics_of_two_heads_and_two_members_by_hand():
-    result = artifacts.test_metrics(LABELS, LOG_P)
+    result = artifacts.test_metrics(LABELS, LOG_P, NAMES)
     test = result["test"]
     assert test["examples"] == 3
     assert test["heads"] == pytest.approx({"upper": 4 / 6, "lower": 5 / 6})
@@ -61,23 +67,25 @@ def test_metrics_of_two_heads_and_two_members_by_hand():
 
 
 def test_headline():
-    assert artifacts.headline(artifacts.test_metrics(LABELS, LOG_P)) == (
+    assert artifacts.headline(artifacts.test_metrics(LABELS, LOG_P, NAMES)) == (
         "75.00 ± 11.79 % over 2 members (95 % interval ± 105.89), ensemble 66.67 % "
         "(upper 66.67 %, lower 83.33 %)"
     )
-    one = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    one = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])}, NAMES)
     assert artifacts.headline(one) == "100.00 %"
 
 
 def test_hardest_classes_are_pooled_over_members_and_named_by_head():
-    hardest = artifacts.test_metrics(LABELS, LOG_P)["hardest"]
+    hardest = artifacts.test_metrics(LABELS, LOG_P, NAMES)["hardest"]
     assert [entry["class"] for entry in hardest] == ["upper 1", "lower 0", "upper 0", "lower 1"]
     assert hardest[0] == {"class": "upper 1", "correct": 2, "total": 4, "accuracy": 0.5}
     assert hardest[1] == {"class": "lower 0", "correct": 3, "total": 4, "accuracy": 0.75}
 
 
 def test_one_member_has_no_spread_and_no_ensemble():
-    result = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])})
+    result = artifacts.test_metrics(
+        {"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])}, NAMES
+    )
     assert result["std"] is None
     assert "ensemble" not in result
     assert result["test"]["accuracy"] == result["test"]["all_heads"] == result["mean"] == 1
@@ -91,7 +99,9 @@ def test_only_the_ten_hardest_of_a_hundred_classes_in_order():
     for wrong in (14, 15, 60):  # class 07 loses both examples, class 30 one
         probabilities[wrong, labels[wrong]] = 0
         probabilities[wrong, 99] = 0.999
-    result = artifacts.test_metrics({"number": labels}, {"number": log_of(probabilities + 1e-9)})
+    result = artifacts.test_metrics(
+        {"number": labels}, {"number": log_of(probabilities + 1e-9)}, NAMES
+    )
     assert len(result["hardest"]) == 10
     assert [entry["class"] for entry in result["hardest"][:3]] == ["07", "30", "00"]
     assert result["test"]["accuracy"] == pytest.approx(197 / 200)
@@ -102,7 +112,9 @@ def test_per_class_csv(tmp_path):
     probabilities = np.full((2, 3, 100), 1e-6)
     probabilities[0, [0, 1, 2], [7, 8, 30]] = 0.9
     probabilities[1, [0, 1, 2], [7, 7, 30]] = 0.9
-    artifacts.per_class(tmp_path / "per_class.csv", labels, {"number": log_of(*probabilities)})
+    artifacts.per_class(
+        tmp_path / "per_class.csv", labels, {"number": log_of(*probabilities)}, NAMES
+    )
     lines = (tmp_path / "per_class.csv").read_text().splitlines()
     assert lines[0] == "head,class,correct,total,accuracy"
     assert len(lines) == 101
@@ -114,7 +126,7 @@ def test_per_class_csv(tmp_path):
 def test_predictions_csv(tmp_path):
     log_p = {head: values[0] for head, values in LOG_P.items()}
     artifacts.write_predictions(
-        tmp_path / "p.csv", log_p, LABELS, names=["a.png", "b.png", "c,d.png"]
+        tmp_path / "p.csv", log_p, NAMES, LABELS, names=["a.png", "b.png", "c,d.png"]
     )
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -123,7 +135,7 @@ def test_predictions_csv(tmp_path):
         "upper": "0", "upper_probability": "0.600000", "upper_label": "1", "upper_correct": "0",
         "lower": "1", "lower_probability": "0.800000", "lower_label": "1", "lower_correct": "1",
     }  # fmt: skip
-    artifacts.write_predictions(tmp_path / "p.csv", log_p)
+    artifacts.write_predictions(tmp_path / "p.csv", log_p, NAMES)
     header = (tmp_path / "p.csv").read_text().splitlines()[0]
     assert header == "index,upper,upper_probability,lower,lower_probability"
 
@@ -213,7 +225,7 @@ def summary_of(**more):
 def test_write_leaves_the_whole_folder(tmp_path):
     images = np.zeros((3, 42, 28), np.uint8)
     rows = [row(1), row(1, 1), row(2), row(2, 1)]
-    summary = artifacts.write(tmp_path, summary_of(), rows, LABELS, LOG_P, images)
+    summary = artifacts.write(tmp_path, summary_of(), rows, NAMES, LABELS, LOG_P, images)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["members"][1]["seed"] == 1
     assert summary["members"][1]["test"] == pytest.approx(5 / 6)
@@ -223,7 +235,7 @@ def test_write_leaves_the_whole_folder(tmp_path):
 
 
 def test_write_without_the_test_split(tmp_path):
-    summary = artifacts.write(tmp_path, summary_of(), [row(1)])
+    summary = artifacts.write(tmp_path, summary_of(), [row(1)], NAMES)
     assert summary == summary_of()
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "curves.png"}
 

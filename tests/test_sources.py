@@ -193,7 +193,10 @@ def damage(raw, how):
         ("wrong shape", "does not hold what its header says; fetch it again"),
         ("short", "was cut short; fetch it again"),
         ("bomb", "goes on where.*; fetch it again.*found more"),
-        ("altered", "is whole, but not MNIST's.*Fashion-MNIST.*choose a folder"),
+        (
+            "altered",
+            "is whole, but not MNIST's: altered.*data.source=FOLDER trains; choose a folder",
+        ),
         ("fewer", r"another data set's \(1 x 28 x 28, not 3 x 28 x 28\); choose a folder"),
         ("more", r"another data set's \(1,124 x 28 x 28, not 3 x 28 x 28\).*found more"),
         ("labels", r"another data set's \(3, not 3 x 28 x 28\); choose a folder"),

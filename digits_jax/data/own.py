@@ -68,7 +68,7 @@ def of_arrays(
     expected: Iterable[int] = (),
 ) -> LabelledSet:
     """The set of `images` [N, 28, 28] (or [N, 28, 28, 1], [N, 784]), uint8 or floats in [0, 1], and
-    `labels` [N], integers or strings. expected: classes that exist even if none of the labels is one. Raises
+    `labels` [N], integers or strings. expected: classes that exist even without examples. Raises
     UserError where they don't fit; `where` names them.
     """
     parts = [(images, labels), *([test] if test else [])]

@@ -281,8 +281,8 @@ def _problem(content: bytearray, shape: tuple[int, ...], size: int) -> str:
         if len(content) > size:
             return "goes on where its header has it end; fetch it again"
         return (
-            "is whole, but not MNIST's: another data set's, which --config.data.source=FOLDER trains "
-            f"on, or altered; {choose}"
+            "is whole, but not MNIST's: altered, or of another data set, on which "
+            f"--config.data.source=FOLDER trains; {choose}"
         )
     start = 4 + 4 * content[3] if len(content) > 3 else 4
     if content[:2] != bytes(2) or len(content) < start or content[2] not in _BYTES:

@@ -280,9 +280,9 @@ def write_predictions(
 ) -> None:
     """Writes predictions.csv: a row per example, and per head the class and its probability.
 
-    log_probabilities: {head: [N, C]} of one model; names: of the images. Columns: index, image (where `names` are given),
-    then for each head HEAD, HEAD_probability and, where `labels` are given, HEAD_label and
-    HEAD_correct (0 or 1).
+    log_probabilities: {head: [N, C]} of one model; names: of the images. Columns: index, image
+    (where `names` are given), then for each head HEAD, HEAD_probability and, where `labels` are
+    given, HEAD_label and HEAD_correct (0 or 1).
     """
     n = len(next(iter(log_probabilities.values())))
     columns: dict[str, Sequence] = {"index": range(n)}

@@ -71,8 +71,8 @@ def errors(
 ) -> None:
     """The `count` most confident mistakes: image, "true → predicted", probability of the predicted.
 
-    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}; classes: {head: their
-    names}. It is a mistake where any head is wrong; its confidence is the highest of those heads.
+    images: [N, H, W] uint8; heads: {head: (labels [N], probabilities [N, C])}; classes: {head:
+    their names}. It is a mistake where any head is wrong; its confidence is the highest of them.
     """
     n, height, width = images.shape
     wrong = {head: p.argmax(-1) != labels for head, (labels, p) in heads.items()}
@@ -118,7 +118,7 @@ def _result(
     """'7→1', label and prediction; with the head's name where there are several."""
     names = classes[head]
     prefix = f"{head} " if len(classes) > 1 else ""
-    return f"{prefix}{names[label]}{arrow}{names[probabilities.argmax()]}"
+    return f"{prefix}{names[label]}{arrow}{names[int(probabilities.argmax())]}"
 
 
 def _percent(probability: float) -> str:
