@@ -26,8 +26,6 @@ from digits_jax.types import Array
 
 Value = str | np.ndarray  # of a variable: an array if constant, else the name of a node's output
 
-_IR = 10  # the format version of opset 18; older runtimes refuse newer ones
-
 _NAMES = (
     "abs",
     "add",
@@ -51,7 +49,6 @@ _SAME = {  # primitives that are an operator of ONNX
     "logistic": "Sigmoid",
     "stop_gradient": "Identity",
 }
-_INNER = ("jaxpr", "call_jaxpr")
 
 
 def convert(
@@ -83,7 +80,7 @@ def convert(
     model = helper.make_model(
         helper.make_graph(graph.nodes, "digits_jax", inputs, ends, graph.constants),
         opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=_IR,
+        ir_version=10,  # that of opset 18; older runtimes refuse newer ones
         producer_name="digits_jax",
     )
     helper.set_model_props(model, dict(metadata))
@@ -176,7 +173,7 @@ class _Graph:
 
     def _equation(self, equation: JaxprEqn, values: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
-        for inner in (params[key] for key in _INNER if key in params):
+        for inner in (params[key] for key in ("jaxpr", "call_jaxpr") if key in params):
             consts = getattr(inner, "consts", ())
             return self.run(getattr(inner, "jaxpr", inner), consts, values)
         shape = _array(equation.outvars[0]).shape

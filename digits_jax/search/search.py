@@ -113,9 +113,9 @@ def _folder_of(config: ConfigDict, workdir: str | os.PathLike | None, apart: boo
     """`workdir`, or the default folder of a study that exists, or of a new one."""
     if workdir is not None:
         return Path(workdir)
-    own = Path("runs") / f"{config.name}-search"
-    exists = config.resume and (own / "study.db").exists()
-    return settings.apart(own) if apart and not exists else own
+    folder = Path("runs") / f"{config.name}-search"
+    exists = config.resume and (folder / "study.db").exists()
+    return settings.apart(folder) if apart and not exists else folder
 
 
 def _identity(config: ConfigDict) -> Values:
