@@ -201,9 +201,9 @@ def _error(summary: Summary, split: str) -> float:
     return math.sqrt(max(p * (1 - p), 1 / n) / n)
 
 
-def _noise(one: float, other: float) -> float:
+def _noise(error: float, other: float) -> float:
     """Two standard errors of a difference of accuracies: too wide if the examples are the same."""
-    return 2 * math.hypot(one, other)
+    return 2 * math.hypot(error, other)
 
 
 def _points(change: float, noise: float) -> str:
@@ -303,10 +303,10 @@ def compare_runs(
 
 def _difference(split: str, runs: Sequence[Summary]) -> str:
     """The field by which examples of `split` differ between runs, 'data.seed (0 and 1)'; or ''."""
-    one, other = (made_of(split, run["config"]["data"]) for run in runs)
-    for field, value in one.items():
-        if value != other.get(field):
-            return f"data.{field} ({value} and {other.get(field)})"
+    first, second = (made_of(split, run["config"]["data"]) for run in runs)
+    for field, value in first.items():
+        if value != second.get(field):
+            return f"data.{field} ({value} and {second.get(field)})"
     return ""
 
 
@@ -353,7 +353,7 @@ def _finished(workdir: Path) -> Summary:
 def _paired(pairs: Sequence[Sequence[float]]) -> str:
     """The mean difference over [[first, second], ...], with its 95 % interval, as text."""
     before, after = np.mean(pairs, axis=0)
-    differences = [two - one for one, two in pairs]
+    differences = [second - first for first, second in pairs]
     change, half = float(np.mean(differences)), stats.half_width(differences)
     text = f"{tables.percent(before)} → {tables.percent(after)} %, "
     if half is None:
@@ -375,10 +375,10 @@ def _over_examples(
         if not (path / FILE).exists():
             raise UserError(f"{path} holds no {FILE}; `command` in its summary.json makes it anew")
     recorded = [run["config"]["data"] for run in runs]
-    where = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
+    folders = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
     models = [Predictor(path) for path in paths]
     try:
-        data = dataset.load(_only(splits, models[0].config.data.to_dict() | where))
+        data = dataset.load(_only(splits, models[0].config.data.to_dict() | folders))
     except UserError as error:
         if places and places["raw_dir"]:
             raise
@@ -391,8 +391,7 @@ def _over_examples(
         images, labels = dataset.examples(getattr(data, name), data.recipe)
         probabilities = [artifacts.mean_probabilities(model.predict(images)) for model in models]
         for head, truth in labels.items():
-            one, two = (p[head].argmax(-1) == truth for p in probabilities)
-            test = stats.mcnemar(one, two)
+            test = stats.mcnemar(*(p[head].argmax(-1) == truth for p in probabilities))
             lines.append(
                 f"{name}, {head}, over {len(truth):,} examples: only the first is right on "
                 f"{test.first}, only the second on {test.second}; McNemar's p = {test.p:.3g}"
@@ -402,16 +401,16 @@ def _over_examples(
 
 def _only(splits: Sequence[str], data: Mapping[str, Any]) -> ConfigDict:
     """A run's `data`, changed so that `dataset.load` prepares `splits` and little else."""
-    less: dict[str, Any] = {"normalize": "unit", "drawn_extra": 0}
+    changes: dict[str, Any] = {"normalize": "unit", "drawn_extra": 0}
     if "test" not in splits:
-        less |= {"test_source": "", "drawn_test": 1}
+        changes |= {"test_source": "", "drawn_test": 1}
     if "validation" not in splits:
-        less |= {"source": data.get("test_source") or data["source"], "test_source": ""}
-        less |= {"drawn_train": 1, "validation": 0.0, "folds": 0}
-    return ConfigDict(dict(data) | less)
+        changes |= {"source": data.get("test_source") or data["source"], "test_source": ""}
+        changes |= {"drawn_train": 1, "validation": 0.0, "folds": 0}
+    return ConfigDict(dict(data) | changes)
 
 
 def _existing(name: str, recorded: Sequence[Mapping[str, str]]) -> str:
     """The first folder `data[name]` of the runs that exists on this machine, or ''."""
     known = (data.get(name) or "" for data in recorded)
-    return next((place for place in known if os.path.isdir(os.path.expanduser(place))), "")
+    return next((folder for folder in known if os.path.isdir(os.path.expanduser(folder))), "")

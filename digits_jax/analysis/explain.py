@@ -42,8 +42,8 @@ def explain(
     test = dataset.load(trained.config.data).test
     if not 0 <= example < test.size:
         raise UserError(f"--example={example}: the test split has examples 0 to {test.size - 1}")
-    one = test._replace(rows=test.rows[example : example + 1])
-    images, labels = dataset.examples(one, trained.recipe)
+    chosen = test._replace(rows=test.rows[example : example + 1])
+    images, labels = dataset.examples(chosen, trained.recipe)
     params, model_state = trained.member(0)
     variables = {"params": params, "batch_stats": model_state}
 

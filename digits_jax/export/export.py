@@ -32,7 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
-_SOME = 1000  # images for the comparison, and for the ranges of activations in 8 bits
+_SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
 def export(
@@ -67,7 +67,7 @@ def export(
     data = dataset.load(run.config.data)
     images, labels = dataset.examples(data.test, run.recipe)
     train = data.train.of(0)
-    some = dataset.examples(train._replace(rows=train.rows[:_SOME]), run.recipe)[0]
+    sample = dataset.examples(train._replace(rows=train.rows[:_SAMPLE]), run.recipe)[0]
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
         whole = onnx_graph.convert(predict, shape, list(heads), facts, OPSET)
@@ -77,12 +77,12 @@ def export(
         hlo = bytes(exported.serialize())
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
-    onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(some, np.float32)))
+    onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(sample, np.float32)))
 
-    expected = [np.asarray(p) for p in jax.jit(predict)(to_float(images[:_SOME], np.float32))]
+    expected = [np.asarray(p) for p in jax.jit(predict)(to_float(images[:_SAMPLE], np.float32))]
     for name, answer in (
-        (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SOME])),
-        (HLO, stablehlo.deserialize(bytearray(hlo)).call(to_float(images[:_SOME], np.float32))),
+        (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SAMPLE])),
+        (HLO, stablehlo.deserialize(bytearray(hlo)).call(to_float(images[:_SAMPLE], np.float32))),
     ):
         apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
         if apart > CLOSE:

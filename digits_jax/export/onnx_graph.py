@@ -1,8 +1,8 @@
-"""A JAX function as an ONNX graph, for the primitives that the networks use.
+"""A JAX function as an ONNX graph: a node or a few for each primitive that the networks use.
 
 What depends on weights alone is computed at export, so BatchNorm becomes one product and one sum.
-Images stay [B, H, W, C]; ONNX's convolutions and pools take [B, C, H, W], between two transposes,
-of which runtimes remove most.
+Images stay [B, H, W, C]; ONNX wants [B, C, H, W] for convolutions and pools, which are transposed
+around. Runtimes remove most of these transpositions.
 """
 
 import tempfile
@@ -24,32 +24,30 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from digits_jax.data.batches import to_float
 from digits_jax.types import Array
 
-Value = str | np.ndarray  # of a variable: an array if constant, else the name of a node's output
+Value = str | np.ndarray  # of a variable: an array where it is known, else a node's output
 
-_IR = 10  # the format version of opset 18; older runtimes refuse newer ones
+_IR = 10  # the format that goes with opset 18; older runtimes refuse newer ones
 
-_NAMES = (
-    "abs",
-    "add",
-    "div",
-    "erf",
-    "exp",
-    "log",
-    "max",
-    "min",
-    "mul",
-    "neg",
-    "pow",
-    "sqrt",
-    "sub",
-)
 _SAME = {  # primitives that are an operator of ONNX
-    **{name: name.capitalize() for name in (*_NAMES, "tanh")},
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "neg": "Neg",
+    "exp": "Exp",
+    "log": "Log",
+    "tanh": "Tanh",
+    "sqrt": "Sqrt",
+    "abs": "Abs",
+    "logistic": "Sigmoid",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
     "lt": "Less",
-    "logistic": "Sigmoid",
+    "pow": "Pow",
     "stop_gradient": "Identity",
+    "erf": "Erf",
 }
 _INNER = ("jaxpr", "call_jaxpr")
 
@@ -58,12 +56,12 @@ def convert(
     function: Callable[[Array], tuple[Array, ...]],
     shape: Sequence[int],
     outputs: Sequence[str],
-    metadata: Mapping[str, str],
+    facts: Mapping[str, str],
     opset: int,
 ) -> onnx.ModelProto:
     """`function` of images [B, *shape] float32, which returns a tuple of arrays [B, ...].
 
-    outputs: the names of these arrays; the input is named `images`; B is symbolic.
+    outputs: their names; the input is named `images`; B is symbolic. facts: the model's metadata.
     Raises NotImplementedError for a primitive that no network here uses.
     """
     (batch,) = export.symbolic_shape("B")
@@ -74,27 +72,26 @@ def convert(
     for name, result in zip(outputs, results, strict=True):
         graph.output(name, result)
 
-    def info(name: str, array: jax.ShapeDtypeStruct) -> onnx.ValueInfoProto:
+    def value(name: str, array: jax.ShapeDtypeStruct) -> onnx.ValueInfoProto:
         sizes = [d if isinstance(d, int) else "B" for d in array.shape]
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes)
 
-    ends = list(map(info, outputs, traced[1]))
-    inputs = [info("images", images)]
+    inputs, ends = [value("images", images)], list(map(value, outputs, traced[1]))
     model = helper.make_model(
         helper.make_graph(graph.nodes, "digits_jax", inputs, ends, graph.constants),
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=_IR,
         producer_name="digits_jax",
     )
-    helper.set_model_props(model, dict(metadata))
+    helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def quantize(path: Path, into: Path, images: np.ndarray) -> None:
-    """Writes the model `path` with 8-bit activations and 7-bit weights, exact on any processor.
+    """Writes the graph with activations in 8 bits and weights in 7, exact on any processor.
 
-    images: [N, H, W] float32, from which the ranges of activations are taken.
+    images: [N, H, W] float32, which give the ranges of activations.
     """
 
     class Reader(quantization.CalibrationDataReader):
@@ -123,11 +120,11 @@ def quantize(path: Path, into: Path, images: np.ndarray) -> None:
 
 
 def run(path: Path, images: np.ndarray) -> list[np.ndarray]:
-    """images: [N, H, W] uint8 -> ONNX Runtime's outputs, [N, classes] for each head."""
+    """images: [N, H, W] uint8 -> ONNX Runtime's answers, [N, classes] for each head."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    batches = np.array_split(images, max(len(images) // 1000, 1))
-    outputs = [session.run(None, {"images": to_float(batch, np.float32)}) for batch in batches]
-    return [np.concatenate(output) for output in zip(*outputs, strict=True)]
+    parts = np.array_split(images, max(len(images) // 1000, 1))
+    answers = [session.run(None, {"images": to_float(part, np.float32)}) for part in parts]
+    return [np.concatenate(answer) for answer in zip(*answers, strict=True)]
 
 
 class _Graph:
@@ -147,7 +144,7 @@ class _Graph:
         return name
 
     def output(self, name: str, value: Value) -> None:
-        """Makes `value` the graph's output `name`."""
+        """Gives `value` the name of one of the graph's outputs."""
         inner = value if isinstance(value, str) else self._constant(value)
         self.nodes.append(helper.make_node("Identity", [inner], [name]))
 
@@ -165,9 +162,11 @@ class _Graph:
         known |= zip(jaxpr.constvars, map(np.asarray, consts), strict=True)
 
         def read(atom: Var | Literal) -> Value:
-            if isinstance(atom, Literal):
-                return np.asarray(atom.val, _array(atom).dtype)
-            return known[atom]
+            return (
+                np.asarray(atom.val, _array(atom).dtype)
+                if isinstance(atom, Literal)
+                else known[atom]
+            )
 
         for equation in jaxpr.eqns:
             values = [read(atom) for atom in equation.invars]
@@ -192,13 +191,27 @@ class _Graph:
 
     # One method for each other primitive, by its name: of an equation and its operands' values.
 
+    def _rsqrt(self, _: JaxprEqn, x: Value) -> str:
+        return self.add("Reciprocal", [self.add("Sqrt", [x])])
+
+    def _square(self, _: JaxprEqn, x: Value) -> str:
+        return self.add("Mul", [x, x])
+
+    def _integer_pow(self, equation: JaxprEqn, x: Value) -> str:
+        exponent = np.asarray(equation.params["y"], _array(equation.outvars[0]).dtype)
+        return self.add("Pow", [x, exponent])
+
     def _select_n(self, _: JaxprEqn, condition: Value, no: Value, yes: Value) -> str:
         return self.add("Where", [condition, yes, no])
+
+    def _convert_element_type(self, equation: JaxprEqn, x: Value) -> str:
+        dtype = helper.np_dtype_to_tensor_dtype(_array(equation.outvars[0]).dtype)
+        return self.add("Cast", [x], to=dtype)
 
     def _reshape(self, equation: JaxprEqn, x: Value) -> str:
         return self.add("Reshape", [x, _sizes(_array(equation.outvars[0]).shape)])
 
-    _squeeze = _reshape
+    _squeeze = _expand_dims = _reshape
 
     def _transpose(self, equation: JaxprEqn, x: Value) -> str:
         return self.add("Transpose", [x], perm=list(equation.params["permutation"]))
@@ -221,12 +234,12 @@ class _Graph:
 
     def _broadcast_in_dim(self, equation: JaxprEqn, x: Value) -> str:
         shape = _array(equation.outvars[0]).shape
-        own = [1] * len(shape)
+        wide = [1] * len(shape)
         axes = equation.params["broadcast_dimensions"]
         for size, axis in zip(_array(equation.invars[0]).shape, axes, strict=True):
-            own[axis] = size
-        x = self.add("Reshape", [x, _sizes(own)])
-        if tuple(own) == shape:
+            wide[axis] = size
+        x = self.add("Reshape", [x, _sizes(wide)])
+        if tuple(wide) == tuple(shape):
             return x
         if any(not isinstance(d, int) and str(d) != "B" for d in shape):
             raise NotImplementedError(f"ONNX for an array of shape {shape}")

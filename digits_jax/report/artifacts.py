@@ -165,8 +165,8 @@ def test_metrics(labels: Heads, log_probabilities: Heads, names: Names) -> dict[
             "all_heads": all_heads.mean(),
         },
         "members": [
-            {"test": x, "all_heads": every, "heads": dict(zip(heads, each, strict=True))}
-            for x, every, *each in zip(accuracy, all_heads, *heads.values(), strict=True)
+            {"test": x, "all_heads": a, "heads": dict(zip(heads, by_head, strict=True))}
+            for x, a, *by_head in zip(accuracy, all_heads, *heads.values(), strict=True)
         ],
         **stats.spread(accuracy),
         "hardest": [

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from digits_jax.core import optim
@@ -51,10 +50,11 @@ def program(
         if value:
             raise UserError(f"config.{field} is for config.engine=jax")
     optimizer = config.optimizer
+    schedule = optim.rate_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)
     return Program(
         model=network.build(config.model, pipeline.recipe.heads),
         tx=_rule(optimizer),
-        schedule=_schedule(optim.rate_schedule(optimizer, config.epochs, pipeline.steps_per_epoch)),
+        schedule=jax.jit(lambda step: jnp.asarray(schedule(step))),
         pipeline=pipeline,
         ema=optimizer.ema,
         decoupled=optimizer.decoupled,
@@ -71,14 +71,14 @@ def init(members: Members, *, program: Program) -> TrainState:
 def train_steps(own: Carry, shared: Shared, *, program: Program, steps: int) -> Carry:
     states, totals = [], []
     for m in range(len(own.members.seed)):
-        one = _part(_numpy(own), m)
+        member = _part(_numpy(own), m)
         for _ in range(steps):
-            batch, key = _drawing(program)(one, shared)
-            batch, hyper = _numpy(batch), one.members.hyper
-            state, new = train_step(one.state, batch, _generator(key), hyper, program)
-            one = one._replace(state=state, totals=jax.tree.map(np.add, one.totals, new))
-        states.append(one.state)
-        totals.append(one.totals)
+            batch, key = _drawing(program)(member, shared)
+            batch, hyper = _numpy(batch), member.members.hyper
+            state, new = train_step(member.state, batch, _generator(key), hyper, program)
+            member = member._replace(state=state, totals=jax.tree.map(np.add, member.totals, new))
+        states.append(member.state)
+        totals.append(member.totals)
     return own._replace(state=_stack(states), totals=_stack(totals))
 
 
@@ -115,10 +115,6 @@ def _drawing(program: Program) -> Callable[[Carry, Shared], tuple[Batch, jax.Arr
 
 
 _examples = jax.jit(batches.eval_batch, static_argnames="recipe")
-
-
-def _schedule(schedule: optax.Schedule) -> optax.Schedule:
-    return jax.jit(lambda step: jnp.asarray(schedule(step)))
 
 
 def _rule(optimizer: ConfigDict) -> rules.Rule:

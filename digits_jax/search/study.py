@@ -172,12 +172,12 @@ def opened(
     """
     name, sampler = config.name, config.search.sampler
     url = config.search.storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
-    where = usable(url)
-    shown, sqlite = _shown(where), where.get_backend_name() == "sqlite"
+    parsed = usable(url)
+    shown, sqlite = _shown(parsed), parsed.get_backend_name() == "sqlite"
     options = {"connect_args": {"timeout": _TIMEOUT}, "poolclass": NullPool} if sqlite else {}
     lock: AbstractContextManager = nullcontext()
     if sqlite:
-        lock = filelock.FileLock(f"{where.database}.lock", timeout=_TIMEOUT)
+        lock = filelock.FileLock(f"{parsed.database}.lock", timeout=_TIMEOUT)
     storage, verbosity = None, optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -196,8 +196,8 @@ def opened(
     except (optuna.exceptions.OptunaError, SQLAlchemyError, filelock.Timeout, OSError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
-        if where.password:
-            reason = reason.replace(str(where.password), "***")
+        if parsed.password:
+            reason = reason.replace(str(parsed.password), "***")
         raise UserError(
             f"the study in {shown} cannot be used: {reason}; nothing in it has changed, and "
             "the same command continues it"
@@ -213,11 +213,11 @@ def usable(url: str) -> URL:
     """The parsed URL; UserError, never with a password, where no database can be at it."""
     field = "config.search.storage"
     try:
-        where = make_url(url)
-        where.get_dialect().import_dbapi()
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
     except NoSuchModuleError:
         raise UserError(
-            f"{field}: there is no database '{where.drivername}' known to SQLAlchemy; "
+            f"{field}: there is no database '{parsed.drivername}' known to SQLAlchemy; "
             "postgresql, mysql and sqlite are"
         ) from None
     except (ArgumentError, ValueError):  # a port that is no number
@@ -225,13 +225,13 @@ def usable(url: str) -> URL:
             f"{field} is no database URL; one looks like postgresql://USER:PASSWORD@HOST/NAME"
         ) from None
     except ImportError as error:
-        name = (error.name or where.get_driver_name()).partition(".")[0]
+        name = (error.name or parsed.get_driver_name()).partition(".")[0]
         raise UserError(
-            f"{field}={_shown(where)} needs {name}: pip install {_PACKAGES.get(name, name)}"
+            f"{field}={_shown(parsed)} needs {name}: pip install {_PACKAGES.get(name, name)}"
         ) from None
-    if where.get_backend_name() == "sqlite" and where.database in (None, "", ":memory:"):
-        raise UserError(f"{field}={_shown(where)} names no file; sqlite:///study.db does")
-    return where
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UserError(f"{field}={_shown(parsed)} names no file; sqlite:///study.db does")
+    return parsed
 
 
 def _shown(url: URL) -> str:

