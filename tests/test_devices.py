@@ -153,7 +153,7 @@ def test_a_run_that_began_on_four_devices_goes_on_on_one(command, alone, cache, 
 def test_folds_over_devices(command, cache, tmp_path, count, data):
     """Members have their own validation digits, and all the same test digits."""
     fields = {"size": 2, "width": 2, "folds": 2}
-    one = rows(command, tmp_path, cache, "two_head", CNN, **fields)
+    one = rows(command, tmp_path, cache, "two_head", CNN, part="whole", **fields)
     several = rows(command, tmp_path, cache, "two_head", CNN, count=count, data=data, **fields)
     assert [row["fold"] for row in one] == [0, 1, 0, 1]
     assert one[0]["validation_loss"] != one[1]["validation_loss"]
@@ -173,7 +173,7 @@ def test_folds_over_devices(command, cache, tmp_path, count, data):
 def test_a_member_that_diverges_stops_alone_on_a_mesh_too(command, cache, tmp_path):
     one, four = (
         rows(command, tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)
-        for how in ({}, {"count": 4, "data": 2})
+        for how in ({"part": "whole"}, {"count": 4, "data": 2})
     )
     assert [row["member"] for row in one] == [0, 0]
     for row, other in zip(one, four, strict=True):
