@@ -41,7 +41,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests marked slow, unless they are selected: --slow, -k, -m, or file::test."""
+    """Leaves out the tests marked slow, unless they are selected: --slow, -k, -m, or file::test.
+
+    Those that wait for processes come first: late, they would leave another worker idle.
+    """
+    items.sort(key=lambda item: item.path.stem not in ("test_hosts", "test_devices"))
     chosen = config.option.slow or config.option.keyword or config.option.markexpr
     if not chosen and not any("::" in argument for argument in config.args):
         slow = [item for item in items if item.get_closest_marker("slow")]

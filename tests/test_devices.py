@@ -1,7 +1,6 @@
 """Members and batches over several devices, and slices that fit a device's memory."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import os, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path.insert(0, "tests")
 from conftest import config_of, shrink
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count={count}"
 import jax
@@ -71,6 +70,7 @@ COMPACT = {"layers": ("conv3 4", "pool", "conv3 6", "average 1", "linear1 classe
 
 
 def rows(
+    command,
     workdir,
     cache,
     name,
@@ -94,31 +94,31 @@ def rows(
     fields["folds"] = folds
     fields |= {"size": size, "width": width}
     fields |= {"begin": part in ("both", "first"), "end": part != "first"}
-    code = SCRIPT.format(root=str(ROOT), cache=str(cache), workdir=str(workdir), **fields)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    program = SCRIPT.format(cache=str(cache), workdir=str(workdir), **fields)
+    code, _, said = command(program=program)
+    assert code == 0, said
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
 @pytest.mark.slow
-def test_members_over_four_devices(cache, tmp_path):
+def test_members_over_four_devices(command, cache, tmp_path):
     """Five members, of which four share the devices and one is alone."""
     fields = {"size": 5, "width": 4}
-    one, four = (rows(tmp_path, cache, "two_head", CNN, count=n, **fields) for n in (1, 4))
+    one, four = (rows(command, tmp_path, cache, "two_head", CNN, count=n, **fields) for n in (1, 4))
     assert len(one) == 10
     for row, other in zip(one, four, strict=True):
         assert row == pytest.approx(other, rel=1e-9, abs=1e-9)
 
 
-def compact(workdir, cache, **how):
-    return rows(workdir, cache, "compact:phase5", COMPACT, size=2, **how)
+def compact(command, workdir, cache, **how):
+    return rows(command, workdir, cache, "compact:phase5", COMPACT, size=2, **how)
 
 
 @pytest.fixture(scope="module")
-def alone(cache, tmp_path_factory):
+def alone(command, cache, tmp_path_factory):
     """The rows of two members on one device."""
-    one = compact(tmp_path_factory.mktemp("alone"), cache, part="whole")
+    one = compact(command, tmp_path_factory.mktemp("alone"), cache, part="whole")
     assert one[0]["loss"] != one[1]["loss"]
     return one
 
@@ -135,26 +135,26 @@ def alone(cache, tmp_path_factory):
     ),
     ids=str,
 )
-def test_batches_over_devices(alone, cache, tmp_path, how):
+def test_batches_over_devices(command, alone, cache, tmp_path, how):
     """Statistics of a part of the batch would show in the first digits."""
-    for row, other in zip(alone, compact(tmp_path, cache, **how), strict=True):
+    for row, other in zip(alone, compact(command, tmp_path, cache, **how), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 
 @pytest.mark.slow
-def test_a_run_that_began_on_four_devices_goes_on_on_one(alone, cache, tmp_path):
-    compact(tmp_path, cache, count=4, data=2, part="first")
-    for row, other in zip(alone, compact(tmp_path, cache, part="second"), strict=True):
+def test_a_run_that_began_on_four_devices_goes_on_on_one(command, alone, cache, tmp_path):
+    compact(command, tmp_path, cache, count=4, data=2, part="first")
+    for row, other in zip(alone, compact(command, tmp_path, cache, part="second"), strict=True):
         assert row == pytest.approx(other, rel=1e-8, abs=1e-8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "data"), [(4, 2)])
-def test_folds_over_devices(cache, tmp_path, count, data):
+def test_folds_over_devices(command, cache, tmp_path, count, data):
     """Members have their own validation digits, and all the same test digits."""
     fields = {"size": 2, "width": 2, "folds": 2}
-    one = rows(tmp_path, cache, "two_head", CNN, **fields)
-    several = rows(tmp_path, cache, "two_head", CNN, count=count, data=data, **fields)
+    one = rows(command, tmp_path, cache, "two_head", CNN, part="whole", **fields)
+    several = rows(command, tmp_path, cache, "two_head", CNN, count=count, data=data, **fields)
     assert [row["fold"] for row in one] == [0, 1, 0, 1]
     assert one[0]["validation_loss"] != one[1]["validation_loss"]
     for row, other in zip(one, several, strict=True):
@@ -170,10 +170,10 @@ def test_folds_over_devices(cache, tmp_path, count, data):
 
 
 @pytest.mark.slow
-def test_a_member_that_diverges_stops_alone_on_a_mesh_too(cache, tmp_path):
+def test_a_member_that_diverges_stops_alone_on_a_mesh_too(command, cache, tmp_path):
     one, four = (
-        rows(tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)
-        for how in ({}, {"count": 4, "data": 2})
+        rows(command, tmp_path, cache, "two_head", CNN, size=2, wild=True, **how)
+        for how in ({"part": "whole"}, {"count": 4, "data": 2})
     )
     assert [row["member"] for row in one] == [0, 0]
     for row, other in zip(one, four, strict=True):

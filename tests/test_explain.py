@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import config_of, shrink
+from conftest import config_of, shrink, slow_except
 from flax import linen as nn
 from matplotlib.image import imread
 
@@ -197,9 +197,11 @@ def test_the_halves_of_a_number_lie_side_by_side(getkey):
     np.testing.assert_allclose(cam, np.hstack(each), rtol=1e-5, atol=1e-9)
 
 
-def test_a_cnn_explained(cache, tmp_path, capsys):
-    config = shrink(config_of("mnist"), cache)
-    config.model.update(features=(3, 4), hidden=(8,))
+@pytest.mark.parametrize("name", slow_except(["mnist"], ["mnist", "lenet5"]))
+def test_a_cnn_explained(cache, tmp_path, capsys, name):
+    config = shrink(config_of(name), cache)
+    if name == "mnist":
+        config.model.update(features=(3, 4), hidden=(8,))
     config.update(epochs=1, report_test=False)
     train(config, tmp_path)
     explain.explain(config, tmp_path, 7)

@@ -12,22 +12,24 @@ from digits_jax.core.population import members_of, slice_size, slices
 from digits_jax.core.step import eval_weights, zero_metrics
 from digits_jax.data import batches, dataset
 from digits_jax.devices.backend import once
+from digits_jax.training.resolve import resolve
+from digits_jax.training.run import build
 from digits_jax.types import Carry, Shared, Weights
 
 
-def trained(config, data, members, steps):
+def trained(program, data, members, steps):
     """The states of `members` after `steps` steps, as one slice."""
-    program = program_of(config, data)
     own, shared = beginning(program, data, members), Shared(data.train, data.normalizer)
     for i in range(steps):
         epoch = 1 + i // program.pipeline.steps_per_epoch
-        order = population.order(members, epoch, program=program, n=data.train.size)
+        order = order_of(members, epoch, program=program, n=data.train.size)
         own = train(own._replace(order=order), shared, program=program, steps=1)
     return own.state, own.totals
 
 
 train = jax.jit(population.train_steps, static_argnames=("program", "steps"))
 predict = jax.jit(population.predict, static_argnames="program")
+order_of = jax.jit(population.order, static_argnames=("program", "n"))
 first = jax.jit(population.init, static_argnames="program", **once())
 
 
@@ -39,7 +41,7 @@ def program_of(config, data):
 
 def beginning(program, data, members, init=first):
     """Those members before their first step."""
-    order = population.order(members, 1, program=program, n=data.train.size)
+    order = order_of(members, 1, program=program, n=data.train.size)
     zeros = zero_metrics(data.recipe.heads, (len(members.seed),))
     return Carry(init(members, program=program), zeros, order, members)
 
@@ -64,9 +66,10 @@ def test_member_i_is_the_solo_run_with_its_seed(cache, x64, name):
     config.model.update(SMALL[name])
     config.batch_size = 2
     data = dataset.load(config.data)
-    together, totals = trained(config, data, members_of(config, range(2)), 20)
+    program = program_of(config, data)
+    together, totals = trained(program, data, members_of(config, range(2)), 20)
     for i in range(2):
-        alone, total = trained(config, data, members_of(config, [i]), 20)
+        alone, total = trained(program, data, members_of(config, [i]), 20)
         member = jax.tree.map(lambda x, i=i: x[i : i + 1], (together, totals))
         chex.assert_trees_all_close(member, (alone, total), rtol=1e-8, atol=1e-8)
     kernels = [x for x in jax.tree.leaves(together.params) if x.ndim > 2]
@@ -85,7 +88,7 @@ def test_members_after_a_step_of_sgd(cache, name):
     program = program_of(config, data)
 
     def log_p(members):
-        state, _ = trained(config, data, members, 1)
+        state, _ = trained(program, data, members, 1)
         weights = Weights(state.params, state.model_state)
         return predict(weights, images[:8], data.normalizer, program=program)
 
@@ -103,7 +106,7 @@ def test_scanned_steps_are_single_steps(cache, x64):
     program, members = program_of(config, data), members_of(config, range(2))
     own, shared = beginning(program, data, members), Shared(data.train, data.normalizer)
     scanned = train(own, shared, program=program, steps=3)
-    one_by_one = trained(config, data, members, 3)
+    one_by_one = trained(program, data, members, 3)
     chex.assert_trees_all_close(scanned[:2], one_by_one, rtol=1e-10, atol=1e-12)
 
 
@@ -128,14 +131,14 @@ def test_predictions_are_those_of_the_evaluation(cache):
 def test_every_train_step_lowers_for_every_platform(cache, name):
     """Whole chunks of the program that trains: batches, augmentation, members and scan included."""
     config = shrink(config_of(name), cache)
-    data = dataset.load(config.data)
-    program, members = program_of(config, data), members_of(config, range(2))
-    own = jax.eval_shape(lambda: beginning(program, data, members, population.init))
-    shared = Shared(data.train, data.normalizer)
-    for steps in (1, 2):
-        traced = train.trace(own, shared, program=program, steps=steps)
-        for platform in ("cpu", "cuda", "tpu"):
-            assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
+    config.engine = "jax"
+    config.population.update(size=2, slice=2)
+    run = build(resolve(config), shapes=True)
+    members = run.members[0]
+    own = jax.eval_shape(lambda: beginning(run.program, run.data, members, population.init))
+    traced = train.trace(own, run.shared, program=run.program, steps=2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(traced.out_info, own)
+    assert "stablehlo" in traced.lower(lowering_platforms=("cpu", "cuda", "tpu")).as_text()
 
 
 def test_the_order_of_batches():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import built, config_of, shrink
+from conftest import built, config_of, shrink, slow_except
 from jax.test_util import check_grads
 
 from digits_jax.analysis.best_test_epoch import best_test_epoch
@@ -549,10 +549,12 @@ def test_more_pairs_come_after_the_run(cache, pair, tmp_path, summary):
         more_pairs(config, tmp_path)
 
 
-def test_more_pairs_of_numbers(cache, tmp_path):
-    """One head alone, of numbers 0 to 99."""
-    config = shrink(config_of("mnist100:mlp"), cache)
-    config.model.hidden = (8,)
+@pytest.mark.parametrize("name", slow_except(["mnist100:mlp"], ["mnist100:mlp", "mnist100"]))
+def test_more_pairs_of_numbers(cache, tmp_path, name):
+    """One head alone, of numbers 0 to 99; by the README's first config, too."""
+    config = shrink(config_of(name), cache)
+    if name == "mnist100:mlp":
+        config.model.hidden = (8,)
     config.epochs = 1
     train(config, tmp_path)
     more_pairs(config, tmp_path)

@@ -299,9 +299,10 @@ def small(cache, name="mnist", **fields):
     return config
 
 
-def test_a_run_by_numpy(cache, tmp_path):
+@pytest.mark.parametrize("name", slow_except(["mnist"], ["mnist", "lenet5"]))
+def test_a_run_by_numpy(cache, tmp_path, name):
     """The same folder, that every mode reads: the JAX engine predicts with its weights."""
-    config = small(cache, epochs=3)
+    config = small(cache, name, epochs=3)
     config.population.size = 2
     train(config, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

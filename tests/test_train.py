@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import CONFIGS, built, config_of, shrink, slow_except
+from conftest import FAMILIES, built, config_of, shrink, slow_except
 
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
@@ -54,9 +54,17 @@ def small(cache, **fields):
     return config
 
 
+# Each network, engine and dataset, and layers that no other holds; of all configs see
+# test_every_train_step_lowers_for_every_platform.
+RUN = (
+    *FAMILIES,
+    *("mnist", "mnist100:numpy", "lenet5:numpy", "records", "records:stacked", "records:p690"),
+)
+
+
 @pytest.mark.usefixtures("pictured")
-@pytest.mark.parametrize("name", slow_except(["mnist100", "two_head:mlp"], CONFIGS))
-def test_every_config_runs(name, cache, tmp_path):
+@pytest.mark.parametrize("name", slow_except(["mnist100", "two_head:mlp"], RUN))
+def test_every_kind_of_config_runs(name, cache, tmp_path):
     config = shrink(config_of(name), cache)
     config.epochs = 1
     train(config, tmp_path)
