@@ -130,12 +130,13 @@ def _downloaded(known: Named) -> list[np.ndarray]:
 
 def _arrays(known: Named, paths: dict[str, pathlib.Path]) -> list[np.ndarray]:
     if not known.prefix:
-        by_kind = {own.kind_of(url.rpartition("/")[2]): path for url, path in paths.items()}
+        by_kind = {own.kind_of(url.rpartition("/")[2], ""): path for url, path in paths.items()}
         return [own.idx(by_kind[kind]) for kind in _KINDS]
     (path,) = paths.values()
     arrays = []
     with zipfile.ZipFile(path) as archive:
-        members = {own.kind_of(name, known.prefix): name for name in archive.namelist()}
+        names = archive.namelist()
+        members = {own.kind_of(name.rpartition("/")[2], known.prefix): name for name in names}
         for kind in _KINDS:
             with archive.open(members[kind]) as member, gzip.open(member) as file:
                 arrays.append(own.idx_array(file))

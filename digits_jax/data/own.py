@@ -117,15 +117,18 @@ def _state(path: Path) -> tuple[object, ...]:
     return tuple((str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)
 
 
-def kind_of(name: str, prefix: str = "") -> str:
-    """'train-images', 'test-labels' and so on, of the name of an IDX file; '' of any other."""
+def kind_of(name: str, prefix: str | None = None) -> str:
+    """'train-images', 'test-labels' and so on, of the name of an IDX file; '' of any other.
+
+    prefix: what precedes it, None for anything.
+    """
     found = _IDX_NAME.match(name.lower())
-    if not found or not found[1].endswith(prefix):
+    if not found or (prefix is not None and found[1] != prefix):
         return ""
     return f"{_PARTS[found[2]]}-{found[3]}"
 
 
-def idx_files(folder: Path, prefix: str = "") -> dict[str, Path]:
+def idx_files(folder: Path, prefix: str | None = None) -> dict[str, Path]:
     """{kind: file} of the IDX files in a folder, or in folders of it; of copies the unpacked one.
 
     Raises UserError for two sets in one folder.
