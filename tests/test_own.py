@@ -213,6 +213,17 @@ def test_every_form_trains_bit_for_bit_alike(tmp_path, small, unpictured):
         digits_jax.train(small, tmp_path / "runs" / "arrays", data=(images, labels))
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path, small, unpictured):
+    images, labels = by_class(drawn.digits(1, 120))
+    small.data.source, small.optimizer.schedule = str(tmp_path / "set.npz"), "constant"
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    digits_jax.train(small, tmp_path / "run")
+    np.savez(tmp_path / "set.npz", images=images, labels=labels[::-1])
+    small.epochs += 1
+    with pytest.raises(UserError, match=r"the data in config\.data\.source=.* are not those"):
+        digits_jax.train(small, tmp_path / "run")
+
+
 def test_a_held_out_part_has_a_sixth_of_each_class():
     labels = np.repeat([0, 1, 2], [60, 31, 2])
     held = recipes.hold_out(recipes.generator(0, "held_out"), labels, 1 / 6)
@@ -263,6 +274,13 @@ def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, dataset):
         assert run.evaluate(test[0], found)["mean"] == 1
     for name in ("confusion.png", "errors.png", "examples.png"):
         assert (tmp_path / "run" / name).stat().st_size > 5000
+    if dataset == "mnist":
+        pytest.importorskip("onnxruntime")
+        exported = run.export(tmp_path)
+        card = (exported / "README.md").read_text()
+        assert ", ".join(LETTERS) in card
+        assert str(tmp_path) not in card.partition("**Reads**")[2]
+        assert digits_jax.load(exported / "model.npz").classes == run.classes
     evaluate(small, tmp_path / "run", None, "auto")
     read = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
     assert read[1] in names

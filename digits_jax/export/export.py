@@ -12,7 +12,7 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import files
+from digits_jax import files, settings
 from digits_jax.analysis.runs import SUMMARY, Summary, open_run, read_summary, writable
 from digits_jax.console import console, percent
 from digits_jax.core.step import apply
@@ -164,10 +164,15 @@ def _source(facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
     if facts["source"] != "mnist":
-        return f"`{facts['source']}`, SHA-256 {facts['sha256'][:16]}"
+        return f"{_name(facts['source'])}, SHA-256 {facts['sha256'][:16]}"
     extra = facts["drawn_extra"]
     more = f"; beside them {extra:,} digits that a program draws" if extra else ""
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+
+
+def _name(source: str) -> str:
+    """A source as others may know it: of a path the last part."""
+    return source if source in dataset.SOURCES else Path(source).name
 
 
 def _line(run: Predictor, summary: Summary) -> str:
@@ -175,7 +180,7 @@ def _line(run: Predictor, summary: Summary) -> str:
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
     right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
     return (
-        f"{run.config.name}: {_network(run.config, summary)}, trained on {facts['dataset']} "
+        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on {facts['dataset']} "
         f"({_source(facts)}){right}.{_twice(run)}"
     )
 
@@ -213,9 +218,9 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     limits = _DIGITS_ALONE
     if config.data.classes:
         limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
-    part = f"a sixth of the `{facts['source']}`" if facts["held_out"] else facts["test_source"]
+    tested = f"`{_name(facts['test_source'])}`"
     return _CARD.format(
-        name=config.name,
+        name=settings.title_of(config),
         network=network[0].upper() + network[1:],
         command=summary["command"],
         table=table,
@@ -225,8 +230,9 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         sure=sure,
         page=page,
         limits=limits,
-        tested=part if facts["held_out"] else f"`{part}`",
-        **{key: value for key, value in facts.items() if key != "source"},
+        tested=f"a sixth of {tested}, held out" if facts["held_out"] else tested,
+        dataset=f" of `{facts['dataset']}`" if not config.data.classes else "",
+        **{key: facts[key] for key in ("train", "validation", "test")},
     )
 
 
@@ -240,7 +246,7 @@ _CARD = """# {name}
 20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do.
 **Says** {says}.
 
-**Trained on** {train:,} examples of `{dataset}` ({source});
+**Trained on** {train:,} examples{dataset} ({source});
 {validation:,} more chose the weights and the temperature. **Tested on** {test:,} examples
 ({tested}), once, at the end.{sure}
 {page}

@@ -102,7 +102,7 @@ class Run:
 
     ids, members, states: by slice; engine: `core.population` or `scratch.population`; program: what
     is static in it; chunk: the most steps of one call; compiled: whether that is done;
-    inputs: {config field: SHA-256 of the weights of the teacher, or of the run that is pruned};
+    inputs: {config field: SHA-256 of the weights or of the data that it names};
     position: within the epoch that is trained; diverged: {member: where its loss stopped being a
     number}.
     """
@@ -296,6 +296,8 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     train, validation, test, normalizer, teacher = layout.everywhere(arrays)
     data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)
     inputs = {"distill.teacher": source.digest()} if source else {}
+    if config.data.source not in dataset.SOURCES:
+        inputs["data.source"] = data.sha256
     ids = population.slices(len(members.seed), config.population.slice)
     parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = engine.init

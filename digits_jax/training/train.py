@@ -153,8 +153,9 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         _, saved, meta = restored
         for field, digest in meta["inputs"].items():
             if digest != run.inputs[field]:
+                what = "data" if field == "data.source" else "weights"
                 raise UserError(
-                    f"the weights in config.{field}={settings.flatten(run.config)[field]} are not "
+                    f"the {what} in config.{field}={settings.flatten(run.config)[field]} are not "
                     f"those that the run in {checkpoints.workdir} began with; choose another "
                     "--workdir, or --config.resume=False to start this run over with the new ones"
                 )
@@ -204,13 +205,14 @@ def _keep_weights(run: Run, workdir: Path, number: int) -> None:
 def _introduce(run: Run, workdir: Path) -> None:
     config, data = run.config, run.data
     validation = data.validation.size if data.validation else 0
-    size = config.population.size
+    size, classes = config.population.size, len(config.data.classes)
+    source = f"{classes} classes of {data.source}" if classes else f"{data.source} digits"
     console.print(
-        Text(config.name, "bold")
+        Text(settings.title_of(config), "bold")
         + f": {config.model.name}, {run.parameters:,} parameters"
         + (f", {size} members" if size > 1 else "")
         + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
-        + f"; {data.source} digits, {data.train.size:,} training and {validation:,} "
+        + f"; {source}, {data.train.size:,} training and {validation:,} "
         f"validation examples; {run.layout}; into {workdir}"
     )
     if len(run.ids[0]) % run.layout.members:
