@@ -204,7 +204,7 @@ def test_its_files_and_its_card(run):
     assert f"{100 * summary['ensemble']:.2f} %" in card
     assert "**The page** in `demo/`" in card
     facts = json.loads((folder / export.PAGE / "facts.json").read_text())
-    assert facts["card"].startswith("two_head: the averaged probabilities of 2 networks (cnn, ")
+    assert facts["card"].startswith("two_head-drawn: the averaged probabilities of 2 networks (")
 
 
 def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkeypatch):

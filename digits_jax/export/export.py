@@ -180,8 +180,8 @@ def _line(run: Predictor, summary: Summary) -> str:
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
     right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
     return (
-        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on {facts['dataset']} "
-        f"({_source(facts)}){right}.{_twice(run)}"
+        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on "
+        f"{facts['dataset']} ({_source(facts)}){right}.{_twice(run)}"
     )
 
 
