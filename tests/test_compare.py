@@ -183,6 +183,7 @@ _DATA = {
     "drawn_train": 120,
     "drawn_test": 60,
     "drawn_extra": 0,
+    "classes": (),
 }
 
 
@@ -198,8 +199,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, n
     small = {
         key: recipe._replace(train=recipe.train // 500, test=50) for key, recipe in RECIPES.items()
     }
-    for where in (dataset, module):
-        monkeypatch.setattr(where, "RECIPES", small)
+    monkeypatch.setattr("digits_jax.data.recipes.RECIPES", small)
     monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: mnist)
     monkeypatch.setattr(dataset, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [

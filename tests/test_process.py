@@ -128,7 +128,8 @@ def test_a_system_without_what_only_posix_has(tmp_path, cache, command):
     """As on Windows: neither these signals nor user numbers; it trains and stops all the same."""
     code = (
         "import os, signal, sys\n"
-        "for module, names in ((signal, ('SIGHUP', 'SIGUSR1', 'SIGKILL')), (os, ('getuid', 'fork'))):\n"
+        "lacking = ((signal, ('SIGHUP', 'SIGUSR1', 'SIGKILL')), (os, ('getuid', 'fork')))\n"
+        "for module, names in lacking:\n"
         "    for name in names:\n"
         "        delattr(module, name)\n"
         "sys.argv = ['launch.py', *sys.argv[1:]]\n"

@@ -119,7 +119,9 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             arrays = {
-                name: read_array(archive, name) for name in ("images", "labels") if name in held
+                name: read_array(archive, name, MOST_BYTES)
+                for name in ("images", "labels")
+                if name in held
             }
     except UserError:
         raise
@@ -147,9 +149,7 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
     return Pictures(images, labels, names, {}, notes)
 
 
-def read_array(
-    archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES, kinds: str = "biuf"
-) -> np.ndarray:
+def read_array(archive: zipfile.ZipFile, name: str, most: int, kinds: str = "biuf") -> np.ndarray:
     """The array `name` of an .npz, of one of the `kinds` of dtype.
 
     Raises UserError for objects, for another kind, and for more than `most` bytes of memory.
