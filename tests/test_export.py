@@ -261,5 +261,5 @@ def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError, match="primitive sort"):
         onnx_graph.convert(lambda x: (jnp.sort(x),), (2, 2), ["x"], {}, export.OPSET)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="pip install -r requirements-export"):
+    with pytest.raises(UserError, match=r'pip install "digits_jax\[export\]"'):
         export.export(config, workdir)

@@ -50,7 +50,7 @@ def export(
         from digits_jax.export import onnx_graph
     except ImportError as error:
         raise UserError(
-            f"--mode=export needs {error.name}: pip install -r requirements-export.txt"
+            f'--mode=export needs {error.name}: pip install "digits_jax[export]"'
         ) from None
     workdir = Path(workdir)
     run = open_run(config, workdir)
