@@ -388,7 +388,7 @@ def test_an_npz_decides_as_a_whole_and_names_what_is_unlike_mnist(tmp_path):
         notes = pictures.read(path, "auto", ONE).notes
         assert len(notes) == count
         assert "1 of 1 images are not" in notes[-1]
-        assert "save them as .png files" in notes[-1]
+        assert "--data finds the ink in .png files" in notes[-1]
 
 
 def test_an_npz_with_other_names(tmp_path):
