@@ -6,6 +6,7 @@ by their paths in the trees; `epoch` [P] is the epoch of each member's weights; 
 [P + 1] calibrates each member and, last, their averaged probabilities.
 """
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,11 @@ class Predictor:
             with Checkpoints(workdir, create=False) as checkpoints:
                 restored = checkpoints.restore(like)
         if restored is None:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                command = json.loads((workdir / "summary.json").read_text("utf-8"))["command"]
+                raise UserError(
+                    f"{workdir} holds its results without weights; to make them: {command}"
+                )
             raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
         _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
