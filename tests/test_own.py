@@ -13,6 +13,7 @@ import digits_jax
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.data import drawn, named, own, recipes
 from digits_jax.errors import UserError
+from digits_jax.export.export import demo
 from tests.conftest import shrink
 
 
@@ -252,7 +253,7 @@ def letters(seed, each):
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "mnist100", "two_digit"])
-def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, dataset):
+def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, monkeypatch, dataset):
     """26 classes train, are reported by name, and read back."""
     train, test = letters(0, 16), letters(1, 3)
     small.data.dataset = dataset
@@ -281,6 +282,9 @@ def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, dataset):
         assert ", ".join(LETTERS) in card
         assert str(tmp_path) not in card.partition("**Reads**")[2]
         assert digits_jax.load(exported / "model.npz").classes == run.classes
+        monkeypatch.setattr("digits_jax.export.demo.site.runtime", lambda cache: cache)
+        with pytest.raises(UserError, match="the page is for digits"):
+            demo(run.config, tmp_path / "run", 0)
     evaluate(small, tmp_path / "run", None, "auto")
     read = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
     assert read[1] in names

@@ -32,6 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
+_NO_PAGE = "the page is for digits, and this run has other classes"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
@@ -93,7 +94,7 @@ def export(
     cache = dataset.cache_dir(config.data)
     try:
         if run.config.data.classes:
-            raise UserError("it is for digits alone")
+            raise UserError(_NO_PAGE)
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
@@ -117,7 +118,8 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     if not done or len({path.read_bytes() for path in weights}) > 1:
         export(config, workdir, out)
     if not site.whole(page):
-        site.runtime(dataset.cache_dir(config.data))  # raises: it is what was missing
+        site.runtime(dataset.cache_dir(config.data))  # raises if it is what was missing
+        raise UserError(f"{workdir}: {_NO_PAGE}")
     site.serve(page, port)
 
 
