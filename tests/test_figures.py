@@ -1,11 +1,16 @@
 """Every picture is drawn whole, small, and of what it was given."""
 
+from itertools import combinations, pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.transforms import Bbox
 
 from digits_jax.data import recipes
-from digits_jax.report import figures
+from digits_jax.report import figures, results
 from digits_jax.report.figures import comparisons, draw, runs
 from digits_jax.report.figures.images import _mosaic
 
@@ -17,6 +22,21 @@ def pixels(path):
     """The picture as [H, W, 3] uint8; checks that it is small enough for a README."""
     assert 1_000 < path.stat().st_size < 200_000
     return (imread(path)[..., :3] * 255).round().astype(np.uint8)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written, the latest last; boxes are in pixels of their files."""
+    figures, savefig = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        savefig(figure, *args, **kwargs)
+        figure.set_dpi(160)
+        figure.draw_without_rendering()
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
 
 
 def has(picture, colour):
@@ -219,3 +239,41 @@ def test_steps_of_the_frontier():
     ]
     assert comparisons.record_steps(points) == [(10, 0.95), (30, 0.98), (50, 0.99)]
     assert comparisons.record_steps([]) == []
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_frontier_covers_nothing_of_the_committed_runs(tmp_path, drawn):
+    """By the boxes of what is drawn: markers, intervals, lines, names."""
+    points = results.points(results.reported(results.read(RESULTS)))
+    figures.frontier(points, tmp_path / "accuracy.png")
+    (ax,) = drawn[-1].axes
+    named = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    assert named.keys() >= {"compact", "fast", "mnist", "records-p690", "records-cnn"}
+    assert len(named) == len(ax.texts)
+    assert not any(a.overlaps(b) for a, b in combinations(named.values(), 2))
+
+    at, marker = ax.transData.transform, 4 * 160 / 72
+    lines = {"o": [], "D": [], "None": []}
+    for line in ax.lines:
+        if len(corners := at(line.get_xydata())):
+            lines.setdefault(line.get_marker(), []).append(corners)
+    means, quoted = np.concatenate(lines["o"]), np.concatenate(lines["D"])
+    assert len(means) == len(points)
+    assert len(quoted) == sum(bool(point["quoted"]) for point in points)
+    assert all(np.abs(a - b).max() > marker for a, b in combinations(means, 2))
+
+    boxes = [Bbox([xy - marker / 2, xy + marker / 2]) for xy in (*means, *quoted)]
+    bars = [at(s) for c in ax.collections for s in c.get_segments()]
+    assert len(bars) == len(points)
+    for corners in (*bars, *lines["None"]):
+        for (x, y), (right, end) in pairwise(corners):  # of a step: right, then up
+            boxes += [
+                Bbox([(x, y), (right, y)]),
+                Bbox([(right, min(y, end)), (right, max(y, end))]),
+            ]
+    covered = [name for name, box in named.items() if box.count_overlaps(boxes)]
+    assert covered == []
+    assert draw.LOG in ax.get_xlabel()
+    assert ax.get_ylabel() == draw.LOG_ERROR
