@@ -38,6 +38,7 @@ def ablation(rows: Rows, path: Path) -> None:
         errors = [200 * row["error"] for row in rows]
         scores = [100 * row["validation"] for row in rows]
         accuracy.errorbar(scores, middles, xerr=errors, fmt="none", ecolor=ORANGE, elinewidth=1)
+        accuracy.plot([], [], "_", markersize=10, color=ORANGE, label="± two standard errors")
         accuracy.set_yticks(middles, [row["run"] for row in rows], color=INK)
         accuracy.set(ylim=(edges[-1], 0), title="accuracy, %")
         accuracy.grid(axis="x")
@@ -51,7 +52,7 @@ def ablation(rows: Rows, path: Path) -> None:
             text.text(0, top + 0.08, changed, **style)
             below = top + 0.08 + 0.15 * (changed.count("\n") + 1)
             text.text(0, below, reading, color=FAINT, **style)
-        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=4)
 
 
 def pruning(rows: Rows, path: Path, note: str = "") -> None:
@@ -59,7 +60,7 @@ def pruning(rows: Rows, path: Path, note: str = "") -> None:
     split = "test" if "test" in rows[0] else "validation"
     left = [row["weights"] for row in rows]
     before, after = draw.error(np.array([(r[f"{split}_before"], r[split]) for r in rows])).T
-    with draw.page(path, 5.6, 3.4) as figure:
+    with draw.page(path, 5.6, 3.4 + 0.2 * bool(note), note) as figure:
         ax = figure.subplots()
         ax.plot(left, before, "o--", color=FAINT, markerfacecolor="white", label="pruned")
         ax.plot(left, after, "o-", color=BLUE, label="and trained on")
@@ -69,9 +70,10 @@ def pruning(rows: Rows, path: Path, note: str = "") -> None:
         ax.set_xticks([], minor=True)
         draw.error_axis(ax, [after, before])
         above: Style = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-        for x, y, row in zip(left, after, rows, strict=True):
+        for x, y, row in zip(left, np.minimum(before, after), rows, strict=True):
             ax.annotate(f"{100 * row['pruned']:g} %", (x, y), **above)
-        ax.set(xlabel="weights left", ylabel=draw.noted(f"{split} accuracy, %", note))
+        ax.set_xlabel(f"weights left ({draw.LOG}; above the points, the share pruned)")
+        ax.set_ylabel(f"{split} accuracy, % ({draw.LOG_ERROR})")
         ax.legend(loc="lower right", labelcolor=INK)
 
 
@@ -235,7 +237,7 @@ def learning(runs: Mapping[str, Rows], path: Path) -> None:
             ax.set_title(run, fontsize=7)
             ax.tick_params(labelsize=6)
         figure.supxlabel("epoch", fontsize=7, color=FAINT)
-        title = "Accuracy, %: training (blue) and validation (orange), all seeds"
+        title = f"Accuracy, % ({draw.LOG_ERROR}): training (blue), validation (orange), all seeds"
         figure.suptitle(title, fontsize=9, x=0.02, ha="left", weight="bold")
 
 
@@ -252,20 +254,22 @@ def search(
     points: {"trial", "value", "pruned"} and a value by field, each; logs: fields of a logarithmic
     range; importances: shares by field, empty where they are not known yet.
     """
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     titles = ["trial", *fields, *(["importance"] if importances else [])]
     columns = min(len(titles), 3)
     errors = draw.error(np.array([p["value"] or 0 for p in points]))
     pruned = np.array([p["pruned"] for p in points], bool)
-    with draw.page(path, 2.7 * columns, 2.4 * -(-len(titles) // columns)) as figure:
+    with draw.page(path, 2.7 * columns, 2.4 * -(-len(titles) // columns), note) as figure:
         panels = draw.grid_of_panels(figure, len(titles), columns)
         for ax, field in zip(panels, titles, strict=True):
             ax.set_title(field)
             if field == "importance":
                 names = sorted(importances, key=lambda name: importances[name])
-                short = [name.rpartition(".")[2] for name in names]
-                ax.barh(short, [importances[name] for name in names], color=TEAL)
+                ax.barh(range(len(names)), [importances[name] for name in names], color=GRID)
+                for y, name in enumerate(names):
+                    ax.text(0, y, f" {name.rpartition('.')[2]}", va="center")
+                ax.set_yticks([])
                 continue
             x = [p[field] for p in points]
             if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in x):
@@ -277,7 +281,9 @@ def search(
                 best = np.minimum.accumulate(errors)
                 ax.plot(x, best, color=ORANGE, drawstyle="steps-post")
             if field in logs and min(x) > 0:
-                ax.set_xscale("log")
+                ax.set(xscale="log", xlabel=draw.LOG)
+                ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 ax.xaxis.set_minor_formatter(NullFormatter())
             draw.error_axis(ax, [errors])
-        panels[0].set_ylabel(draw.noted("validation accuracy, %", note))
+        label = f"validation accuracy, % ({draw.LOG_ERROR})"
+        figure.supylabel(label, fontsize=8, color=FAINT)
