@@ -321,7 +321,9 @@ def write(
         source_note(summary.get("data", {}).get(key)) for key in ("source", "test_source")
     )
     if rows:
-        figures.curves(rows, workdir / "curves.png", note)
+        prune = summary.get("config", {}).get("prune", {})
+        pruned = prune["fractions"] if prune.get("run") else ()
+        figures.curves(rows, workdir / "curves.png", note, pruned)
     if labels is not None and log_probabilities is not None and images is not None:
         tested = test_metrics(labels, log_probabilities, classes)
         members = zip(summary["members"], tested["members"], strict=True)

@@ -204,6 +204,21 @@ def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
     }
 
 
+def points(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
+    """What `figures.frontier` draws of runs whose test split was read."""
+    return [
+        {
+            "run": run,
+            "dataset": summary["data"]["dataset"],
+            "parameters": summary["model"]["parameters"],
+            "mean": summary["mean"],
+            "half": stats.half_width(_tests(summary)),
+            "quoted": [x / 100 for x in summary["config"]["quoted"]],
+        }
+        for run, summary in summaries.items()
+    ]
+
+
 def write(results: str | os.PathLike) -> None:
     """Rewrites the tables and the pictures; text outside the markers of a table stays.
 
@@ -222,20 +237,7 @@ def write(results: str | os.PathLike) -> None:
         files.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
     shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
     if shown:
-        figures.frontier(
-            [
-                {
-                    "run": run,
-                    "dataset": summary["data"]["dataset"],
-                    "parameters": summary["model"]["parameters"],
-                    "mean": summary["mean"],
-                    "half": stats.half_width(_tests(summary)),
-                    "quoted": [x / 100 for x in summary["config"]["quoted"]],
-                }
-                for run, summary in shown.items()
-            ],
-            results / "accuracy.png",
-        )
+        figures.frontier(points(shown), results / "accuracy.png")
     logs = {run: artifacts.read_rows(results / run / "metrics.jsonl") for run in shown}
     curves = {run: rows for run, rows in logs.items() if any(row["epoch"] > 1 for row in rows)}
     if curves:

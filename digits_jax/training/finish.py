@@ -147,7 +147,9 @@ def _show_examples(run: Run, workdir: Path) -> None:
     train = data.train.of(0)
     columns = 10 if recipe.shape[1] > recipe.shape[0] else 20
     shown = dataset.by_class(train, recipe, columns)
-    figures.sheet(dataset.examples(shown, recipe)[0], workdir / "examples.png", columns)
+    note = artifacts.source_note(data.source)
+    title = figures.noted("Training examples by class", note)
+    figures.sheet(dataset.examples(shown, recipe)[0], workdir / "examples.png", columns, title)
     if any(value for name, value in run.config.augment.items() if name != "per_digit"):
         picked = np.asarray(shown.rows)[:: max(len(shown.rows) // 10, 1)][:10]
         rows, key = np.repeat(picked, columns, axis=0), jax.random.key(0)
@@ -155,4 +157,5 @@ def _show_examples(run: Run, workdir: Path) -> None:
         images = np.rint(255 * np.asarray(draw(train))).astype(np.uint8)
         # The first of each row is not distorted.
         images[::columns] = dataset.examples(train._replace(rows=picked), recipe)[0]
-        figures.sheet(images, workdir / "augmented.png", columns)
+        title = figures.noted("Augmentation: a row per example, the first as it is", note)
+        figures.sheet(images, workdir / "augmented.png", columns, title)
