@@ -236,7 +236,8 @@ class _Lines(_Display):
             console.print(Text(f"{self.text} ..."))
 
     def moved(self) -> None:
-        if time.perf_counter() - _Output.written > self._patience:
+        silent = time.perf_counter() - _Output.written > self._patience
+        if silent and self.bar and 0 < self.bar.fraction < 1:
             console.print(Text(self.line()))
             self._patience = min(2 * self._patience, 60.0)
 
