@@ -129,6 +129,8 @@ def test_paired_seeds_by_hand(tmp_path):
     assert (tmp_path / "comparison.md").read_text() == text
     alone = finished(tmp_path / "c", {1: (0.8, None)})
     assert "one seed that both have" in compare_runs(one, alone)
+    pair = finished(tmp_path / "d", {2: (0.91, None), 3: (0.93, None)})
+    assert "90.00 → 92.00 %, +1.00 and +3.00 points of the two seeds" in compare_runs(one, pair)
 
 
 def test_more_data_or_less_is_a_fair_question(tmp_path):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digits_jax.console import track
 from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError, check_choice
 
@@ -92,7 +93,7 @@ def _read_folder(folder: Path, ink: str, recipe: Recipe) -> Pictures:
         raise UserError(f"{folder}: this folder cannot be read ({error.strerror})") from None
     images: dict[str, np.ndarray] = {}
     unread: dict[str, str] = {}
-    for path in paths:
+    for path in track(paths, f"reading {len(paths):,} pictures"):
         try:
             if path.is_dir():
                 raise UserError("a folder; to read what is in it, name it with --data")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from digits_jax import files, settings
 from digits_jax.analysis.runs import SUMMARY, Summary, open_run, read_summary, writable
-from digits_jax.console import console, percent
+from digits_jax.console import console, percent, status
 from digits_jax.core.step import apply
 from digits_jax.data import dataset
 from digits_jax.data.batches import normalize, to_float
@@ -69,6 +69,7 @@ def export(
     images, labels = dataset.examples(data.test, run.recipe)
     train = data.train.of(0)
     sample = dataset.examples(train._replace(rows=train.rows[:_SAMPLE]), run.recipe)[0]
+    status("converting to ONNX and StableHLO")
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
         whole = onnx_graph.convert(predict, shape, list(heads), facts, OPSET)
@@ -78,8 +79,10 @@ def export(
         hlo = bytes(exported.serialize())
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
+    status("converting to 8 bits")
     onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(sample, np.float32)))
 
+    status("reading the test images with the files")
     expected = [np.asarray(p) for p in jax.jit(predict)(to_float(images[:_SAMPLE], np.float32))]
     for name, answer in (
         (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SAMPLE])),
@@ -91,6 +94,7 @@ def export(
     accuracy = {
         name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
     }
+    status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
         if run.config.data.classes:
@@ -120,6 +124,7 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     if not site.whole(page):
         site.runtime(dataset.cache_dir(config.data))  # raises if it is what was missing
         raise UserError(f"{workdir}: {_NO_PAGE}")
+    status("")
     site.serve(page, port)
 
 

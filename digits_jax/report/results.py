@@ -21,7 +21,8 @@ Summary = dict[str, Any]
 INTRO = """# Results
 
 Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
-examples; ± is the standard deviation over the seeds, 95 % the interval of their mean. Quoted is
+examples; ± is the standard deviation over the seeds, 95 % the interval of their mean (below three
+seeds, the accuracy of each). Quoted is
 what the reproduced system says of itself (LeNet-5's, the MNIST-100 MLP's and ResNet-50's: about).
 The best test epoch is what a run would have to say if the test split had chosen its epoch, as the
 field often lets it, and in brackets by how much that flatters. Ensemble is the accuracy of the
@@ -59,14 +60,20 @@ def _tests(summary: Summary) -> list[float]:
     return [member["test"] for member in summary["members"] if "test" in member]
 
 
-def _accuracy(summary: Summary) -> str:
-    return percent(summary.get("mean"), summary.get("std"))
+def _accuracy(found: Summary, seeds: int) -> str:
+    return percent(found.get("mean"), found.get("std"), seeds=seeds)
+
+
+def _half(summary: Summary) -> float | None:
+    """Of the 95 % interval; None below three seeds, of which it would say little."""
+    tests = _tests(summary)
+    return stats.half_width(tests) if len(tests) > 2 else None
 
 
 def _interval(summary: Summary) -> str:
     if summary["config"]["data"]["folds"]:
         return ""  # folds share digits: Student's t would be too narrow
-    half = stats.half_width(_tests(summary))
+    half = _half(summary)
     return "" if half is None else f"± {percent(half)}"
 
 
@@ -97,7 +104,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "data": (LEFT, _data),
     "parameters": (RIGHT, lambda s: f"{s['model']['parameters']:,}"),
     "quoted": (RIGHT, lambda s: " / ".join(f"{x:.2f}" for x in s["config"]["quoted"])),
-    "test accuracy": (RIGHT, _accuracy),
+    "test accuracy": (RIGHT, lambda s: _accuracy(s, len(s["members"]))),
     "95 %": (RIGHT, _interval),
     "seeds": (RIGHT, _seeds),
     "best test epoch": (RIGHT, lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean"))),
@@ -159,7 +166,7 @@ def more_pairs(summaries: dict[str, Summary]) -> str:
         cells: list[str] = []
         for whole, test in ((summary, summary["test"]), (found, found)):
             both = percent(test["all_heads"]) if len(test["heads"]) > 1 else ""
-            cells += [_accuracy(whole), _heads(test), both]
+            cells += [_accuracy(whole, len(summary["members"])), _heads(test), both]
         cells.insert(3, f"{found['examples']:,}")
         ensemble = percent(found["ensemble"]) if "ensemble" in found else ""
         rows.append([f"[{run}]({run}/)", *cells, ensemble, f"± {percent(found['draw_std'])}"])
@@ -212,7 +219,7 @@ def points(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
             "dataset": summary["data"]["dataset"],
             "parameters": summary["model"]["parameters"],
             "mean": summary["mean"],
-            "half": stats.half_width(_tests(summary)),
+            "half": _half(summary),
             "quoted": [x / 100 for x in summary["config"]["quoted"]],
         }
         for run, summary in summaries.items()

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from numpy.typing import DTypeLike
 
 from digits_jax import files
-from digits_jax.console import EpochBar, console, warn
+from digits_jax.console import Bar, console, warn
 from digits_jax.core import population
 from digits_jax.data import augment, batches
 from digits_jax.data.dataset import cache_dir
@@ -67,7 +67,7 @@ def make(
             f"{(images.nbytes + targets.nbytes) / 1e6:,.0f} MB in {folder}"
         )
     kept = True
-    with EpochBar("targets", len(missing) * len(pool)) as bar:
+    with Bar("targets", len(missing) * len(pool), "images/s", brief=True) as bar:
         for view in missing:
             if _read(folder, view, images, targets):  # another process was quicker
                 bar.add(len(pool))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from digits_jax import settings
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.core.step import best_weights
 from digits_jax.data import batches, dataset
 from digits_jax.devices import backend
@@ -30,6 +30,7 @@ _PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
 
 def finish(run: Run, workdir: Path, clock: Clock) -> None:
     """Evaluates the best weights on every split, the test split once, and writes the report."""
+    status("evaluating the best weights")
     config, data = run.config, run.data
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
     scores, temperatures = {}, None
@@ -89,14 +90,18 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
             for member in range(config.population.size)
         ],
     }
+    status("drawing the pictures")
     _show_examples(run, workdir)
     calibration = np.ones(len(epoch_of) + 1) if temperatures is None else temperatures
     path, weights = workdir / predictor.FILE, run.gathered(best_weights)
     predictor.write(path, facts["config"], weights, data.normalizer, epoch_of, calibration)
     if config.prune.run:
+        status("evaluating what was pruned")
         facts["pruning"] = table = _pruned(run)
         console.print(prune.write(workdir, config, table))
+        status("drawing the pictures", brief=True)
     summary = artifacts.write(workdir, facts, rows, data.classes, *tested)
+    status("")
     if tested and not config.prune.run:
         text = figures.noted(artifacts.headline(summary), artifacts.source_note(data.test_source))
         console.print(f"test {text}", style="bold")

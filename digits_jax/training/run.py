@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import files, models
+from digits_jax.console import status
 from digits_jax.core import population
 from digits_jax.core.step import Program, best_weights, eval_weights, first_state, zero_metrics
 from digits_jax.data import batches, dataset
@@ -279,7 +280,9 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
         raise UserError(f"config.engine={config.engine} trains in one process")
     only = None if engine.COMPILED else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
+    status("reading the digits", brief=True)
     data = dataset.load(config.data)
+    status("preparing the network", brief=True)
     hosts.agree("their digits", *data.train, *data.test)
     members = members or population.members_of(config, range(config.population.size))
     source = _teacher_run(config) if config.distill.teacher else None
