@@ -218,7 +218,7 @@ def _introduce(run: Run, workdir: Path) -> None:
     validation = data.validation.size if data.validation else 0
     size = config.population.size
     if config.bfloat16 and jax.default_backend() == "cpu":
-        warn("config.bfloat16=True: on CPU this is slower than float32, which is the default")
+        warn("config.bfloat16=True is slower than float32 on CPU")
     console.print(
         Text(config.name, "bold")
         + f": {config.model.name}, {run.parameters:,} parameters"
