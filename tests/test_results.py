@@ -46,12 +46,13 @@ def rows_of(text):
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def test_tables_by_hand(tmp_path):
+def test_tables_by_hand(tmp_path, monkeypatch):
     """The interval of two seeds that differ by 10 points: t(0.975, 1) * 7.07 / sqrt(2) = 63.53."""
     folder = tmp_path / "results"
     data = {"dataset": "mnist", "source": "drawn", "test_source": "drawn", "drawn_extra": 0}
     drawn = SUMMARY | {"data": data, "validation": None}
     lay(folder, {"b": TWO, "a": drawn, "search/c": SUMMARY})
+    monkeypatch.setattr(results, "SHOWN", {"b": "two digits", "none": "not there", "a": "one"})
     (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\nkept\n")
     results.write(folder)
     text = (folder / "README.md").read_text()
@@ -66,9 +67,12 @@ def test_tables_by_hand(tmp_path):
     )
     assert table[4].startswith("| [search/c](search/c/) |")
     beside = (tmp_path / "README.md").read_text()
-    assert rows_of(beside)[3:] == [
-        "| [b](results/b/) | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 "
-        "| 2 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |"
+    assert rows_of(beside) == [
+        "| run | what | parameters | test accuracy | seeds | ensemble |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| [b](results/b/) | two digits | 390,164 | 75.00 ± 7.07 | 2 (1 diverged) "
+        "| 76.25 (+1.25) |",
+        "| [a](results/a/) | one | 390,164 |  | 1 |  |",
     ]
     assert beside.endswith("kept\n")
     assert (folder / "accuracy.png").exists()
@@ -129,6 +133,8 @@ def test_errors_name_the_file(tmp_path):
 def test_the_tables_are_those_of_the_summaries():
     """`python -m digits_jax.report.results` was run after the last change."""
     summaries = results.read(ROOT / "results")
+    assert len(results.SHOWN) == 6
+    assert results.SHOWN.keys() <= summaries.keys()
     for readme, table in results.tables(ROOT / "results", summaries).items():
         assert table in readme.read_text(encoding="utf-8"), readme
 
