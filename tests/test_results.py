@@ -72,7 +72,7 @@ def test_tables_by_hand(tmp_path, monkeypatch):
         "| --- | --- | ---: | ---: | ---: | ---: |",
         "| [b](results/b/) | two digits | 390,164 | 75.00 ± 7.07 | 2 (1 diverged) "
         "| 76.25 (+1.25) |",
-        "| [a](results/a/) | one | 390,164 |  | 1 |  |",
+        "| [a](results/a/) | one | 390,164 | – | 1 |  |",
     ]
     assert beside.endswith("kept\n")
     assert (folder / "accuracy.png").exists()
