@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -151,9 +152,13 @@ def test_flags_and_fields_exist(line, parsed):
 
 
 TINY = (
-    "--config.data.drawn_train=200 --config.data.drawn_test=60 --config.data.train=96 "
-    "--config.data.test=40 --config.batch_size=32 --config.eval_batch_size=40"
-).split()
+    "--config.data.drawn_train=200",
+    "--config.data.drawn_test=60",
+    "--config.data.train=96",
+    "--config.data.test=40",
+    "--config.batch_size=32",
+    "--config.eval_batch_size=40",
+)
 QUICK = "--config=compact --mode=describe"
 
 
@@ -204,7 +209,9 @@ def short(words):
     return (*sets, *TINY, *counts, *filter(None, [few]))
 
 
-@pytest.mark.parametrize("line", slow_except([QUICK], [line for line in OURS if line not in PARSED]))
+@pytest.mark.parametrize(
+    "line", slow_except([QUICK], [line for line in OURS if line not in PARSED])
+)
 def test_a_command_runs(line, launched, place):
     """In short; a mode that reads a run gets one."""
     words = line.replace("FILE.py", "mine.py").replace("FILE.png", "two.png").split()
@@ -225,8 +232,106 @@ def test_a_command_runs(line, launched, place):
             launched("--config=lenet5", *short([]), "--workdir=runs/lenet5")
         assert "test" in launched(*short(words), *others, own)
     elif mode == "--mode=search":
-        few = "search.trials=2 search.round=2 search.epochs=1 search.retrain=2".split()
+        few = ("search.trials=2", "search.round=2", "search.epochs=1", "search.retrain=2")
         launched(*short(words), *(f"--config.{x}" for x in few), *others, f"{own}-search")
     else:
         launched(*short(words), own)
         launched(*[w for w in words if w.startswith("--config=")], *others, own)
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_name_what_exists(command):
+    words, project = shlex.split(command), tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
+    for before, after in itertools.pairwise(words):
+        if before in ("-c", "-r"):
+            assert (ROOT / after).is_file()
+    for extra in re.findall(r"\[(\w+)\]", command):
+        assert extra in extras
+    if words[1] == "-m":
+        assert importlib.util.find_spec(words[2])
+
+
+def test_the_example_of_backpropagation_runs():
+    (line,) = (command for command in OTHERS if "doctest" in command)
+    subprocess.run([sys.executable, *line.split()[1:]], cwd=ROOT, check=True)
+
+
+def same(said, written):
+    """Whether `said` reads as `written`, where the line '...' stands for any lines.
+
+    Numbers with a point differ a little between processors and versions of JAX.
+    """
+    number = r"(\\d+\\.\\d*)"
+    pattern = re.sub(r"\d+\.\d*", number, re.sub(r"([\[\]()+{}|*?^$])", r"\\\1", written))
+    pattern = re.sub(r"^\.\.\.\n", r"(?:.*\\n)*", pattern, flags=re.M)
+    pattern = re.sub(r"[ \t]+", r"[ \\t]+", pattern)
+    found = re.fullmatch(pattern, said)
+    numbers = re.findall(r"\d+\.\d*", written)
+    return bool(found) and np.allclose(
+        np.float64(found.groups()), np.float64(numbers), rtol=0.2, atol=0.1
+    )
+
+
+def test_what_is_the_same():
+    assert same("a [0.25]\nb\nc\nd  1. 2\n", "a [0.26]\n...\nd 1. 2\n")
+    assert not same("a 0.25\n", "b 0.25\n")
+    assert not same("a 0.25\n", "a 0.65\n")
+    assert not same("a 3\n", "a 4\n")
+    assert not same("a\nb\n", "a\n")
+
+
+@pytest.mark.parametrize(
+    "name", slow_except(["README.md"], [n for n, t in DOCUMENTS.items() if fenced(t, "python")])
+)
+def test_python_blocks_run(name, place, monkeypatch, registries, unpictured):
+    """One after the other; what they print is what stands below them."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "user"))
+    namespace, said = {"__name__": "__main__"}, ""
+    for _, kind, block in FENCE.findall(DOCUMENTS[name]):
+        if kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(block, name, "exec"), namespace)
+            said = output.getvalue()
+        elif kind == "text" and said:
+            assert same(said, block), f"it prints\n{said}\ninstead of\n{block}"
+            said = ""
+    assert not said, "a block prints what nothing below it shows"
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def anchors(text):
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)", FENCE.sub("", text), re.M)}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    text = FENCE.sub("", DOCUMENTS[name])
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text)
+    for link in filter(None, itertools.chain(*links)):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert ROOT in target.resolve().parents, link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_readme_is_one_page():
+    text = DOCUMENTS["README.md"]
+    assert len(fenced(text, "sh")) == 2  # .ci/run types them
+    prose = "\n".join(line for line in FENCE.sub("", text).splitlines() if line[:1] != "|")
+    assert 500 < len(re.sub(r"<[^>]*>|\]\([^)]*\)|`[^`]*`", " ", prose).split()) <= 800
+
+
+def test_every_page_is_in_the_index():
+    index = DOCUMENTS["docs/README.md"]
+    for path in ROOT.glob("docs/*.*"):
+        assert path.name == "README.md" or f"]({path.name})" in index or f"[{path.name}]" in index
