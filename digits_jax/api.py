@@ -100,13 +100,16 @@ class TrainedRun:
 
         images: [H, W], [N, H, W] or [N, H, W, 1], of the run's `shape`: uint8, or floats or bool
         from 0 (black) to 1 (white), which are rounded to 255 steps. ink: 'bright' on dark, as
-        MNIST's, 'dark' on bright, or 'auto', decided for all images together. members: also return
-        each member's probabilities. Raises UserError for images of another shape or range; warns of
-        images that don't look like MNIST's.
+        MNIST's, 'dark' on bright, or 'auto', decided for all images together (by a run that learned
+        from data of your own they are taken as they are). members: also return each member's
+        probabilities. Raises UserError for images of another shape or range; warns of images that
+        don't look like MNIST's.
         """
-        pixels, notes = pictures.as_bright(_pixels(images, self.shape), ink)
-        for note in notes:
-            warnings.warn(note.replace("--ink=", "ink="), stacklevel=2)
+        pixels = _pixels(images, self.shape)
+        if ink != "auto" or self.config.data.source in ("mnist", "drawn"):
+            pixels, notes = pictures.as_bright(pixels, ink)
+            for note in notes:
+                warnings.warn(note.replace("--ink=", "ink="), stacklevel=2)
         log_p = self._run.predict(pixels)
         temperature = self._run.temperature
         averaged = {

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from digits_jax import defaults, errors, settings
+from digits_jax import console, defaults, errors, settings
 from digits_jax.devices.signals import Interrupts, stopping
 from digits_jax.errors import UserError, nearest
 
@@ -86,6 +86,15 @@ def dispatch(argv: list[str]) -> None:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
+    several = FLAGS.distributed or any(FLAGS[flag].present for flag in CLUSTER[1:])
+    # Of several processes only the first one shows anything, and not before they are joined.
+    with nullcontext() if several else console.display(lines=True):
+        console.status("starting JAX")
+        run_mode(mode, config, several)
+
+
+def run_mode(mode: Mode, config: ConfigDict | None, several: bool) -> None:
+    """Calls the mode's function in a process that is set up for it; imports JAX."""
     function = mode.function()
     from digits_jax.data.dataset import cache_dir
     from digits_jax.devices import backend, hosts
@@ -93,11 +102,10 @@ def dispatch(argv: list[str]) -> None:
     values = {flag: FLAGS[flag].value for flag in mode.flags if flag not in CLUSTER}
     if FLAGS.mode == "compare":
         values["flag"] = FLAGS["config"]
-    several = FLAGS.distributed or any(FLAGS[flag].present for flag in CLUSTER[1:])
     by_hand = (FLAGS[flag].value for flag in CLUSTER[1:])
     together = hosts.joined(FLAGS.workdir, *by_hand) if several else nullcontext(Interrupts)
     cache = cache_dir(config.data if config else ConfigDict({"cache_dir": ""}))
-    with together as listen, backend.command(cache):
+    with together as listen, console.display(lines=True), backend.command(cache):
         if mode.trains:
             function(config, FLAGS.workdir or None, listen, **values)
         elif "out" in mode.flags:
@@ -108,8 +116,13 @@ def dispatch(argv: list[str]) -> None:
 
 def exit_at_once() -> None:
     """From now on a signal to stop ends the process, until a run listens and when it has ended."""
+
+    def end(*_: object) -> None:
+        console.end_display()
+        os._exit(errors.SAVED)
+
     for one in set(stopping()) - {signal.SIGINT}:
-        signal.signal(one, lambda *_: os._exit(errors.SAVED))
+        signal.signal(one, end)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -133,11 +133,15 @@ def source_label(source: str) -> str:
     return re.sub(r"[^\w.]+", "-", kept).strip("-")
 
 
-def folder_of(config: ConfigDict, kind: str = "") -> Path:
-    """The default folder of a run: runs/NAME[-KIND], with its source where that isn't MNIST."""
+def title_of(config: ConfigDict, kind: str = "") -> str:
+    """What a run is called: NAME[-KIND], with its source where that isn't MNIST."""
     label = source_label(config.data.source)
-    label = "" if label in config.name else label
-    return Path("runs") / "-".join(filter(None, (config.name, kind, label)))
+    return "-".join(filter(None, (config.name, kind, "" if label in config.name else label)))
+
+
+def folder_of(config: ConfigDict, kind: str = "") -> Path:
+    """The default folder of a run."""
+    return Path("runs") / title_of(config, kind)
 
 
 def finished(config: ConfigDict) -> Path:

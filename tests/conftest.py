@@ -161,12 +161,26 @@ for request in requests:
 """
 
 
+def new_process(*arguments, program=""):
+    """What the fixture `command` does, without a copy."""
+    start = [sys.executable, *(["-c", program] if program else ["launch.py"]), *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        start, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
 @pytest.fixture(scope="session")
 def command():
     """`python launch.py ARGUMENTS`, or a program like `python -c`; -> (exit code, stdout, stderr).
 
-    Each runs in a process of its own, a copy of one that has imported JAX.
+    Each runs in a process of its own, a copy of one that has imported JAX; where processes can't be
+    copied, as on Windows, in a new one.
     """
+    if not hasattr(os, "fork"):
+        yield new_process
+        return
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # a GPU's libraries may say something, too
     start = [sys.executable, "-W", "ignore:os.fork() was called", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

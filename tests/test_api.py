@@ -1,6 +1,7 @@
 """What a script imports: each public name, on arrays of every form, and its mistakes."""
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -231,3 +232,12 @@ def test_a_model_that_is_not_registered_here(tmp_path, cache, registries, unpict
 
 def test_the_fields_of_augment_are_all_known():
     assert set(get_base("any", "", ("any",)).augment) == set(AUGMENTATIONS)
+
+
+def test_results_without_weights_say_how_to_make_them():
+    for folder in sorted((ROOT / "results").glob("*/")):
+        if (folder / "config.json").exists() and not (folder / "model.npz").exists():
+            command = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["command"]
+            with pytest.raises(UserError, match="without weights; to make them: ") as error:
+                digits_jax.load(folder)
+            assert str(error.value).endswith(command)

@@ -129,6 +129,8 @@ def test_paired_seeds_by_hand(tmp_path):
     assert (tmp_path / "comparison.md").read_text() == text
     alone = finished(tmp_path / "c", {1: (0.8, None)})
     assert "one seed that both have" in compare_runs(one, alone)
+    pair = finished(tmp_path / "d", {2: (0.91, None), 3: (0.93, None)})
+    assert "90.00 → 92.00 %, +1.00 and +3.00 points of the two seeds" in compare_runs(one, pair)
 
 
 def test_more_data_or_less_is_a_fair_question(tmp_path):
@@ -183,6 +185,7 @@ _DATA = {
     "drawn_train": 120,
     "drawn_test": 60,
     "drawn_extra": 0,
+    "classes": (),
 }
 
 
@@ -198,8 +201,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, n
     small = {
         key: recipe._replace(train=recipe.train // 500, test=50) for key, recipe in RECIPES.items()
     }
-    for where in (dataset, module):
-        monkeypatch.setattr(where, "RECIPES", small)
+    monkeypatch.setattr("digits_jax.data.recipes.RECIPES", small)
     monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: mnist)
     monkeypatch.setattr(dataset, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
     changes = [

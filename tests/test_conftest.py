@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from digits_jax.console import console
 from digits_jax.devices import backend
+from tests.conftest import new_process
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = """
@@ -31,6 +32,17 @@ def test_the_settings():
     assert console.no_color is False
     assert not console.is_terminal
     assert console.width == 80
+
+
+def test_commands_in_new_processes_are_those_in_copies(command):
+    """As on a system that can't copy them."""
+    for arguments, program in (
+        (["--config=configs/mnist1000.py"], ""),
+        (["a", "b"], "import sys; print(sys.argv); sys.exit(7)"),
+    ):
+        copied = command(*arguments, program=program)
+        assert copied[0] in (1, 7)
+        assert new_process(*arguments, program=program) == copied
 
 
 def test_they_hold_beside_a_plugin_that_warns_and_under_a_users_own(tmp_path):

@@ -204,7 +204,7 @@ def test_its_files_and_its_card(run):
     assert f"{100 * summary['ensemble']:.2f} %" in card
     assert "**The page** in `demo/`" in card
     facts = json.loads((folder / export.PAGE / "facts.json").read_text())
-    assert facts["card"].startswith("two_head: the averaged probabilities of 2 networks (cnn, ")
+    assert facts["card"].startswith("two_head-drawn: the averaged probabilities of 2 networks (")
 
 
 def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkeypatch):
@@ -261,5 +261,5 @@ def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError, match="primitive sort"):
         onnx_graph.convert(lambda x: (jnp.sort(x),), (2, 2), ["x"], {}, export.OPSET)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="pip install -r requirements-export"):
+    with pytest.raises(UserError, match=r'pip install "digits_jax\[export\]"'):
         export.export(config, workdir)

@@ -31,7 +31,7 @@ ENCODINGS = ("ascii", "cp1252")
 def config(cache):
     config = shrink(config_of("two_head:mlp"), cache)
     config.model.hidden = (8,)
-    config.keep_epochs, config.epochs, config.population.size = True, 1, 2
+    config.keep_epochs, config.epochs, config.population.size = True, 1, 3
     return config
 
 

@@ -13,6 +13,7 @@ import digits_jax
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.data import drawn, named, own, recipes
 from digits_jax.errors import UserError
+from digits_jax.export.export import demo
 from tests.conftest import shrink
 
 
@@ -213,6 +214,17 @@ def test_every_form_trains_bit_for_bit_alike(tmp_path, small, unpictured):
         digits_jax.train(small, tmp_path / "runs" / "arrays", data=(images, labels))
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path, small, unpictured):
+    images, labels = by_class(drawn.digits(1, 120))
+    small.data.source, small.optimizer.schedule = str(tmp_path / "set.npz"), "constant"
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    digits_jax.train(small, tmp_path / "run")
+    np.savez(tmp_path / "set.npz", images=images, labels=labels[::-1])
+    small.epochs += 1
+    with pytest.raises(UserError, match=r"the data in config\.data\.source=.* are not those"):
+        digits_jax.train(small, tmp_path / "run")
+
+
 def test_a_held_out_part_has_a_sixth_of_each_class():
     labels = np.repeat([0, 1, 2], [60, 31, 2])
     held = recipes.hold_out(recipes.generator(0, "held_out"), labels, 1 / 6)
@@ -241,7 +253,7 @@ def letters(seed, each):
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "mnist100", "two_digit"])
-def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, dataset):
+def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, monkeypatch, dataset):
     """26 classes train, are reported by name, and read back."""
     train, test = letters(0, 16), letters(1, 3)
     small.data.dataset = dataset
@@ -263,6 +275,16 @@ def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, dataset):
         assert run.evaluate(test[0], found)["mean"] == 1
     for name in ("confusion.png", "errors.png", "examples.png"):
         assert (tmp_path / "run" / name).stat().st_size > 5000
+    if dataset == "mnist":
+        pytest.importorskip("onnxruntime")
+        exported = run.export(tmp_path)
+        card = (exported / "README.md").read_text()
+        assert ", ".join(LETTERS) in card
+        assert str(tmp_path) not in card.partition("**Reads**")[2]
+        assert digits_jax.load(exported / "model.npz").classes == run.classes
+        monkeypatch.setattr("digits_jax.export.demo.site.runtime", lambda cache: cache)
+        with pytest.raises(UserError, match="the page is for digits"):
+            demo(run.config, tmp_path / "run", 0)
     evaluate(small, tmp_path / "run", None, "auto")
     read = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1].split(",")
     assert read[1] in names

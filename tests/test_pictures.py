@@ -318,6 +318,7 @@ def test_evaluation_says_what_was_not_read(tmp_path, monkeypatch, capsys):
     (tmp_path / "[red]2.jpg").write_text("")
     run = types.SimpleNamespace(
         recipe=ONE,
+        classes={"digit": "0123456789"},
         temperature=np.ones(2),
         epochs=[3],
         predict=lambda images: {"digit": np.full((1, len(images), 10), np.log(0.1))},
@@ -387,7 +388,7 @@ def test_an_npz_decides_as_a_whole_and_names_what_is_unlike_mnist(tmp_path):
         notes = pictures.read(path, "auto", ONE).notes
         assert len(notes) == count
         assert "1 of 1 images are not" in notes[-1]
-        assert "save them as .png files" in notes[-1]
+        assert "--data finds the ink in .png files" in notes[-1]
 
 
 def test_an_npz_with_other_names(tmp_path):

@@ -122,3 +122,27 @@ def test_exceptions_of_other_threads_are_heard_during_training(tmp_path):
     assert "Exception in thread mine" in process.stderr
     assert "ZeroDivisionError" in process.stderr
     assert "in a loop of mine" in process.stderr
+
+
+def test_a_system_without_what_only_posix_has(tmp_path, cache, command):
+    """As on Windows: neither these signals nor user numbers; it trains and stops all the same."""
+    code = (
+        "import os, signal, sys\n"
+        "lacking = ((signal, ('SIGHUP', 'SIGUSR1', 'SIGKILL')), (os, ('getuid', 'fork')))\n"
+        "for module, names in lacking:\n"
+        "    for name in names:\n"
+        "        delattr(module, name)\n"
+        "sys.argv = ['launch.py', *sys.argv[1:]]\n"
+        "from digits_jax import cli\n"
+        "cli.main()\n"
+    )
+    arguments = [
+        "--config=configs/mnist.py:mlp10",
+        f"--workdir={tmp_path}",
+        f"--config.data.cache_dir={cache}",
+        *("--config.data.source=drawn", "--config.data.drawn_train=200", "--config.epochs=1"),
+        "--config.data.drawn_test=50",
+    ]
+    code, output, errors = command(*arguments, program=code)
+    assert (code, errors) == (0, ""), output
+    assert (tmp_path / "summary.json").exists()

@@ -230,12 +230,12 @@ def test_a_run_without_weights_stays_as_it_is(config, run):
         (run / name).unlink()
     before = snapshot(run)
     for mode, (look, _) in looking(config, run).items():
-        with pytest.raises(UserError, match="holds no weights"):
+        with pytest.raises(UserError, match="without weights"):
             look()
         assert snapshot(run) == before, mode
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="without weights"):
         export.demo(config, run, 0)
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="without weights"):
         Predictor(str(run))
     assert "share" not in compare_runs(run, run)
     assert snapshot(run) == before

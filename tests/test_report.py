@@ -68,8 +68,12 @@ def test_metrics_of_two_heads_and_two_members_by_hand():
 
 def test_headline():
     assert artifacts.headline(artifacts.test_metrics(LABELS, LOG_P, NAMES)) == (
-        "75.00 ± 11.79 % over 2 members (95 % interval ± 105.89), ensemble 66.67 % "
-        "(upper 66.67 %, lower 83.33 %)"
+        "66.67 and 83.33 % over 2 members, ensemble 66.67 % (upper 66.67 %, lower 83.33 %)"
+    )
+    # The first one again: 4/6, 5/6, 4/6, and t(0.975, 2) = 4.3027 times 0.0962 / sqrt(3).
+    three = {head: log_p[[0, 1, 0]] for head, log_p in LOG_P.items()}
+    assert artifacts.headline(artifacts.test_metrics(LABELS, three, NAMES)).startswith(
+        "72.22 ± 9.62 % over 3 members (95 % interval ± 23.90), ensemble "
     )
     one = artifacts.test_metrics({"digit": np.array([1])}, {"digit": log_of([[0.25, 0.75]])}, NAMES)
     assert artifacts.headline(one) == "100.00 %"

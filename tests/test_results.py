@@ -29,6 +29,7 @@ TWO = SUMMARY | {
     "mean": 0.75, "std": 0.070711, "ensemble": 0.7625, "date": "2026-11-21",
     "best_test_epoch": {"mean": 0.7531},
 }  # fmt: skip
+THREE = TWO | {"members": [*TWO["members"], {"seed": 2, "test": 0.75}], "std": 0.05}
 ROW = {
     "epoch": 1, "member": 0, "train_accuracy": 0.6, "validation_accuracy": 0.5,
 }  # fmt: skip
@@ -47,12 +48,13 @@ def rows_of(text):
 
 
 def test_tables_by_hand(tmp_path, monkeypatch):
-    """The interval of two seeds that differ by 10 points: t(0.975, 1) * 7.07 / sqrt(2) = 63.53."""
+    """The interval of 70, 75 and 80: t(0.975, 2) * 5.00 / sqrt(3) = 12.42; two have none."""
     folder = tmp_path / "results"
     data = {"dataset": "mnist", "source": "drawn", "test_source": "drawn", "drawn_extra": 0}
     drawn = SUMMARY | {"data": data, "validation": None}
-    lay(folder, {"b": TWO, "a": drawn, "search/c": SUMMARY})
-    monkeypatch.setattr(results, "SHOWN", {"b": "two digits", "none": "not there", "a": "one"})
+    lay(folder, {"b": THREE, "a": drawn, "c": TWO, "search/c": SUMMARY})
+    shown = {"c": "of two", "b": "two digits", "none": "not there", "a": "one"}
+    monkeypatch.setattr(results, "SHOWN", shown)
     (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\nkept\n")
     results.write(folder)
     text = (folder / "README.md").read_text()
@@ -61,16 +63,18 @@ def test_tables_by_hand(tmp_path, monkeypatch):
         "| [a](a/) | mnist (drawn) | 390,164 |  | – |  | 1 |  |  |  | – | 2 | 1.5 | cpu |  |"
     )
     assert table[3] == (
-        "| [b](b/) | two_digit | 390,164 | 98.08 / 97.58 | 75.00 ± 7.07 | ± 63.53 "
-        "| 2 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) | 1.35 | 2 "
+        "| [b](b/) | two_digit | 390,164 | 98.08 / 97.58 | 75.00 ± 5.00 | ± 12.42 "
+        "| 3 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) | 1.35 | 2 "
         "| 1.5 | cpu | 2026-11-21 |"
     )
-    assert table[4].startswith("| [search/c](search/c/) |")
+    assert "| 98.08 / 97.58 | 70.00 and 80.00 |  | 2 (1 diverged) |" in table[4]
+    assert table[5].startswith("| [search/c](search/c/) |")
     beside = (tmp_path / "README.md").read_text()
     assert rows_of(beside) == [
         "| run | what | parameters | test accuracy | seeds | ensemble |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
-        "| [b](results/b/) | two digits | 390,164 | 75.00 ± 7.07 | 2 (1 diverged) "
+        "| [c](results/c/) | of two | 390,164 | 70.00 and 80.00 | 2 (1 diverged) | 76.25 (+1.25) |",
+        "| [b](results/b/) | two digits | 390,164 | 75.00 ± 5.00 | 3 (1 diverged) "
         "| 76.25 (+1.25) |",
         "| [a](results/a/) | one | 390,164 | – | 1 |  |",
     ]
@@ -88,13 +92,16 @@ def test_the_table_of_more_pairs_by_hand():
         "split": "test", "examples": 100_000, "mean": 0.7, "std": 0.01, "ensemble": 0.72,
         "draw_std": 0.0025, "heads": {"upper": 0.75, "lower": 0.65}, "all_heads": 0.5,
     }  # fmt: skip
-    run = TWO | {"test": TWO["test"] | {"all_heads": 0.6}, "pairs": found}
+    run = THREE | {"test": TWO["test"] | {"all_heads": 0.6}, "pairs": found}
     alone = {"heads": {"number": 0.75}, "all_heads": 0.75}
     one = TWO | {"std": None, "test": alone, "pairs": found | alone | {"std": None}}
     del one["pairs"]["ensemble"]
-    rows = rows_of(results.more_pairs({"a": SUMMARY, "b": run, "c": one}))
+    two = run | {"members": TWO["members"], "std": TWO["std"]}
+    rows = rows_of(results.more_pairs({"a": SUMMARY, "b": run, "c": one, "d": two}))
+    assert "| 70.00 and 80.00 |" in rows[4]
+    assert "| 69.29 and 70.71 |" in rows.pop(4)
     assert rows[2:] == [
-        "| [b](b/) | 75.00 ± 7.07 | upper 80.00, lower 70.00 | 60.00 "
+        "| [b](b/) | 75.00 ± 5.00 | upper 80.00, lower 70.00 | 60.00 "
         "| 100,000 | 70.00 ± 1.00 | upper 75.00, lower 65.00 | 50.00 | 72.00 | ± 0.25 |",
         "| [c](c/) | 75.00 |  |  | 100,000 | 70.00 |  |  |  | ± 0.25 |",
     ]

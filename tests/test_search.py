@@ -393,7 +393,7 @@ def test_spaces_that_make_no_sense(cache, space, message):
 
 def test_without_optuna_the_command_to_install_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"needs optuna: pip install -r requirements-search\.txt$"):
+    with pytest.raises(UserError, match=r'needs optuna: pip install "digits_jax\[search\]"$'):
         importlib.reload(sys.modules["digits_jax.search"])
 
 

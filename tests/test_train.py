@@ -16,14 +16,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import FAMILIES, built, config_of, shrink, slow_except
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from digits_jax.analysis.evaluate import evaluate
 from digits_jax.core import optim
 from digits_jax.core.population import slice_size
 from digits_jax.data import dataset
 from digits_jax.errors import UserError
-from digits_jax.report.figures import draw
-from digits_jax.training import finish as finishing
 from digits_jax.training import train as loop
 from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import Predictor
@@ -445,18 +445,21 @@ def test_a_drawn_run_in_a_folder_that_was_named_stays_one(cache, tmp_path, monke
         train(config, tmp_path)
 
 
-def test_pictures_of_drawn_digits_say_so(cache, tmp_path, monkeypatch):
-    titles = []
-    noted = draw.noted
-    for module in (draw, finishing.figures):
-        monkeypatch.setattr(module, "noted", lambda *x: titles.append(noted(*x)) or titles[-1])
-    curves = finishing.figures.curves
-    monkeypatch.setattr(
-        finishing.figures, "curves", lambda r, p, note: titles.append(note) or curves(r, p, note)
-    )
+def test_pictures_of_drawn_digits_say_so_once(cache, tmp_path, monkeypatch, capsys):
+    said, savefig = {}, Figure.savefig
+
+    def keep(figure, path, **kwargs):
+        savefig(figure, path, **kwargs)
+        said[path.name] = [text.get_text() for text in figure.findobj(Text)]
+
+    monkeypatch.setattr(Figure, "savefig", keep)
     train(small(cache, epochs=1), tmp_path)
-    assert len(titles) == 5  # curves, confusion, errors, calibration, and the line that is printed
-    assert all("drawn digits" in title for title in titles)
+    pictures = {"curves.png", "confusion.png", "errors.png", "calibration.png", "examples.png"}
+    assert said.keys() == pictures
+    for texts in said.values():
+        assert len([text for text in texts if "drawn digits" in text]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test ")]
+    assert line.endswith("drawn digits")
 
 
 def test_a_summary_keeps_no_password(cache, tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from digits_jax.analysis.runs import Addition, open_run
-from digits_jax.console import console
+from digits_jax.console import console, percent, track
 from digits_jax.data import dataset
 from digits_jax.errors import UserError
-from digits_jax.report import artifacts, stats, tables
+from digits_jax.report import artifacts, stats
 from digits_jax.training.predictor import epoch_file
 
 
@@ -26,7 +26,7 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     test = dataset.load(trained.config.data).test
     images, labels = dataset.examples(test, trained.recipe)
     best: dict[int, artifacts.Row] = {}  # a member that diverged at once has no epoch
-    for epoch in sorted({row["epoch"] for row in rows}):
+    for epoch in track(sorted({row["epoch"] for row in rows}), "evaluating epochs"):
         kept = epoch_file(workdir, epoch)
         if not kept.exists():
             raise UserError(f"{kept} is missing: it takes a run with --config.keep_epochs=True")
@@ -41,6 +41,6 @@ def best_test_epoch(config: ConfigDict, workdir: str | Path, out: str | Path | N
     addition.write("best_test_epoch", found)
     reported, mean = addition.summary["mean"], found["mean"]
     console.print(
-        f"best test epoch {tables.percent(mean, found['std'])} %, honestly "
-        f"{tables.percent(reported)} %: flattered by {tables.percent(mean - reported)}"
+        f"best test epoch {percent(mean, found['std'], seeds=len(members))}, honestly "
+        f"{percent(reported)}: flattered by {percent(mean - reported, unit='')}"
     )

@@ -15,7 +15,7 @@ from rich.text import Text
 from digits_jax import files, settings
 from digits_jax.analysis.describe import layers_of
 from digits_jax.analysis.runs import SUMMARY, Summary, read_summary
-from digits_jax.console import console, warn_drawn
+from digits_jax.console import console, status, warn_drawn
 from digits_jax.data import dataset
 from digits_jax.data.recipes import recipe_of
 from digits_jax.devices.signals import NoInterrupts
@@ -57,6 +57,7 @@ def compare(
     rows = ablation(summaries)
     table = markdown(rows)
     workdir = Path(workdir or "runs")
+    status("drawing the picture", brief=True)
     files.write_text(workdir / f"{name}-ablation.md", table)
     figures.ablation(rows, workdir / f"{name}-ablation.png")
     console.print(Text(f"\n{table}\n{name}-ablation.md and .png are in {workdir}"))
@@ -358,6 +359,9 @@ def _paired(pairs: Sequence[Sequence[float]]) -> str:
     text = f"{tables.percent(before)} → {tables.percent(after)} %, "
     if half is None:
         return f"{text}{100 * change:+.2f} of the one seed that both have, so no interval"
+    if len(pairs) == 2:
+        both = " and ".join(f"{100 * difference:+.2f}" for difference in differences)
+        return f"{text}{both} points of the two seeds that both have, so no interval"
     return (
         f"{text}{_points(change, half)} points (95 % interval, {len(pairs)} paired seeds): "
         f"{_verdict(change, half)}"
@@ -377,6 +381,7 @@ def _over_examples(
     recorded = [run["config"]["data"] for run in runs]
     folders = places or {name: _existing(name, recorded) for name in ("raw_dir", "cache_dir")}
     models = [Predictor(path) for path in paths]
+    status("reading the digits", brief=True)
     try:
         data = dataset.load(_only(splits, models[0].config.data.to_dict() | folders))
     except UserError as error:
@@ -388,6 +393,7 @@ def _over_examples(
         ) from error
     lines = []
     for name in splits:
+        status(f"reading the {name} examples with both runs")
         images, labels = dataset.examples(getattr(data, name), data.recipe)
         probabilities = [artifacts.mean_probabilities(model.predict(images)) for model in models]
         for head, truth in labels.items():

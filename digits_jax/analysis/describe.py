@@ -6,7 +6,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from digits_jax import models
-from digits_jax.console import console, printer
+from digits_jax.console import console, printer, status
 from digits_jax.data import dataset
 from digits_jax.data.recipes import RECIPES, recipe_of
 from digits_jax.errors import check_choice
@@ -42,6 +42,7 @@ def describe(config: ConfigDict) -> None:
         )
     table.add_section()
     table.add_row("all", "", "", "", "", "", f"{parameters:,}", f"{flops:,}")
+    status("")  # another console prints
     # As wide as its content, whatever the terminal: a truncated number would mislead.
     width = Measurement.get(console, console.options.update(max_width=999), table).maximum
     printer(width).print(table)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax.analysis.runs import open_run, writable
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.data import dataset, pictures
 from digits_jax.report import artifacts, figures, stats
 
@@ -27,6 +27,7 @@ def evaluate(
     trained = open_run(config, workdir)
     path = writable(workdir, out, "predictions.csv") / "predictions.csv"
     names, note = None, ""
+    status("reading the images", brief=True)
     if data:
         images, labels, names, unread, notes = pictures.read(data, ink, trained.recipe)
         for line in pictures.told(unread):
@@ -37,6 +38,7 @@ def evaluate(
         loaded = dataset.load(trained.config.data)
         images, labels = dataset.examples(loaded.test, trained.recipe)
         note = artifacts.source_note(loaded.test_source)
+    status("evaluating")
     log_p = trained.predict(images)
     calibrated = {
         head: np.log(stats.tempered(values, trained.temperature[-1]))

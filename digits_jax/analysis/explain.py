@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax.analysis.runs import open_run, writable
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.data import batches, dataset
 from digits_jax.errors import UserError
 from digits_jax.models import describe
@@ -50,6 +50,7 @@ def explain(
     def network(pixels: Array, added: Arrays) -> tuple[Arrays, Arrays]:
         return watch(model, variables, batches.normalize(pixels, trained.normalizer), added)
 
+    status("computing the maps")
     pixels = jnp.asarray(batches.to_float(images))
     logits, maps = network(pixels, {})
     rows = describe.layers(model, trained.recipe.shape)
@@ -62,6 +63,7 @@ def explain(
         classes = trained.classes[head]
         texts.append(f"{head} {classes[label]}, predicted {classes[predicted]}")
 
+    status("drawing the pictures")
     source = trained.config.data.test_source or trained.config.data.source
     title = figures.noted(f"Test example {example}", artifacts.source_note(source))
     figures.attribution(images[0], heads, trained.classes, attribution_png, title)

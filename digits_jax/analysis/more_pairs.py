@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.progress import track
 
 from digits_jax.analysis.runs import Addition, open_run
-from digits_jax.console import console
+from digits_jax.console import console, percent, track
 from digits_jax.data import dataset
 from digits_jax.data.recipes import draw_pairs, generator
 from digits_jax.errors import UserError
-from digits_jax.report import artifacts, stats, tables
+from digits_jax.report import artifacts, stats
 
 DRAWS = 25  # of pairs, each as many as the test split has
 
@@ -42,9 +41,7 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     split = getattr(dataset.load(data), name)
     rng, pool = generator(data.seed, "more"), np.asarray(split.pool)
     draws = []
-    for _ in track(
-        range(DRAWS), "pairs", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for _ in track(range(DRAWS), "evaluating draws of pairs"):
         rows = pool[draw_pairs(rng, split.size, len(pool), trained.recipe.digits)]
         images, labels = dataset.examples(split._replace(rows=rows), trained.recipe)
         draws.append(artifacts.test_metrics(labels, trained.predict(images), trained.classes))
@@ -64,7 +61,7 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     addition.write("pairs", found)
     console.print(
         f"{found['examples']:,} pairs of {name} digits: "
-        f"{tables.percent(found['mean'], found['std'])} %; on the split's {split.size:,} it was "
-        f"{tables.percent(addition.summary[name]['accuracy'])} % (one draw varies by "
-        f"± {tables.percent(found['draw_std'])})"
+        f"{percent(found['mean'], found['std'], seeds=len(accuracy))}; on the split's "
+        f"{split.size:,} it was {percent(addition.summary[name]['accuracy'])} (one draw varies by "
+        f"± {percent(found['draw_std'], unit='')})"
     )

@@ -13,13 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 from rich.box import SIMPLE
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from scipy import ndimage
 
 from digits_jax.analysis.runs import Addition, open_run
-from digits_jax.console import console
+from digits_jax.console import console, status, track
 from digits_jax.data import dataset
 from digits_jax.data.batches import to_float
 from digits_jax.report import artifacts, figures, tables
@@ -115,9 +114,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     results: Results = {name: {} for name in CORRUPTIONS}
     shown: dict[str, list[np.ndarray]] = {name: [] for name in CORRUPTIONS}
     cases = [(name, level) for name, kind in CORRUPTIONS.items() for level in kind.levels]
-    for name, level in track(
-        cases, "damaged digits", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for name, level in track(cases, "evaluating damaged digits"):
         split = test._replace(images=corrupt(digits, name, level))
         images, labels = dataset.examples(split, trained.recipe)
         tested = artifacts.test_metrics(labels, trained.predict(images), trained.classes)
@@ -125,6 +122,7 @@ def robustness(config: ConfigDict, workdir: str | Path, out: str | Path | None =
         results[name][f"{level:g}"] = {key: tested[key] for key in kept if key in tested}
         shown[name].append(images[0])
     addition.write("robustness", results)
+    status("drawing the picture", brief=True)
     note = artifacts.source_note(summary["data"]["test_source"])
     titled = {f"{name}, {CORRUPTIONS[name].unit}": images for name, images in shown.items()}
     figures.robustness(results, clean, titled, picture, note)

@@ -10,6 +10,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from digits_jax import files
+from digits_jax.console import status
 from digits_jax.errors import UserError
 from digits_jax.training.predictor import Predictor
 
@@ -25,6 +26,7 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Predictor:
     Nothing but the name and these folders is taken from `config`: the workdir records the rest.
     Raises UserError as `Predictor` does, and for a run of another config.
     """
+    status("loading the run", brief=True)
     workdir = Path(workdir)
     trained = Predictor(workdir)
     if trained.config.prune.run and trained.config.population.size > 1:

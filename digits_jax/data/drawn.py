@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax, random
 from jax.scipy.stats import norm
 
+from digits_jax.console import track
 from digits_jax.types import Array, Digits
 
 CLASSES = 10
@@ -229,5 +230,6 @@ def digits(seed: int, n: int, even: bool = False) -> Digits:
         labels = random.permutation(order, jnp.arange(CHUNK, dtype=jnp.int32) % CLASSES)
         return np.asarray(_draw(drawing, labels, even=even)), np.asarray(labels, np.uint8)
 
-    images, labels = zip(*map(chunk, range(max(1, -(-n // CHUNK)))), strict=True)
+    chunks = range(max(1, -(-n // CHUNK)))
+    images, labels = zip(*map(chunk, track(chunks, f"drawing {n:,} digits")), strict=True)
     return Digits(np.concatenate(images)[:n], np.concatenate(labels)[:n])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from digits_jax import files
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.data import own, sources
 from digits_jax.data.recipes import DIGITS
 from digits_jax.errors import UserError
@@ -109,6 +109,7 @@ def _downloaded(known: Named) -> list[np.ndarray]:
     size = sum(info.size for info in infos.values())
     if size > _LARGE:
         console.print(f"{known.title} is part of a file of {size / 1e6:,.0f} MB, fetched once ...")
+    status(f"fetching {known.title}", brief=size > _LARGE)
     try:
         with sources.quick_and_quiet():
             tfds.disable_progress_bar()

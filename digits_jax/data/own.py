@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from digits_jax import console
 from digits_jax.data import pictures
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
@@ -207,8 +208,14 @@ def _npz(path: Path, where: str) -> LabelledSet:
 def _csv(path: Path, where: str) -> LabelledSet:
     """Kaggle's form: label, pixel0, ..., pixel783."""
     labels, rows = [], []
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    size = path.stat().st_size
+    with (
+        path.open(encoding="utf-8-sig", errors="replace") as file,
+        console.Bar(f"reading {path.name}", size) as bar,
+    ):
         for number, line in enumerate(file, 1):
+            if bar.add(len(line)):
+                bar.update()
             label, _, pixels = line.strip().partition(",")
             if number == 1 and not re.fullmatch(r"[\d.,\s]*", pixels):
                 continue  # its header
@@ -249,13 +256,13 @@ def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
     """([N, 28, 28] uint8, [N] names) of the pictures in CLASS/*.png."""
     classes = {child.name: child for child in _within(folder) if child.is_dir()}
     images, labels, unread = [], [], dict[str, str]()
-    for name in _in_order(classes):
-        for file in _within(classes[name]):
-            try:
-                images.append(pictures.read_small(file, RECIPES["mnist"]))
-                labels.append(name)
-            except UserError as error:
-                unread[f"{name}/{file.name}"] = str(error)
+    files = [(name, file) for name in _in_order(classes) for file in _within(classes[name])]
+    for name, file in console.track(files, f"reading {len(files):,} pictures"):
+        try:
+            images.append(pictures.read_small(file, RECIPES["mnist"]))
+            labels.append(name)
+        except UserError as error:
+            unread[f"{name}/{file.name}"] = str(error)
     if unread:
         raise UserError(
             f"{where}: {len(unread):,} of its files can't be read as pictures; take them out: "

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digits_jax.console import track
 from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError, check_choice
 
@@ -92,7 +93,7 @@ def _read_folder(folder: Path, ink: str, recipe: Recipe) -> Pictures:
         raise UserError(f"{folder}: this folder cannot be read ({error.strerror})") from None
     images: dict[str, np.ndarray] = {}
     unread: dict[str, str] = {}
-    for path in paths:
+    for path in track(paths, f"reading {len(paths):,} pictures"):
         try:
             if path.is_dir():
                 raise UserError("a folder; to read what is in it, name it with --data")
@@ -119,7 +120,9 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             arrays = {
-                name: read_array(archive, name) for name in ("images", "labels") if name in held
+                name: read_array(archive, name, MOST_BYTES)
+                for name in ("images", "labels")
+                if name in held
             }
     except UserError:
         raise
@@ -147,9 +150,7 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
     return Pictures(images, labels, names, {}, notes)
 
 
-def read_array(
-    archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES, kinds: str = "biuf"
-) -> np.ndarray:
+def read_array(archive: zipfile.ZipFile, name: str, most: int, kinds: str = "biuf") -> np.ndarray:
     """The array `name` of an .npz, of one of the `kinds` of dtype.
 
     Raises UserError for objects, for another kind, and for more than `most` bytes of memory.
@@ -216,7 +217,7 @@ def as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
     if unlike:
         notes.append(
             f"{unlike:,} of {len(images):,} images are not bright ink on black paper, as MNIST's "
-            "are, and may be misread: an .npz keeps its pixels; save them as .png files"
+            "are, and may be misread; --data finds the ink in .png files"
         )
     return images, notes
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digits_jax import files
+from digits_jax.console import status
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
 
@@ -108,6 +109,7 @@ def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.
     manager: a tfds DownloadManager; by default one on tfds' own folder (~/tensorflow_datasets).
     Raises UserError, with the ways out, within 15 s where there is no network.
     """
+    status("fetching MNIST")
     import tensorflow_datasets as tfds  # slow to import, and rarely needed
 
     usual = f"{tfds.core.constants.DATA_DIR}/downloads"

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 
-from digits_jax.console import console
+from digits_jax.console import console, end_display
 from digits_jax.errors import SAVED
 
 # Ctrl-C, Ctrl-Break of Windows, a lost terminal, and what clusters and init systems send. Not each
@@ -69,10 +69,12 @@ class Interrupts(NoInterrupts):
             if number[0] not in self._before:
                 continue
             if self._asked:
+                end_display()
                 os._exit(128 + number[0])
             self._asked = True
             if not self.begun:
                 console.print("Stopped before the first step; the same command starts again.")
+                end_display()
                 os._exit(SAVED)
             console.print("Stopping: saving what is done; a second signal exits at once.")
 

@@ -12,9 +12,9 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 from rich.text import Text
 
-from digits_jax import files
+from digits_jax import files, settings
 from digits_jax.analysis.runs import SUMMARY, Summary, open_run, read_summary, writable
-from digits_jax.console import console, percent
+from digits_jax.console import console, percent, status
 from digits_jax.core.step import apply
 from digits_jax.data import dataset
 from digits_jax.data.batches import normalize, to_float
@@ -32,6 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
+_NO_PAGE = "the page is for digits, and this run has other classes"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
@@ -50,7 +51,7 @@ def export(
         from digits_jax.export import onnx_graph
     except ImportError as error:
         raise UserError(
-            f"--mode=export needs {error.name}: pip install -r requirements-export.txt"
+            f'--mode=export needs {error.name}: pip install "digits_jax[export]"'
         ) from None
     workdir = Path(workdir)
     run = open_run(config, workdir)
@@ -68,6 +69,7 @@ def export(
     images, labels = dataset.examples(data.test, run.recipe)
     train = data.train.of(0)
     sample = dataset.examples(train._replace(rows=train.rows[:_SAMPLE]), run.recipe)[0]
+    status("converting to ONNX and StableHLO")
     with layers.portable():
         facts = {"name": config.name, "heads": json.dumps(heads)}
         whole = onnx_graph.convert(predict, shape, list(heads), facts, OPSET)
@@ -77,8 +79,10 @@ def export(
         hlo = bytes(exported.serialize())
     (folder / WHOLE).write_bytes(whole.SerializeToString())
     (folder / HLO).write_bytes(hlo)
+    status("converting to 8 bits")
     onnx_graph.quantize(folder / WHOLE, folder / SMALL, np.asarray(to_float(sample, np.float32)))
 
+    status("reading the test images with the files")
     expected = [np.asarray(p) for p in jax.jit(predict)(to_float(images[:_SAMPLE], np.float32))]
     for name, answer in (
         (WHOLE, onnx_graph.run(folder / WHOLE, images[:_SAMPLE])),
@@ -90,10 +94,11 @@ def export(
     accuracy = {
         name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
     }
+    status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
         if run.config.data.classes:
-            raise UserError("it is for digits alone")
+            raise UserError(_NO_PAGE)
         site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
@@ -117,7 +122,9 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
     if not done or len({path.read_bytes() for path in weights}) > 1:
         export(config, workdir, out)
     if not site.whole(page):
-        site.runtime(dataset.cache_dir(config.data))  # raises: it is what was missing
+        site.runtime(dataset.cache_dir(config.data))  # raises if it is what was missing
+        raise UserError(f"{workdir}: {_NO_PAGE}")
+    status("")
     site.serve(page, port)
 
 
@@ -164,10 +171,15 @@ def _source(facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
     if facts["source"] != "mnist":
-        return f"`{facts['source']}`, SHA-256 {facts['sha256'][:16]}"
+        return f"{_name(facts['source'])}, SHA-256 {facts['sha256'][:16]}"
     extra = facts["drawn_extra"]
     more = f"; beside them {extra:,} digits that a program draws" if extra else ""
     return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+
+
+def _name(source: str) -> str:
+    """A source as others may know it: of a path the last part."""
+    return source if source in dataset.SOURCES else Path(source).name
 
 
 def _line(run: Predictor, summary: Summary) -> str:
@@ -175,8 +187,8 @@ def _line(run: Predictor, summary: Summary) -> str:
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
     right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
     return (
-        f"{run.config.name}: {_network(run.config, summary)}, trained on {facts['dataset']} "
-        f"({_source(facts)}){right}.{_twice(run)}"
+        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on "
+        f"{facts['dataset']} ({_source(facts)}){right}.{_twice(run)}"
     )
 
 
@@ -213,9 +225,9 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     limits = _DIGITS_ALONE
     if config.data.classes:
         limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
-    part = f"a sixth of the `{facts['source']}`" if facts["held_out"] else facts["test_source"]
+    tested = f"`{_name(facts['test_source'])}`"
     return _CARD.format(
-        name=config.name,
+        name=settings.title_of(config),
         network=network[0].upper() + network[1:],
         command=summary["command"],
         table=table,
@@ -225,8 +237,9 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         sure=sure,
         page=page,
         limits=limits,
-        tested=part if facts["held_out"] else f"`{part}`",
-        **{key: value for key, value in facts.items() if key != "source"},
+        tested=f"a sixth of {tested}, held out" if facts["held_out"] else tested,
+        dataset=f" of `{facts['dataset']}`" if not config.data.classes else "",
+        **{key: facts[key] for key in ("train", "validation", "test")},
     )
 
 
@@ -240,7 +253,7 @@ _CARD = """# {name}
 20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do.
 **Says** {says}.
 
-**Trained on** {train:,} examples of `{dataset}` ({source});
+**Trained on** {train:,} examples{dataset} ({source});
 {validation:,} more chose the weights and the temperature. **Tested on** {test:,} examples
 ({tested}), once, at the end.{sure}
 {page}

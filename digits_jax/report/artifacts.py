@@ -236,12 +236,15 @@ def calibration(
 
 
 def headline(tested: dict[str, Any]) -> str:
-    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'."""
+    """`test_metrics` in one line: '98.12 ± 0.05 % over 3 members (95 % interval ± 0.12), ...'.
+
+    Of two members both are given: '98.07 and 98.17 % over 2 members, ...'.
+    """
     members, heads = len(tested["members"]), tested["test"]["heads"]
-    text = percent(tested["mean"], tested["std"])
+    text = percent(tested["mean"], tested["std"], seeds=members)
     if members > 1:
         text += f" over {members} members"
-        if tested["interval"] is not None:
+        if tested["interval"] is not None and members > 2:
             text += f" (95 % interval ± {percent(tested['interval'], unit='')})"
         text += f", ensemble {percent(tested['ensemble'])}"
     if len(heads) > 1:
@@ -321,7 +324,9 @@ def write(
         source_note(summary.get("data", {}).get(key)) for key in ("source", "test_source")
     )
     if rows:
-        figures.curves(rows, workdir / "curves.png", note)
+        prune = summary.get("config", {}).get("prune", {})
+        pruned = prune["fractions"] if prune.get("run") else ()
+        figures.curves(rows, workdir / "curves.png", note, pruned)
     if labels is not None and log_probabilities is not None and images is not None:
         tested = test_metrics(labels, log_probabilities, classes)
         members = zip(summary["members"], tested["members"], strict=True)

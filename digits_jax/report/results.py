@@ -21,7 +21,8 @@ Summary = dict[str, Any]
 INTRO = """# Results
 
 Each folder is the run of one config, as `launch.py` left it. Accuracies are in percent of all test
-examples; ± is the standard deviation over the seeds, 95 % the interval of their mean. Quoted is
+examples; ± is the standard deviation over the seeds, 95 % the interval of their mean (below three
+seeds, the accuracy of each). Quoted is
 what the reproduced system says of itself (LeNet-5's, the MNIST-100 MLP's and ResNet-50's: about).
 The best test epoch is what a run would have to say if the test split had chosen its epoch, as the
 field often lets it, and in brackets by how much that flatters. Ensemble is the accuracy of the
@@ -67,14 +68,20 @@ def _tests(summary: Summary) -> list[float]:
     return [member["test"] for member in summary["members"] if "test" in member]
 
 
-def _accuracy(summary: Summary) -> str:
-    return percent(summary.get("mean"), summary.get("std"))
+def _accuracy(found: Summary, seeds: int) -> str:
+    return percent(found.get("mean"), found.get("std"), seeds=seeds)
+
+
+def _half(summary: Summary) -> float | None:
+    """Of the 95 % interval; None below three seeds, of which it would say little."""
+    tests = _tests(summary)
+    return stats.half_width(tests) if len(tests) > 2 else None
 
 
 def _interval(summary: Summary) -> str:
     if summary["config"]["data"]["folds"]:
         return ""  # folds share digits: Student's t would be too narrow
-    half = stats.half_width(_tests(summary))
+    half = _half(summary)
     return "" if half is None else f"± {percent(half)}"
 
 
@@ -105,7 +112,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "data": (LEFT, _data),
     "parameters": (RIGHT, lambda s: f"{s['model']['parameters']:,}"),
     "quoted": (RIGHT, lambda s: " / ".join(f"{x:.2f}" for x in s["config"]["quoted"])),
-    "test accuracy": (RIGHT, _accuracy),
+    "test accuracy": (RIGHT, lambda s: _accuracy(s, len(s["members"]))),
     "95 %": (RIGHT, _interval),
     "seeds": (RIGHT, _seeds),
     "best test epoch": (RIGHT, lambda s: _over_mean(s, s.get("best_test_epoch", {}).get("mean"))),
@@ -177,7 +184,7 @@ def more_pairs(summaries: dict[str, Summary]) -> str:
         cells: list[str] = []
         for whole, test in ((summary, summary["test"]), (found, found)):
             both = percent(test["all_heads"]) if len(test["heads"]) > 1 else ""
-            cells += [_accuracy(whole), _heads(test), both]
+            cells += [_accuracy(whole, len(summary["members"])), _heads(test), both]
         cells.insert(3, f"{found['examples']:,}")
         ensemble = percent(found["ensemble"]) if "ensemble" in found else ""
         rows.append([f"[{run}]({run}/)", *cells, ensemble, f"± {percent(found['draw_std'])}"])
@@ -222,6 +229,21 @@ def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
     }
 
 
+def points(summaries: dict[str, Summary]) -> list[dict[str, Any]]:
+    """What `figures.frontier` draws of runs whose test split was read."""
+    return [
+        {
+            "run": run,
+            "dataset": summary["data"]["dataset"],
+            "parameters": summary["model"]["parameters"],
+            "mean": summary["mean"],
+            "half": _half(summary),
+            "quoted": [x / 100 for x in summary["config"]["quoted"]],
+        }
+        for run, summary in summaries.items()
+    ]
+
+
 def write(results: str | os.PathLike) -> None:
     """Rewrites the tables and the pictures; text outside the markers of a table stays.
 
@@ -240,20 +262,7 @@ def write(results: str | os.PathLike) -> None:
         files.write_text(readme, f"{before}{BEGIN}\n{rows}\n{END}{after}")
     shown = {run: summary for run, summary in reported(summaries).items() if _tests(summary)}
     if shown:
-        figures.frontier(
-            [
-                {
-                    "run": run,
-                    "dataset": summary["data"]["dataset"],
-                    "parameters": summary["model"]["parameters"],
-                    "mean": summary["mean"],
-                    "half": stats.half_width(_tests(summary)),
-                    "quoted": [x / 100 for x in summary["config"]["quoted"]],
-                }
-                for run, summary in shown.items()
-            ],
-            results / "accuracy.png",
-        )
+        figures.frontier(points(shown), results / "accuracy.png")
     logs = {run: artifacts.read_rows(results / run / "metrics.jsonl") for run in shown}
     curves = {run: rows for run, rows in logs.items() if any(row["epoch"] > 1 for row in rows)}
     if curves:

@@ -8,6 +8,4 @@ from digits_jax.errors import UserError
 try:
     import optuna  # noqa: F401
 except ImportError as error:
-    raise UserError(
-        f"--mode=search needs {error.name}: pip install -r requirements-search.txt"
-    ) from None
+    raise UserError(f'--mode=search needs {error.name}: pip install "digits_jax[search]"') from None

@@ -25,7 +25,7 @@ from rich.text import Text
 from digits_jax import settings
 from digits_jax.analysis.compare import compare_runs
 from digits_jax.analysis.describe import layers_of
-from digits_jax.console import console, percent, warn, warn_drawn
+from digits_jax.console import console, percent, status, warn, warn_drawn
 from digits_jax.core import population
 from digits_jax.core.population import hyper_of, members_of
 from digits_jax.data import batches, dataset
@@ -249,18 +249,34 @@ def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: 
     for group in groups.values():
         numbers = ", ".join(str(trial.number) for trial, _ in group)
         console.print(f"trials {numbers}", style="bold")
-        for trial, _ in group:
-            console.print(Text(f"  {trial.number:>4}  {_text(_values(trial, config, space))}"))
+        settings_of = {trial.number: _text(_values(trial, config, space)) for trial, _ in group}
         try:
-            _train_group(study, group, config.search.halving)
+            _train_group(study, group, config.search.halving, settings_of)
         except (UserError, jax.errors.JaxRuntimeError) as error:  # no such network, no memory
             warn(f"trials {numbers} could not be trained: {str(error).splitlines()[0]}")
             for trial, _ in group:
                 study.fail(trial)
 
 
-def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], halving: int) -> None:
-    """Trains trials as one program; with `halving`, one in `halving` goes on after each rung."""
+def _train_group(
+    study: Study,
+    group: list[tuple[optuna.Trial, ConfigDict]],
+    halving: int,
+    settings_of: dict[int, str],
+) -> None:
+    """Trains trials as one program; with `halving`, one in `halving` goes on after each rung.
+
+    Prints each trial's score as it ends, with its settings: {number: text}.
+    """
+
+    def end(member: int, epoch: int, how: str = "") -> None:
+        trial, score = active.pop(member), float(run.scores()[member])
+        study.tell(trial, score) if not how else study.tell(trial, state=TrialState.PRUNED)
+        known = percent(score) if math.isfinite(score) else "–"
+        after = f" ({how} after epoch {epoch})" if how else ""
+        console.print(Text(f"{trial.number:>4}  {known}{after}  {settings_of[trial.number]}"))
+
+    status("preparing the network", brief=True)
     config = group[0][1].copy_and_resolve_references()
     config.model.dropout = max(changed.model.dropout for _, changed in group)
     config.population.update(size=len(group), slice=0)
@@ -276,17 +292,17 @@ def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], hal
         for row in loop.train_epoch(run, epoch, clock):
             study.report(active[row["member"]], row["validation_accuracy"], epoch)
         for member in run.diverged.keys() & active.keys():
-            study.tell(active.pop(member), state=TrialState.PRUNED)
+            end(member, epoch, "diverged")
         if epoch in rungs(config.epochs, halving):
             scores = run.scores()
             ranked = sorted(active, key=lambda member: -scores[member])
             for member in ranked[-(-len(ranked) // halving) :]:
                 run.stop(member)
-                study.tell(active.pop(member), state=TrialState.PRUNED)
+                end(member, epoch, "stopped")
         if not active:
             break
-    for member, trial in active.items():
-        study.tell(trial, float(run.scores()[member]))
+    for member in list(active):
+        end(member, config.epochs)
 
 
 def rungs(epochs: int, halving: int) -> set[int]:
@@ -300,6 +316,7 @@ def rungs(epochs: int, halving: int) -> set[int]:
 
 def _report(study: Study, config: ConfigDict, workdir: Path, space: Space) -> FrozenTrial | None:
     """Writes trials.csv and search.png of the finished trials; -> the best of them, or None."""
+    status("drawing search.png", brief=True)
     done = study.trials(*_FINISHED)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:

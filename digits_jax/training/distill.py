@@ -1,12 +1,11 @@
 """Precomputed targets for distillation: distorted training digits and a teacher's probabilities.
 
-A teacher of many networks takes longer over an image than the small student does. With
-`distill.views` distorted copies of each digit it predicts once, and any number of epochs, members
-and runs train on its predictions. Each copy keeps its own target, as in Beyer et al. 2022
-(arXiv:2106.05237). Pairs are composed of such copies, so their teacher is one of single digits.
+A teacher of many networks is slower than the small student. With `distill.views` distorted copies
+of each digit it predicts once, for all epochs, members and runs. Each copy has its own target, as
+in Beyer et al. 2022 (arXiv:2106.05237). Pairs are composed of such copies, so their teacher is one
+of single digits.
 """
 
-import functools
 import hashlib
 import math
 from pathlib import Path
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from numpy.typing import DTypeLike
 
 from digits_jax import files
-from digits_jax.console import EpochBar, console, warn
+from digits_jax.console import Bar, console, warn
 from digits_jax.core import population
 from digits_jax.data import augment, batches
 from digits_jax.data.dataset import cache_dir
@@ -35,8 +34,8 @@ def make(
 ) -> PrecomputedTargets:
     """`config.distill.views` copies of each training digit, distorted as `config.augment` says.
 
-    They are drawn with `data.seed`. Each view (one copy of all digits) is cached in a file of its
-    own, so that an interrupted run continues with the next one. shapes: of the arrays alone, as
+    They are drawn with `data.seed`. Each view, one copy of all digits, is cached in a file of its
+    own, so that an interrupted run goes on with the next one. shapes: returns
     `jax.ShapeDtypeStruct`s.
     """
     pool, views = np.asarray(split.pool), config.distill.views
@@ -53,13 +52,14 @@ def make(
     def precompute(digits: Array, key: jax.Array, weights: Teacher) -> tuple[Array, Array]:
         pixels = batches.to_float(digits)
         seen = jnp.rint(255 * augment.augment(key, pixels, config.augment)).astype(jnp.uint8)
-        soften = functools.partial(population.teacher_targets, program=teacher.program)
-        soft = soften(weights, batches.to_float(seen), config.distill.temperature)[head]
+        temperature, program = config.distill.temperature, teacher.program
+        pixels = batches.to_float(seen)
+        soft = population.teacher_targets(weights, pixels, temperature, program=program)[head]
         return seen.reshape(len(seen), -1), soft.astype(jnp.float16)
 
     first, weights, digits = jax.random.key(config.data.seed), teacher.teacher(), split.images
-    program = precompute.lower(np.asarray(digits[:_PART]), first, weights).as_text()
-    folder = cache_dir(config.data) / "distill" / _name(program, config, digits, pool, weights)
+    hlo = precompute.lower(np.asarray(digits[:_PART]), first, weights).as_text()
+    folder = cache_dir(config.data) / "distill" / _name(hlo, config, digits, pool, weights)
     missing = [view for view in range(views) if not _read(folder, view, images, targets)]
     if missing:
         console.print(
@@ -67,7 +67,7 @@ def make(
             f"{(images.nbytes + targets.nbytes) / 1e6:,.0f} MB in {folder}"
         )
     kept = True
-    with EpochBar("targets", len(missing) * len(pool)) as bar:
+    with Bar("targets", len(missing) * len(pool), "images/s", brief=True) as bar:
         for view in missing:
             if _read(folder, view, images, targets):  # another process was quicker
                 bar.add(len(pool))
@@ -87,17 +87,17 @@ def make(
 
 
 def _aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array that JAX on CPU uses in place; it would copy others, of a gigabyte, perhaps."""
+    """An array that JAX on CPU uses without a copy, as it is aligned to 64 bytes."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _name(program: str, config: ConfigDict, digits: Array, pool: Array, weights: Teacher) -> str:
-    """A hash of all that the targets depend on; rounding differs between versions of JAX."""
+def _name(hlo: str, config: ConfigDict, digits: Array, pool: Array, weights: Teacher) -> str:
+    """A hash of all that the targets depend on; JAX's version is part of it because of rounding."""
     where = f"{jax.__version__} {jax.default_backend()} {backend.matmul_precision()} "
-    digest = hashlib.sha256(f"{where} {config.data.seed} {program}".encode())
+    digest = hashlib.sha256(f"{where} {config.data.seed} {hlo}".encode())
     for array in jax.tree.leaves((digits, pool, weights)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
@@ -105,7 +105,7 @@ def _name(program: str, config: ConfigDict, digits: Array, pool: Array, weights:
 
 def _read(folder: Path, view: int, images: np.ndarray, targets: np.ndarray) -> bool:
     """Fills in a cached view; False where it is missing or damaged."""
-    kept, (_, n, pixels) = files.read_array(_path(folder, view)), images.shape
+    kept, (_, n, pixels) = files.read_array(folder / f"{view:03}.npy"), images.shape
     if kept is None or kept.dtype != np.uint8 or kept.shape != (n, pixels + 2 * targets.shape[2]):
         return False
     soft = np.ascontiguousarray(kept[:, pixels:]).view(np.float16)
@@ -119,12 +119,8 @@ def _write(folder: Path, view: int, images: np.ndarray, targets: np.ndarray) -> 
     """Caches a view: images and targets as the bytes of one array. A failure is a warning."""
     try:
         both = np.concatenate([images[view], targets[view].view(np.uint8)], axis=1)
-        files.write_array(_path(folder, view), both)
+        files.write_array(folder / f"{view:03}.npy", both)
         return True
     except OSError as error:
         warn(f"the precomputed targets could not be cached in {folder}: {error}")
         return False
-
-
-def _path(folder: Path, view: int) -> Path:
-    return folder / f"{view:03}.npy"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from digits_jax.console import EpochBar
+from digits_jax.console import EpochBar, status
 from digits_jax.core.step import eval_weights
 from digits_jax.devices.mesh import fetch
 from digits_jax.devices.signals import NoInterrupts
@@ -18,10 +18,14 @@ from digits_jax.types import Metrics
 
 
 class Clock:
-    """Seconds by what they were spent on; they are saved and go on after a resume."""
+    """Seconds by what they were spent on; they are saved and go on after a resume.
+
+    epochs: of each whole epoch since then, with its evaluation.
+    """
 
     def __init__(self) -> None:
         self.seconds = {"compile": 0.0, "train": 0.0, "total": 0.0}
+        self.epochs = list[float]()
         self._last = time.perf_counter()
 
     def add(self, seconds: dict[str, float]) -> None:
@@ -47,12 +51,15 @@ def train_epoch(
     """
     if not run.compiled:
         clock.lap()
+        status("compiling")
         run.compile()
         clock.lap("compile")
         run.compiled = True
     running = [i for i, state in enumerate(run.states) if not np.all(fetch(state.best.stopped))]
     images = run.images_per_epoch * sum(len(run.ids[i]) for i in running)
-    with EpochBar(f"epoch {number:>2}/{run.config.epochs}", images) as bar:
+    began, whole = time.perf_counter(), not (run.position.slice or run.position.start)
+    sooner = run.config.early_stopping.patience > 0
+    with EpochBar(number, run.config.epochs, images, clock.epochs, sooner) as bar:
         for i in running:
             if i < run.position.slice:
                 continue
@@ -69,6 +76,7 @@ def train_epoch(
                 for m in going
             ]
     rows, run.position = run.position.rows, Position()
+    clock.epochs += [time.perf_counter() - began] * whole
     return rows
 
 
@@ -79,6 +87,7 @@ def _train_slice(
     position, step, steps = run.position, run.position.start, run.steps_per_epoch
     clock.lap()
     bar.update()
+    status("")
     carry = run.begin_epoch(i, number, position.totals)
     stepper = functools.cache(functools.partial(run.stepper, carry))
     while step < steps:
@@ -143,6 +152,7 @@ def _evaluate(run: Run, i: int, epoch: int) -> dict[str, Metrics]:
 
     -> {'train': ..., 'validation': ...}; without validation {}, and the last weights are kept.
     """
+    status("evaluating", brief=True)
     weights, members, scores = eval_weights(run.states[i]), run.members[i], {}
     score = [float(epoch)] * len(run.ids[i])  # without validation the last is the best
     if run.data.validation is not None:

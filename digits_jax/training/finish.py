@@ -1,4 +1,4 @@
-"""The end of a run: the chosen weights on every split, the summary, the pictures."""
+"""The end of a run: its best weights on every split, the summary, the figures."""
 
 import datetime
 import platform
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from digits_jax import settings
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.core.step import best_weights
 from digits_jax.data import batches, dataset
 from digits_jax.devices import backend
@@ -25,12 +25,12 @@ from digits_jax.training.run import Run
 from digits_jax.types import Metrics, Split
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_SPLITS = ("train", "validation", "test")
 _PASSWORD = r"(://[^:/@\s]*:)[^@\s]*@"  # in the URL of a search's storage
 
 
 def finish(run: Run, workdir: Path, clock: Clock) -> None:
-    """Evaluates the chosen weights on every split, the test split once, and writes the report."""
+    """Evaluates the best weights on every split, the test split once, and writes the report."""
+    status("evaluating the best weights")
     config, data = run.config, run.data
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
     scores, temperatures = {}, None
@@ -66,12 +66,9 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
             "source": data.source,
             "test_source": data.test_source,
             "drawn_extra": data.drawn_extra,
-            **{
-                name: split.size if split else 0
-                for name, split in zip(
-                    _SPLITS, (data.train, data.validation, data.test), strict=True
-                )
-            },
+            "train": data.train.size,
+            "validation": data.validation.size if data.validation else 0,
+            "test": data.test.size,
             "digits": data.digits,
             "classes": data.classes,
             "sha256": data.sha256,
@@ -93,19 +90,18 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
             for member in range(config.population.size)
         ],
     }
+    status("drawing the pictures")
     _show_examples(run, workdir)
-    predictor.write(
-        workdir / predictor.FILE,
-        facts["config"],
-        run.gathered(best_weights),
-        data.normalizer,
-        epoch_of,
-        np.ones(len(epoch_of) + 1) if temperatures is None else temperatures,
-    )
+    calibration = np.ones(len(epoch_of) + 1) if temperatures is None else temperatures
+    path, weights = workdir / predictor.FILE, run.gathered(best_weights)
+    predictor.write(path, facts["config"], weights, data.normalizer, epoch_of, calibration)
     if config.prune.run:
+        status("evaluating what was pruned")
         facts["pruning"] = table = _pruned(run)
         console.print(prune.write(workdir, config, table))
+        status("drawing the pictures", brief=True)
     summary = artifacts.write(workdir, facts, rows, data.classes, *tested)
+    status("")
     if tested and not config.prune.run:
         text = figures.noted(artifacts.headline(summary), artifacts.source_note(data.test_source))
         console.print(f"test {text}", style="bold")
@@ -122,7 +118,7 @@ def _command() -> str:
 
 
 def _pruned(run: Run) -> list[artifacts.Row]:
-    """What pruning took from each member, and what training on gave back."""
+    """The accuracy of each member after pruning, and after it was trained on."""
     first = [run.layout.over_members(prune.begin(run.config, ids)) for ids in run.ids]
     kept = [best_weights(state) for state in run.states]
     splits = {"validation": run.data.validation}
@@ -151,17 +147,20 @@ def _joined(outputs: list[tuple[Metrics, dict[str, np.ndarray]]]) -> dict[str, n
 
 
 def _show_examples(run: Run, workdir: Path) -> None:
-    """Pictures of what it trained on: by class, and as the augmentation distorts some of them."""
+    """Draws training examples by class, and some of them as the augmentation distorts them."""
     data, recipe = run.data, run.data.recipe
     train = data.train.of(0)
     columns = 10 if recipe.shape[1] > recipe.shape[0] else 20
     shown = dataset.by_class(train, recipe, columns)
-    figures.sheet(dataset.examples(shown, recipe)[0], workdir / "examples.png", columns)
+    note = artifacts.source_note(data.source)
+    title = figures.noted("Training examples by class", note)
+    figures.sheet(dataset.examples(shown, recipe)[0], workdir / "examples.png", columns, title)
     if any(value for name, value in run.config.augment.items() if name != "per_digit"):
         picked = np.asarray(shown.rows)[:: max(len(shown.rows) // 10, 1)][:10]
         rows, key = np.repeat(picked, columns, axis=0), jax.random.key(0)
         draw = jax.jit(lambda split: batches.distorted(split, rows, key, run.program.pipeline))
         images = np.rint(255 * np.asarray(draw(train))).astype(np.uint8)
-        # The first of its row as it is.
+        # The first of each row is not distorted.
         images[::columns] = dataset.examples(train._replace(rows=picked), recipe)[0]
-        figures.sheet(images, workdir / "augmented.png", columns)
+        title = figures.noted("Augmentation: a row per example, the first as it is", note)
+        figures.sheet(images, workdir / "augmented.png", columns, title)

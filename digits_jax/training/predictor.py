@@ -1,12 +1,12 @@
 """Predictions of a trained run, with its best weights from `model.npz` or a checkpoint.
 
-`model.npz` is the artefact of a finished run, of one network or of an ensemble: NumPy arrays alone,
-no pickle. `config` is the run's config as JSON; `normalizer/...`, `weights/params/...` and
-`weights/model_state/...` are named after their place in the trees; `epoch` [P] says of which epoch
-each member's weights are, `temperature` [P + 1] what calibrates each member and, last, their
-averaged probabilities.
+`model.npz` holds the members of a finished run as NumPy arrays, without pickle. `config` is the
+run's config as JSON; `normalizer/...`, `weights/params/...` and `weights/model_state/...` are named
+by their paths in the trees; `epoch` [P] is the epoch of each member's weights; `temperature`
+[P + 1] calibrates each member and, last, their averaged probabilities.
 """
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -30,15 +30,14 @@ from digits_jax.training.engines import ENGINES
 from digits_jax.types import Normalizer, Teacher, Weights
 
 FILE = "model.npz"
-EPOCHS = "epochs"  # the folder of what `config.keep_epochs` keeps
+EPOCHS = "epochs"  # the folder for the weights that `config.keep_epochs` keeps
 
 
 class Predictor:
-    """A run's weights that it is judged by, [P, ...] each.
+    """A trained run with its best weights, [P, ...] each.
 
-    workdir: a run's folder, with its `model.npz` or, unfinished, its latest checkpoint; or a bare
-    `model.npz`. `read` takes the weights of an epoch. Raises UserError where there are none, or
-    where they can't be read.
+    workdir: its folder, with `model.npz` or, unfinished, checkpoints; or a bare `model.npz`. `read`
+    takes another file. Raises UserError where there is neither, or nothing that can be read.
     """
 
     def __init__(self, workdir: str | Path):
@@ -109,6 +108,11 @@ class Predictor:
             with Checkpoints(workdir, create=False) as checkpoints:
                 restored = checkpoints.restore(like)
         if restored is None:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                command = json.loads((workdir / "summary.json").read_text("utf-8"))["command"]
+                raise UserError(
+                    f"{workdir} holds its results without weights; to make them: {command}"
+                )
             raise UserError(f"{workdir} holds no weights, neither {FILE} nor checkpoints: train it")
         _, saved, _ = restored
         self.normalizer = Normalizer(**saved["normalizer"])
@@ -121,11 +125,11 @@ class Predictor:
         return jax.tree.map(lambda x: x[i], self.weights)
 
     def digest(self) -> str:
-        """SHA-256 of its weights and of what normalises for them, however they are sliced."""
+        """SHA-256 of the weights and the normaliser."""
         return digest((self.weights, self.normalizer), {})
 
     def teacher(self) -> Teacher:
-        """Its weights, for another run to learn from."""
+        """As a teacher for another run."""
         return Teacher(self._slices, self.normalizer)
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,7 +167,7 @@ def _check_shape(like: Any, array: np.ndarray) -> None:
 
 
 def epoch_file(workdir: Path, epoch: int) -> Path:
-    """Where the weights of an epoch are kept: in the form of `model.npz`."""
+    """The file with the weights of an epoch, of the same format as `model.npz`."""
     return workdir / EPOCHS / f"{epoch:04}.npz"
 
 

@@ -1,7 +1,7 @@
-"""Magnitude pruning: a trained network without its smallest weights, trained on.
+"""Magnitude pruning: a trained network's smallest weights are set to zero, and it is trained on.
 
-Unstructured and over all layers at once (Han et al. 2015, arXiv:1506.02626). The members of one
-population lack different fractions; the step leaves a weight at zero that is zero.
+Unstructured and global over all layers (Han et al. 2015, arXiv:1506.02626). Each member of the
+population has another fraction pruned. In training, weights that are zero stay zero.
 """
 
 import io
@@ -22,9 +22,9 @@ _FREE = ("data.raw_dir", "data.cache_dir", "data.drawn_test", "data.test", "mode
 
 
 def prune(params: PyTree, fraction: float) -> PyTree:
-    """One member's params with round(fraction * weights) of its weights, the smallest, set to 0.
+    """One member's params, with the smallest round(fraction * weights) of its weights set to 0.
 
-    Weights are arrays of two or more axes; biases and BatchNorm's parameters stay.
+    Weights are arrays of two or more axes; biases and BatchNorm's parameters are not pruned.
     """
     params = jax.tree.map(np.asarray, params)
     sizes = np.concatenate([np.abs(w).ravel() for w in jax.tree.leaves(params) if w.ndim > 1])
@@ -36,7 +36,7 @@ def prune(params: PyTree, fraction: float) -> PyTree:
 
 
 def begin(config: ConfigDict, ids: range) -> Weights:
-    """The first (params, model_state), [S, ...], of the members `ids`: member 0 of `prune.run`.
+    """The first weights, [S, ...], of the members `ids`: member 0 of `prune.run`, pruned.
 
     Raises UserError where there is no such run, or one of another network or other data.
     """
@@ -56,15 +56,17 @@ def begin(config: ConfigDict, ids: range) -> Weights:
 def rows(
     config: ConfigDict, params: PyTree, figures: dict[str, list[float]]
 ) -> list[artifacts.Row]:
-    """A row for each member: its fraction, weights left, bytes, and its part of `figures`.
+    """A row for each member: its fraction, weights left, bytes compressed, and its `figures`.
 
-    params: those that were kept, [P, ...]; figures: {name: [P] accuracies}.
+    params: after training, [P, ...]; figures: {name: [P] accuracies}.
     """
     table = []
     for i, fraction in enumerate(config.prune.fractions):
-        member = jax.tree.map(lambda w, i=i: np.asarray(w[i]), params)
-        left = sum(np.count_nonzero(w) for w in jax.tree.leaves(member) if w.ndim > 1)
-        row = {"pruned": fraction, "weights": int(left), "bytes": _bytes(member)}
+        leaves = [np.asarray(w[i]) for w in jax.tree.leaves(params)]
+        left = sum(np.count_nonzero(w) for w in leaves if w.ndim > 1)
+        file = io.BytesIO()
+        np.savez_compressed(file, *leaves, allow_pickle=False)
+        row = {"pruned": fraction, "weights": int(left), "bytes": file.tell()}
         table.append(row | {name: values[i] for name, values in figures.items()})
     return table
 
@@ -92,9 +94,3 @@ in a compressed .npz file; accuracies in percent, before and after training on.
 ![Accuracy over the weights that are left](pruning.png)
 
 """
-
-
-def _bytes(params: PyTree) -> int:
-    file = io.BytesIO()
-    np.savez_compressed(file, *jax.tree.leaves(params), allow_pickle=False)
-    return file.tell()

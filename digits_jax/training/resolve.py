@@ -1,4 +1,4 @@
-"""A config, resolved once: what is derived from data, devices and an earlier start."""
+"""Fills in the automatic values of a config, from the data, the devices and a resumed run."""
 
 from pathlib import Path
 
@@ -43,8 +43,9 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict
 
 
 def _slice(config: ConfigDict) -> int:
-    size, compiled = config.population.size, ENGINES[config.engine].COMPILED
-    if not compiled:
+    """How many members to train at once: as many as fit into the memory of the device."""
+    size = config.population.size
+    if not ENGINES[config.engine].COMPILED:
         return 1
     layout = Layout(config.mesh.data, config.batch_size)
     width = slice_size(size, jax.default_backend(), layout.members, layout.data > 1)

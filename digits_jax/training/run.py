@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import files, models
+from digits_jax.console import status
 from digits_jax.core import population
 from digits_jax.core.step import Program, best_weights, eval_weights, first_state, zero_metrics
 from digits_jax.data import batches, dataset
@@ -102,7 +103,7 @@ class Run:
 
     ids, members, states: by slice; engine: `core.population` or `scratch.population`; program: what
     is static in it; chunk: the most steps of one call; compiled: whether that is done;
-    inputs: {config field: SHA-256 of the weights of the teacher, or of the run that is pruned};
+    inputs: {config field: SHA-256 of the weights or of the data that it names};
     position: within the epoch that is trained; diverged: {member: where its loss stopped being a
     number}.
     """
@@ -279,7 +280,9 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
         raise UserError(f"config.engine={config.engine} trains in one process")
     only = None if engine.COMPILED else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
+    status("reading the digits", brief=True)
     data = dataset.load(config.data)
+    status("preparing the network", brief=True)
     hosts.agree("their digits", *data.train, *data.test)
     members = members or population.members_of(config, range(config.population.size))
     source = _teacher_run(config) if config.distill.teacher else None
@@ -296,6 +299,8 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     train, validation, test, normalizer, teacher = layout.everywhere(arrays)
     data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)
     inputs = {"distill.teacher": source.digest()} if source else {}
+    if config.data.source not in dataset.SOURCES:
+        inputs["data.source"] = data.sha256
     ids = population.slices(len(members.seed), config.population.slice)
     parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = engine.init

@@ -7,16 +7,26 @@ To follow a step from here: `train` calls `epoch.train_epoch`, that calls
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.text import Text
 
 from digits_jax import files, settings
-from digits_jax.console import console, percent, warn, warn_drawn
+from digits_jax.console import (
+    console,
+    display,
+    duration,
+    percent,
+    status,
+    time_left,
+    warn,
+    warn_drawn,
+)
 from digits_jax.core.step import eval_weights
 from digits_jax.data import dataset
 from digits_jax.devices import hosts
@@ -50,7 +60,7 @@ def train(
     """
     clock, auto = Clock(), config.data.source == "auto"
     config, workdir, no_mnist = _find_data_and_folder(config, workdir)
-    with hosts.reports(workdir) as folder, locked(folder, again(config.resume)):
+    with display(), hosts.reports(workdir) as folder, locked(folder, again(config.resume)):
         config = resolve(config, workdir)
         is_finished = finished(config, workdir)
         hosts.agree("whether they are finished", bytes([is_finished]))
@@ -69,6 +79,7 @@ def train(
             if auto and config.data.source == "drawn":
                 warn_drawn(no_mnist)
             _introduce(run, workdir)
+            table = EpochTable(run)
             hosts.agree_on(workdir)
             with Checkpoints(workdir) as checkpoints:
                 done = _resume(run, checkpoints, clock)
@@ -93,12 +104,13 @@ def train(
                         clock.lap()
                         if config.keep_epochs:
                             _keep_weights(run, folder, number)
+                        status("saving", brief=True)
                         checkpoints.save(number, run.checkpoint(), _meta(run, clock))
                         if (workdir / PART).exists():  # it is part of this epoch
                             checkpoints.wait()
                             shutil.rmtree(workdir / PART, ignore_errors=True)
                         if rows:
-                            _print_epoch(run, number, rows)
+                            table.print(number, rows, clock.epochs)
             if interrupts.asked():
                 raise Stopped(f"stopped after the last epoch; {again(config.resume)}")
         finish(run, folder, clock)
@@ -153,8 +165,9 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         _, saved, meta = restored
         for field, digest in meta["inputs"].items():
             if digest != run.inputs[field]:
+                what = "data" if field == "data.source" else "weights"
                 raise UserError(
-                    f"the weights in config.{field}={settings.flatten(run.config)[field]} are not "
+                    f"the {what} in config.{field}={settings.flatten(run.config)[field]} are not "
                     f"those that the run in {checkpoints.workdir} began with; choose another "
                     "--workdir, or --config.resume=False to start this run over with the new ones"
                 )
@@ -204,13 +217,16 @@ def _keep_weights(run: Run, workdir: Path, number: int) -> None:
 def _introduce(run: Run, workdir: Path) -> None:
     config, data = run.config, run.data
     validation = data.validation.size if data.validation else 0
-    size = config.population.size
+    size, classes = config.population.size, len(config.data.classes)
+    source = f"{classes} classes of {data.source}" if classes else f"{data.source} digits"
+    if config.bfloat16 and jax.default_backend() == "cpu":
+        warn("config.bfloat16=True: on CPU this is slower than float32, which is the default")
     console.print(
-        Text(config.name, "bold")
+        Text(settings.title_of(config), "bold")
         + f": {config.model.name}, {run.parameters:,} parameters"
         + (f", {size} members" if size > 1 else "")
         + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
-        + f"; {data.source} digits, {data.train.size:,} training and {validation:,} "
+        + f"; {source}, {data.train.size:,} training and {validation:,} "
         f"validation examples; {run.layout}; into {workdir}"
     )
     if len(run.ids[0]) % run.layout.members:
@@ -220,16 +236,67 @@ def _introduce(run: Run, workdir: Path) -> None:
         )
 
 
-def _print_epoch(run: Run, epoch: int, rows: list[dict[str, Any]]) -> None:
-    def mean(name: str) -> float:
-        return sum(row[name] for row in rows) / len(rows)
+class EpochTable:
+    """A line for each epoch, below a header; on narrow terminals with fewer columns."""
 
-    parts = [f"epoch {epoch:>3}/{run.config.epochs}", f"loss {mean('loss'):.4f}"]
-    parts.append(f"accuracy {percent(mean('accuracy'))}")
-    if "validation_accuracy" in rows[0]:
-        best = np.mean([score for score in run.scores() if np.isfinite(score)])
-        parts.append(f"validation {percent(mean('validation_accuracy'))} (best {percent(best)})")
-    seconds = sum(row["seconds"] for row in rows)
-    images = len(rows) * run.images_per_epoch
-    parts.append(f"{images / max(seconds, 1e-3):,.0f} images/s  {seconds:.0f} s")
-    console.print("  ".join(parts))
+    # {column: its width}, and those that go first where there is no room
+    WIDTHS: ClassVar = {
+        "epoch": 7, "loss": 6, "as trained": 10, "validation": 10, "best": 8, "images/s": 9,
+        "time": 6, "left": 9,
+    }  # fmt: skip
+    EXTRA = ("images/s", "loss", "best", "time", "left")
+
+    def __init__(self, run: Run):
+        self._run, self._begun = run, False
+        self._left = "at most" if run.config.early_stopping.patience else "left"
+
+    def print(self, number: int, rows: list[dict[str, Any]], seconds: Sequence[float]) -> None:
+        """The means over the members' `rows` of epoch `number`; seconds: of the epochs so far."""
+        run = self._run
+
+        def mean(name: str) -> float:
+            return sum(row[name] for row in rows) / len(rows)
+
+        took = sum(row["seconds"] for row in rows)
+        left = time_left(seconds, run.config.epochs - number)
+        cells = {
+            "epoch": f"{number}/{run.config.epochs}",
+            "loss": f"{mean('loss'):.4f}",
+            "as trained": percent(mean("accuracy")),
+            "images/s": f"{len(rows) * run.images_per_epoch / max(took, 1e-3):,.0f}",
+            "time": duration(took),
+            "left": duration(left) if left else "",
+        }
+        if "validation_accuracy" in rows[0]:
+            best = np.mean([score for score in run.scores() if np.isfinite(score)])
+            cells["validation"] = percent(mean("validation_accuracy"))
+            cells["best"] = percent(best)
+        shown = self.columns(cells, console.width)
+        if not self._begun:
+            self._begun = True
+            console.print(Text(self._legend("validation" in cells)), soft_wrap=False)
+            heads = [self._left if name == "left" else name for name in shown]
+            self._line(dict(zip(shown, heads, strict=True)), "bold")
+        self._line({name: cells[name] for name in shown})
+
+    @classmethod
+    def columns(cls, cells: Collection[str], width: int) -> list[str]:
+        """The names of the columns that fit."""
+        shown = [name for name in cls.WIDTHS if name in cells]
+        for extra in cls.EXTRA:
+            if extra in shown and sum(cls.WIDTHS[name] + 1 for name in shown) > width:
+                shown.remove(extra)
+        return shown
+
+    def _line(self, cells: dict[str, str], style: str = "") -> None:
+        text = " ".join(f"{cell:>{self.WIDTHS[name]}}" for name, cell in cells.items())
+        console.print(Text(text, style))
+
+    def _legend(self, validated: bool) -> str:
+        """What the accuracies are."""
+        config = self._run.config
+        changed = any(x for name, x in config.augment.items() if name != "per_digit")
+        noise = [*["dropout"] * (config.model.dropout > 0), *["augmentation"] * changed]
+        harder = f", with {' and '.join(noise)}" if noise else ""
+        others = "; validation is of digits that don't train" if validated else ""
+        return f"Accuracy as trained is of the epoch's own steps{harder}{others}."

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from digits_jax import files
-from digits_jax.console import console
+from digits_jax.console import console, status
 from digits_jax.data import drawn
 from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError
@@ -110,10 +110,10 @@ def runtime(cache: Path) -> Path:
         command = [npm, "pack", package, "--loglevel=error"]
         command += ["--fetch-retries=0", "--fetch-timeout=60000"]
         environment = os.environ | {"PATH": search}
-        with console.status(f"fetching {RUNTIME} (33 MB)"):
-            npm_error = subprocess.run(
-                command, cwd=temporary, env=environment, capture_output=True, text=True, check=False
-            ).stderr.strip()
+        status(f"fetching {RUNTIME} (33 MB)")
+        npm_error = subprocess.run(
+            command, cwd=temporary, env=environment, capture_output=True, text=True, check=False
+        ).stderr.strip()
         try:
             with tarfile.open(Path(temporary) / f"{RUNTIME}.tgz") as archive:
                 for name, digest in FILES.items():

@@ -22,18 +22,25 @@ BLUE, ORANGE, TEAL = "#2b6cb0", "#dd6b20", "#2c7a7b"
 HEAT = ("#fbe3d0", "#ee9a5c", "#c2410c", "#7a2308")
 SIGNED = ("#153e75", BLUE, "#ffffff", ORANGE, "#7a2308")
 LEAST_LOSS, LEAST_ERROR = 1e-4, 0.01  # smaller values are drawn here: the axes are logarithmic
+LOG, LOG_ERROR = "log scale", "log scale of the error"  # what the labels of uneven axes say
 TICKS = [m * 10.0**k for k in range(-7, 31) for m in (1, 2, 5)]
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
 @contextmanager
-def page(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, in inches, that is written to `path` when all is drawn."""
+def page(path: Path, width: float, height: float, note: str = "") -> Iterator[Figure]:
+    """An empty figure, in inches, that is written to `path` when all is drawn.
+
+    note: what is to be said about the picture's digits, such as that they are drawn; it stands once
+    at the top right.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(fname=STYLE):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+        if note:
+            figure.suptitle(note, x=0.992, ha="right", fontsize=8, color=FAINT)
         yield figure
         figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -41,6 +48,23 @@ def page(path: Path, width: float, height: float) -> Iterator[Figure]:
 def noted(title: str, note: str) -> str:
     """A title with a note about the picture's digits, such as that they are drawn."""
     return f"{title}, {note}" if note else title
+
+
+def shortened(text: str, width: float, size: float = 8) -> str:
+    """`text`, cut and with an ellipsis where it is wider than `width` inches at `size` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    def fits(words: str) -> bool:
+        font = FontProperties(size=size)
+        points, _, _ = text_to_path.get_text_width_height_descent(words, font, ismath=False)
+        return points <= 72 * width
+
+    for end in range(len(text), 0, -1):
+        shown = text if end == len(text) else f"{text[:end].rstrip()}…"
+        if fits(shown):
+            return shown
+    return "…"
 
 
 def colormap(colours: Sequence[str]) -> Colormap:
@@ -93,7 +117,7 @@ def error(accuracy: Any) -> Any:
 
 def error_axis(ax: Axes, errors: Sequence[np.ndarray]) -> None:
     """An accuracy axis, logarithmic in the error: 99.0 and 99.5 as far apart as 90 and 95."""
-    log_axis(ax, errors, lambda y: f"{100 - y:g}")
+    log_axis(ax, errors, lambda y: f"{'≥' if y <= LEAST_ERROR else ''}{100 - y:g}")
     ax.invert_yaxis()
     ax.grid(visible=True, axis="y")
 

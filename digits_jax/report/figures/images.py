@@ -54,11 +54,12 @@ def _mosaic(images: np.ndarray, columns: int, gap: int, foot: int) -> np.ndarray
     return cells.swapaxes(1, 2).reshape(rows * cells.shape[2], columns * cells.shape[3])
 
 
-def sheet(images: np.ndarray, path: Path, columns: int) -> None:
-    """A contact sheet of images [N, H, W] uint8, ink on paper."""
-    mosaic = _mosaic(images, columns, 4, 0)
-    with _canvas(path, 8, 8 * mosaic.shape[0] / mosaic.shape[1], "") as ax:
-        _place(ax, mosaic, 0, 0, 8, frame=False, **_ON_PAPER)
+def sheet(images: np.ndarray, path: Path, columns: int, title: str) -> None:
+    """A contact sheet of images [N, H, W] uint8, ink on paper; pairs are apart from each other."""
+    _, height, width = images.shape
+    mosaic = _mosaic(images, columns, 20 if width > height else 4, 8 if width < height else 0)
+    with _canvas(path, 8, _HEAD + 8 * mosaic.shape[0] / mosaic.shape[1], title) as ax:
+        _place(ax, mosaic, 0, _HEAD, 8, frame=False, **_ON_PAPER)
 
 
 def errors(
@@ -86,26 +87,39 @@ def errors(
     shown = np.argsort(-confidence, kind="stable")[: min(count, total)]
     wide, tall = width > height, width < height
     columns, gap, inset = (8, 14, 7) if wide else (8, 12, 2) if tall else (10, 4, 2)
+    size, certain = 7, 0.32  # points; inches for a probability
+    captions = [
+        [_result(classes, head, y[i], p[i]) for head, (y, p) in heads.items() if wrong[head][i]]
+        for i in shown
+    ]
+    room = 8 / columns * (width + gap - 2 * inset) / (width + gap) - certain
+    one_line = all(draw.shortened(c, room, size) == c for caption in captions for c in caption)
+    if not one_line and not wide:
+        columns, gap = 8, 12
     pixel = 8 / (columns * (width + gap))  # inches
-    foot = round((_LINE * len(heads) + 0.04) / pixel)
+    cell = pixel * (width + gap - 2 * inset)
+    foot = round((_LINE * len(heads) * (1 if one_line else 2) + 0.04) / pixel)
     mosaic = _mosaic(images[shown], columns, gap, foot)
     which = f"The {count} most confident of" if count < total else "All"
     title = draw.noted(f"{which} {total:,} mistakes in {n:,} images", note)
-    style: Style = {"va": "top", "fontsize": 7, "linespacing": 1.25}
     with _canvas(path, 8, _HEAD + pixel * mosaic.shape[0], title) as ax:
         _place(ax, mosaic, 0, _HEAD, 8, frame=False, **_ON_PAPER)
-        for k, i in enumerate(shown):
+        ax.text(8 - _GAP, 0.17, "true → read, confidence", color=FAINT, ha="right", va="center")
+        for k, (i, caption) in enumerate(zip(shown, captions, strict=True)):
             row, column = divmod(k, columns)
             x = pixel * (column * (width + gap) + inset + 0.5)
-            y = pixel * (row * (height + 4 + foot) + height + 4.5) + _HEAD
-            left, right = [], []
-            for head, (labels, p) in heads.items():
-                if wrong[head][i]:
-                    left.append(_result(classes, head, labels[i], p[i]))
-                    right.append(_percent(p[i].max()))
-            ax.text(x, y, "\n".join(left), **style)
-            x += pixel * (width + gap - 2 * inset)
-            ax.text(x, y, "\n".join(right), color=FAINT, ha="right", **style)
+            y = pixel * (row * (height + 4 + foot) + height + 4.5) + _HEAD - 0.05
+            sure = [p[i].max() for head, (_, p) in heads.items() if wrong[head][i]]
+            for text, probability in zip(caption, sure, strict=True):
+                if not one_line:
+                    first, text = text.split("→", 1)
+                    y += _LINE
+                    ax.text(x, y, draw.shortened(first, cell, size), fontsize=size)
+                    text = draw.shortened(f"→ {text}", cell - certain, size)
+                y += _LINE
+                ax.text(x, y, text, fontsize=size)
+                right: Style = {"color": FAINT, "ha": "right", "fontsize": size}
+                ax.text(x + cell, y, _percent(probability), **right)
 
 
 def _result(
@@ -164,18 +178,25 @@ def attribution(
 
     image: [H, W] uint8; heads: {head: (label, probabilities [C], {title: map [H, W] float})};
     classes: {head: their names}. The maps, at least 0, are drawn over the faded image, in deeper
-    colours where they are larger.
+    colours where they are larger; a scale below says so.
     """
     heat, (height, width) = draw.colormap(HEAT), image.shape
     wide = (8 / 3 - 2 * _GAP) * width / max(height, width)
     pitch = max(wide + 2 * _GAP, 2)  # room for "Grad-CAM of Residual_1/Conv_2"
     tall = 0.25 + wide * height / width + 0.15
     columns = 1 + max(len(maps) for *_, maps in heads.values())
-    with _canvas(path, columns * pitch, _HEAD + len(heads) * tall, title) as ax:
+    bottom = _HEAD + len(heads) * tall
+    with _canvas(path, columns * pitch, bottom + 0.25, title) as ax:
+        said: Style = {"color": FAINT, "va": "center", "fontsize": 7}
+        ax.text(_GAP, bottom + 0.08, "colour: influence on the predicted class, none", **said)
+        scale = np.tile(np.linspace(0, 1, 64), (10, 1))
+        _place(ax, scale, 2.45, bottom + 0.035, 0.6, frame=False, cmap=heat, alpha=scale)
+        ax.text(3.11, bottom + 0.08, "most", **said)
         for row, (head, (label, probabilities, maps)) in enumerate(heads.items()):
             y = _HEAD + row * tall
             text = _result(classes, head, label, probabilities, arrow=" → ")
-            ax.text(_GAP, y + 0.12, f"{text}, {_percent(probabilities.max())}", va="center")
+            text = draw.shortened(f"{text}, {_percent(probabilities.max())}", pitch - _GAP)
+            ax.text(_GAP, y + 0.12, text, va="center")
             _place(ax, image, _GAP, y + 0.25, wide, **_ON_PAPER)
             for column, (name, strength) in enumerate(maps.items(), 1):
                 x = column * pitch + _GAP

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digits_jax.report.figures import draw
-from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, INK, ORANGE, TEAL, Rows
+from digits_jax.report.figures.draw import (
+    BLUE,
+    FAINT,
+    GRID,
+    HEAT,
+    INK,
+    ORANGE,
+    SIGNED,
+    TEAL,
+    Rows,
+    Style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,57 +29,77 @@ if TYPE_CHECKING:
     from digits_jax.report.stats import Reliability
 
 _SCORE = "validation_accuracy"
+_FEW = 20  # examples in a bin
+_SERIES: Mapping[str, tuple[str, Any]] = {  # {label: (the prefix of its keys, colour)}
+    "as trained": ("", "#9aa5b1"),
+    "train": ("train_", BLUE),
+    "validation": ("validation_", ORANGE),
+}
 
 
-def curves(rows: Rows, path: Path, note: str = "") -> None:
+def curves(rows: Rows, path: Path, note: str = "", pruned: Sequence[float] = ()) -> None:
     """Loss, accuracy and generalisation gap by epoch, and the epoch that validation chose.
 
-    rows: the rows of metrics.jsonl, at least one; note: as in `noted`, here and below. With several
-    members a line is their mean and the band reaches from the least to the greatest.
+    rows: the rows of metrics.jsonl, at least one; note: what is to be said about the data. With
+    several members a line is their mean and the band reaches from the least to the greatest.
+    pruned: the share of weights that each member lost; each then has its own line, of validation.
     """
     members = len({row["member"] for row in rows})
     best, last = _chosen(rows), max(row["epoch"] for row in rows)
+    groups: list[tuple[Rows, Mapping[str, tuple[str, Any]], Any]] = [(rows, _SERIES, TEAL)]
+    if pruned:
+        shown = "validation" if best else "as trained"
+        blend = draw.colormap((SIGNED[0], BLUE, TEAL, ORANGE, SIGNED[-1]))
+        groups = []
+        for member in range(len(pruned)):
+            colour = blend(member / max(len(pruned) - 1, 1))
+            series = {shown: (_SERIES[shown][0], colour)}
+            groups.append(([row for row in rows if row["member"] == member], series, colour))
     with draw.page(path, 8, 2.9) as figure:
         panels = figure.subplots(1, 3)
 
-        def draw_line(ax: Axes, line: np.ndarray, colour: str, label: str = "") -> np.ndarray:
+        def draw_line(ax: Axes, line: np.ndarray, colour: Any, label: str = "") -> np.ndarray:
             marker = "o" if len(line) < 4 else None
             if line.size:
                 draw.band(ax, line, colour, label=label, marker=marker, clip_on=False)
             return line[:, 1:]
 
-        losses, errors = [], []
-        for label, prefix, colour in (
-            ("as trained", "", "#9aa5b1"),
-            ("train", "train_", BLUE),
-            ("validation", "validation_", ORANGE),
-        ):
-            line = draw.series(rows, f"{prefix}loss", lambda loss: max(loss, draw.LEAST_LOSS))
-            losses.append(draw_line(panels[0], line, colour, label))
-            line = draw.series(rows, f"{prefix}accuracy", draw.error)
-            errors.append(draw_line(panels[1], line, colour))
-        draw.log_axis(panels[0], losses, "{:g}".format)
+        losses, errors, gaps = [], [], []
+        for i, (own, shown_series, gap_colour) in enumerate(groups):
+            for label, (prefix, colour) in shown_series.items():
+                line = draw.series(own, f"{prefix}loss", lambda loss: max(loss, draw.LEAST_LOSS))
+                label = f"{100 * pruned[i]:g} %" if pruned else label
+                losses.append(draw_line(panels[0], line, colour, label))
+                line = draw.series(own, f"{prefix}accuracy", draw.error)
+                errors.append(draw_line(panels[1], line, colour))
+            both = [row for row in own if None not in map(row.get, ("train_accuracy", _SCORE))]
+            both = [row | {"gap": 100 * (row["train_accuracy"] - row[_SCORE])} for row in both]
+            gaps.append(draw_line(panels[2], draw.series(both, "gap", float), gap_colour))
+        draw.log_axis(panels[0], losses, lambda y: f"{'≤' if y <= draw.LEAST_LOSS else ''}{y:g}")
         draw.error_axis(panels[1], errors)
-        both = [row for row in rows if None not in map(row.get, ("train_accuracy", _SCORE))]
-        gaps = [row | {"gap": 100 * (row["train_accuracy"] - row[_SCORE])} for row in both]
-        if draw_line(panels[2], draw.series(gaps, "gap", float), TEAL).size:
+        if np.concatenate(gaps).size:
             panels[2].axhline(0, color=FAINT, linewidth=0.8)
         else:
             panels[2].set(yticks=[])
             style = {"ha": "center", "transform": panels[2].transAxes}
             panels[2].text(0.5, 0.5, "no validation split", color=FAINT, **style)
-        titles = ("loss", "accuracy, %", "gap: train − validation, points")
-        for ax, title in zip(panels, titles, strict=True):
-            ax.set(title=title, xlabel="epoch")
+        of = f"{shown} " if pruned else ""
+        titles = (f"{of}loss", f"{of}accuracy, %", "gap: train − validation")
+        scales = (draw.LOG, draw.LOG_ERROR, "percentage points")
+        for ax, title, scale in zip(panels, titles, scales, strict=True):
+            ax.set(title=title, xlabel="epoch", ylabel=scale)
             ax.set_xlim(min(0.5, 1 - last / 40), last + max(0.5, last / 40))
             draw.epoch_axis(ax, 6)
             ax.grid(visible=True, axis="y")
-            for _, epoch in best.values():
+            for _, epoch in () if pruned else best.values():
                 ax.axvline(epoch, color=INK, linewidth=0.9, alpha=max(0.6 / len(best), 0.02))
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=10)
         notes = [note] if note else []
-        notes += [f"mean and range of {members} members"] if members > 1 else []
-        if best:
+        if pruned:
+            notes.append("by the share of the weights that was pruned")
+        elif members > 1:
+            notes.append(f"mean and range of {members} members")
+        if best and not pruned:
             scores, epochs = zip(*best.values(), strict=True)
             span = f"epoch {epochs[0]}"
             if len(set(epochs)) > 1:
@@ -96,34 +127,32 @@ def confusion(
     """A confusion matrix per head; the colour shows mistakes only.
 
     heads: {head: (labels, predictions)}, integer arrays of one shape, [N] or [P, N] to pool P
-    members; classes: {head: their names}. Up to 20 classes every count is written into its
-    cell; beyond, a list of the most frequent confusions stands beside the matrix.
+    members; classes: {head: their names}, in the order of the matrices. Up to 20 classes every
+    count is written into its cell; beyond, a list of the most frequent confusions stands beside the
+    matrix. Up to 60 classes all are named, beyond every tenth or the first of each row of pairs.
     """
     from matplotlib.colors import LogNorm
 
-    heat = draw.colormap(HEAT)
-    widths = [3.9 if len(classes[head]) <= 20 else 8 for head in heads]
-    with draw.page(path, sum(widths), max(4.1 if w < 5 else 5.4 for w in widths)) as figure:
-        parts = figure.subfigures(1, len(heads), width_ratios=widths, squeeze=False)[0]
-        for part, (head, pair) in zip(parts, heads.items(), strict=True):
+    heat, shown = draw.colormap(HEAT), [head for head in classes if head in heads]
+    widths = [3.9 if len(classes[head]) <= 20 else 8 for head in shown]
+    height = max(4.1 if width < 5 else 5.4 for width in widths)
+    with draw.page(path, sum(widths), height + 0.2 * bool(note), note) as figure:
+        parts = figure.subfigures(1, len(shown), width_ratios=widths, squeeze=False)[0]
+        for part, head in zip(parts, shown, strict=True):
             size, names = len(classes[head]), classes[head]
-            matrix = _counts(*pair, size)
+            matrix = _counts(*heads[head], size)
             mistakes = matrix * (1 - np.eye(size, dtype=int))
             norm, few = LogNorm(0.9, max(mistakes.max(), 5)), size <= 20
             ratios = [3.1] if few else [3.1, 1]
             ax, *side = part.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
             ax.imshow(np.ma.masked_equal(mistakes, 0), cmap=heat, norm=norm)
-            title = f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}"
-            ax.set_title(draw.noted(title, note))
+            ax.set_title(f"{head}: {mistakes.sum():,} mistakes in {matrix.sum():,}")
             ax.set(xlabel="predicted", ylabel="true")
-            every = 1 if few else round(size**0.5) if size > 100 else 10
-            upright = 90 if max(map(len, names)) > 3 else 0
-            ax.set_xticks(range(0, size, every), names[::every], rotation=upright)
-            ax.set_yticks(range(0, size, every), names[::every])
-            draw.without_frame(ax)
+            every = 1 if size <= 60 else 10 if size <= 100 else round(size**0.5)
+            _name_classes(ax, names, every, (3.2 if few else 4.7) * every / size)
             for edge in np.arange(0, size + 1, every) - 0.5:
-                ax.axhline(edge, color=GRID, linewidth=0.8)
-                ax.axvline(edge, color=GRID, linewidth=0.8)
+                ax.axhline(edge, color=GRID, linewidth=0.8 if few or every > 1 else 0.4)
+                ax.axvline(edge, color=GRID, linewidth=0.8 if few or every > 1 else 0.4)
             if side:
                 ax.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=GRID, linewidth=0.8)
                 _most_frequent(side[0], mistakes, names, heat, norm)
@@ -133,6 +162,16 @@ def confusion(
                 colour = FAINT if i == j else "white" if dark else INK
                 style = {"ha": "center", "va": "center", "fontsize": 6.5}
                 ax.text(j, i, matrix[i, j], color=colour, **style)
+
+
+def _name_classes(ax: Axes, names: Sequence[str], every: int, room: float) -> None:
+    """Names every so many classes on both axes, each in `room` inches."""
+    font = min(8.0, 0.85 * 72 * room)
+    shown = [draw.shortened(name, 0.8, font) for name in names[::every]]
+    upright = 90 if any(draw.shortened(name, room, font) != name for name in shown) else 0
+    ax.set_xticks(range(0, len(names), every), shown, rotation=upright, fontsize=font)
+    ax.set_yticks(range(0, len(names), every), shown, fontsize=font)
+    draw.without_frame(ax)
 
 
 def _counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
@@ -151,7 +190,8 @@ def _most_frequent(
     ax.barh(range(len(order)), counts, color=heat(norm(counts)), height=0.72)
     for y, count in enumerate(counts):
         ax.text(count, y, f" {count}×", va="center", color=FAINT)
-    pairs = [f"{names[k // len(names)]} → {names[k % len(names)]}" for k in order]
+    short = [draw.shortened(name, 0.55) for name in names]
+    pairs = [f"{short[k // len(names)]} → {short[k % len(names)]}" for k in order]
     ax.set_yticks(range(len(order)), pairs, color=INK)
     ax.set(xticks=[], xlim=(0, 1.25 * max(counts, default=1)), ylim=(19.6, -0.6))
     draw.without_frame(ax)
@@ -164,25 +204,44 @@ def reliability(
     """Accuracy over confidence, by bin: a panel for each {who: (as predicted, tempered)}.
 
     The points of calibrated predictions lie on the diagonal; their area grows with the examples in
-    the bin.
+    the bin. Bins of fewer than 20 are faint, with the line to them.
     """
-    with draw.page(path, 3.2 * len(diagrams), 3.2) as figure:
+    with draw.page(path, 3.2 * len(diagrams), 3.95 + 0.2 * bool(note), note) as figure:
         panels = figure.subplots(1, len(diagrams), squeeze=False)[0]
         for ax, (who, (predicted, tempered)) in zip(panels, diagrams.items(), strict=True):
-            ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
+            ax.plot([0, 100], [0, 100], color=FAINT, linewidth=0.8, zorder=1)
             for bins, label, colour in (
                 (predicted, "as predicted", ORANGE),
                 (tempered, "with temperature", BLUE),
             ):
                 count, confidence, accuracy = np.array(bins)[:, bins.examples > 0]
-                area = 6 + 60 * np.sqrt(count / count.sum())
+                x, y, few = 100 * confidence, 100 * accuracy, count < _FEW
+                alphas = np.where(few, 0.25, 1)
+                style: Style = {"color": colour, "clip_on": False}
+                ax.scatter(x, y, 6 + 60 * np.sqrt(count / count.sum()), alpha=alphas, **style)
+                for i in range(1, len(x)):
+                    ax.plot(
+                        x[i - 1 : i + 1],
+                        y[i - 1 : i + 1],
+                        lw=1,
+                        alpha=min(alphas[i - 1 : i + 1]),
+                        **style,
+                    )
                 text = f"{label}, ECE {100 * bins.error:.2f} %"
-                ax.plot(confidence, accuracy, color=colour, lw=1, label=text)
-                ax.scatter(confidence, accuracy, area, color=colour)
-            ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence")
-            ax.set_title(draw.noted(f"{who}: accuracy", note))
+                ax.plot([], [], "o-", color=colour, lw=1, label=text)
+            ax.plot(
+                [],
+                [],
+                "o-",
+                color=FAINT,
+                lw=1,
+                alpha=0.4,
+                label=f"faint: fewer than {_FEW} examples",
+            )
+            ax.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="confidence, %")
+            ax.set_title(f"{who}: accuracy, %", pad=44)
             ax.grid(axis="y")
-            ax.legend(loc="lower right")
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1), borderaxespad=0.3)
 
 
 def robustness(
@@ -197,10 +256,10 @@ def robustness(
     found: {corruption: {level: {"mean", "std"}}}; clean: {"mean", "std"} without any; shown, in the
     same order: {title: an image [H, W] uint8 of each level}.
     """
-    with draw.page(path, 8, 4.4) as figure:
+    with draw.page(path, 8, 4.6, note) as figure:
         rows = figure.subplots(4, 3, height_ratios=(1, 3, 1, 3)).reshape(2, 2, 3)
         strips, panels = rows[:, 0].ravel(), rows[:, 1].ravel()
-        errors = []
+        errors, several = [], False
         for strip, ax, levels, (title, images) in zip(
             strips, panels, found.values(), shown.items(), strict=True
         ):
@@ -210,11 +269,12 @@ def robustness(
             x = [0.0, *map(float, levels)]
             accuracies = [(at["mean"], at["std"] or 0) for at in (clean, *levels.values())]
             mean, std = np.transpose(accuracies)
+            several = several or bool(std.any())
             line = np.column_stack([x, draw.error(np.column_stack([mean, mean + std, mean - std]))])
             draw.band(ax, line, BLUE, marker="o")
             ax.set_xticks(x)
             errors.append(line[:, 2:])
         for ax in panels:
             draw.error_axis(ax, errors)
-        for ax in panels[::3]:
-            ax.set_ylabel(draw.noted("test accuracy, %", note))
+        band = ", mean ± standard deviation" if several else ""
+        figure.supylabel(f"test accuracy, %{band} ({draw.LOG_ERROR})", fontsize=8, color=FAINT)
