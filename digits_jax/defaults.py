@@ -48,7 +48,7 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in shipped("configs").glob("[!_]*.py"))
 
 
-def get_base(name: str, variant: str, variants: Iterable[str]) -> ConfigDict:
+def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> ConfigDict:
     """The default config of `name` and `variant`; the first of `variants` is the default one.
 
     Raises UserError for a variant that does not exist.

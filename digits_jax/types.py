@@ -92,9 +92,9 @@ class Hyper:
     """Hyperparameters that may differ between members: floats, [] each."""
 
     learning_rate: Array
-    weight_decay: Array
-    dropout: Array
-    label_smoothing: Array
+    weight_decay: Array | float = 0.0
+    dropout: Array | float = 0.0
+    label_smoothing: Array | float = 0.0
 
 
 class Members(NamedTuple):

@@ -217,6 +217,18 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture
+def registries():
+    """What a test registers is gone afterwards."""
+    from digits_jax import defaults, models
+    from digits_jax.data import augment
+
+    kept = (models.REGISTERED, augment.REGISTERED, defaults.REGISTERED)
+    yield
+    for registry in kept:
+        registry.clear()
+
+
+@pytest.fixture
 def getkey():
     """A fresh key at every call."""
     count = iter(range(1_000_000))

@@ -31,18 +31,6 @@ def demo_run():
     return digits_jax.load()
 
 
-@pytest.fixture
-def registries():
-    """What a test registers is gone afterwards."""
-    from digits_jax import defaults, models
-    from digits_jax.data import augment
-
-    kept = (models.REGISTERED, augment.REGISTERED, defaults.REGISTERED)
-    yield
-    for registry in kept:
-        registry.clear()
-
-
 def test_public_names_are_what_they_were_after_every_submodule_was_imported():
     for module in pkgutil.walk_packages(digits_jax.__path__, "digits_jax."):
         if module.name != "digits_jax.__main__":

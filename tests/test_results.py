@@ -47,12 +47,14 @@ def rows_of(text):
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def test_tables_by_hand(tmp_path):
+def test_tables_by_hand(tmp_path, monkeypatch):
     """The interval of 70, 75 and 80: t(0.975, 2) * 5.00 / sqrt(3) = 12.42; two have none."""
     folder = tmp_path / "results"
     data = {"dataset": "mnist", "source": "drawn", "test_source": "drawn", "drawn_extra": 0}
     drawn = SUMMARY | {"data": data, "validation": None}
     lay(folder, {"b": THREE, "a": drawn, "c": TWO, "search/c": SUMMARY})
+    shown = {"c": "of two", "b": "two digits", "none": "not there", "a": "one"}
+    monkeypatch.setattr(results, "SHOWN", shown)
     (tmp_path / "README.md").write_text(f"{results.BEGIN}\n{results.END}\nkept\n")
     results.write(folder)
     text = (folder / "README.md").read_text()
@@ -68,11 +70,13 @@ def test_tables_by_hand(tmp_path):
     assert "| 98.08 / 97.58 | 70.00 and 80.00 |  | 2 (1 diverged) |" in table[4]
     assert table[5].startswith("| [search/c](search/c/) |")
     beside = (tmp_path / "README.md").read_text()
-    assert rows_of(beside)[3:] == [
-        "| [b](results/b/) | 390,164 | 98.08 / 97.58 | 75.00 ± 5.00 | ± 12.42 "
-        "| 3 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |",
-        "| [c](results/c/) | 390,164 | 98.08 / 97.58 | 70.00 and 80.00 |  "
-        "| 2 (1 diverged) | 75.31 (+0.31) | upper 80.00, lower 70.00 | 76.25 (+1.25) |",
+    assert rows_of(beside) == [
+        "| run | what | parameters | test accuracy | seeds | ensemble |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| [c](results/c/) | of two | 390,164 | 70.00 and 80.00 | 2 (1 diverged) | 76.25 (+1.25) |",
+        "| [b](results/b/) | two digits | 390,164 | 75.00 ± 5.00 | 3 (1 diverged) "
+        "| 76.25 (+1.25) |",
+        "| [a](results/a/) | one | 390,164 | – | 1 |  |",
     ]
     assert beside.endswith("kept\n")
     assert (folder / "accuracy.png").exists()
@@ -136,6 +140,8 @@ def test_errors_name_the_file(tmp_path):
 def test_the_tables_are_those_of_the_summaries():
     """`python -m digits_jax.report.results` was run after the last change."""
     summaries = results.read(ROOT / "results")
+    assert len(results.SHOWN) == 6
+    assert results.SHOWN.keys() <= summaries.keys()
     for readme, table in results.tables(ROOT / "results", summaries).items():
         assert table in readme.read_text(encoding="utf-8"), readme
 

@@ -19,6 +19,8 @@ from digits_jax.core.optim import apply_gradient
 from digits_jax.data.batches import Pipeline
 from digits_jax.types import Array, Batch, Best, Hyper, Metrics, PyTree, TrainState, Weights
 
+_CONSTANT = optax.constant_schedule(1.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -34,8 +36,8 @@ class Program:
 
     model: Any  # a Flax module; of the NumPy engine its own, and so is `tx`
     tx: Any  # an optax.GradientTransformation
-    schedule: optax.Schedule
-    pipeline: Pipeline
+    schedule: optax.Schedule = _CONSTANT
+    pipeline: Pipeline = dataclasses.field(default_factory=Pipeline)
     ema: float = 0.0
     decoupled: bool = False
     sparse: bool = False

@@ -9,22 +9,22 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from digits_jax.data.augment import augment
-from digits_jax.data.recipes import Recipe
+from digits_jax.data.recipes import RECIPES, Recipe
 from digits_jax.devices.mesh import over_data
 from digits_jax.types import Array, Batch, Normalizer, PrecomputedTargets, Split
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How the batches of a run are made; all of it static.
+    """How the batches of a run are made; all of it static. By default of single digits.
 
     augment: the frozen `config.augment`; fresh: pairs are drawn anew in every batch.
     """
 
-    recipe: Recipe
-    batch_size: int
-    steps_per_epoch: int
-    augment: FrozenConfigDict
+    recipe: Recipe = RECIPES["mnist"]
+    batch_size: int = 256
+    steps_per_epoch: int = 1
+    augment: FrozenConfigDict = dataclasses.field(default_factory=FrozenConfigDict)
     fresh: bool = False
 
 

@@ -43,6 +43,14 @@ PAIRS = """**More pairs**: the test's pairs are one draw of very many. Beside th
 together: what the networks are worth on pairs of the test digits, and ±, by how much one draw
 deviates from that by luck. By `--mode=more-pairs`."""
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
+SHOWN = {  # the rows of the project's README, and what they are
+    "mnist100": "two digits side by side, the first command",
+    "mnist100-tower": "the same by a small residual network",
+    "compact": "one digit",
+    "records-p2000": "one digit, the fewest parameters above 99 %",
+    "records-cnn": "one digit, the best single network",
+    "fast": "one digit, after one epoch",
+}
 
 
 def _data(summary: Summary) -> str:
@@ -116,17 +124,27 @@ _COLUMNS: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "device": (LEFT, lambda s: str(s["device"])),
     "date": (LEFT, lambda s: s["date"]),
 }
-_LONG = {"data", "gap", "epochs", "minutes", "device", "date"}  # not in the shorter table
+_SHORT = ("parameters", "test accuracy", "seeds", "ensemble")  # the columns beside SHOWN
 
 
-def table(summaries: dict[str, Summary], folder: str = "", *, whole: bool = True) -> str:
-    """A markdown table with a row per {run: summary}, in the order given, linked to `folder`."""
-    columns = {name: column for name, column in _COLUMNS.items() if whole or name not in _LONG}
+def table(summaries: dict[str, Summary]) -> str:
+    """A markdown table with a row per {run: summary}, in the order given."""
     rows = [
-        [f"[{run}]({folder}{run}/)", *(content(summary) for _, content in columns.values())]
+        [f"[{run}]({run}/)", *(content(summary) for _, content in _COLUMNS.values())]
         for run, summary in summaries.items()
     ]
-    return markdown(["run", *columns], rows, [LEFT, *(align for align, _ in columns.values())])
+    return markdown(["run", *_COLUMNS], rows, [LEFT, *(align for align, _ in _COLUMNS.values())])
+
+
+def excerpt(summaries: dict[str, Summary], folder: str) -> str:
+    """A markdown table of the runs that are SHOWN, linked to `folder`."""
+    columns = [_COLUMNS[name] for name in _SHORT]
+    rows = [
+        [f"[{run}]({folder}/{run}/)", what, *(content(summaries[run]) for _, content in columns)]
+        for run, what in SHOWN.items()
+        if run in summaries
+    ]
+    return markdown(["run", "what", *_SHORT], rows, [LEFT, LEFT, *(align for align, _ in columns)])
 
 
 def damaged(summaries: dict[str, Summary]) -> str:
@@ -203,11 +221,11 @@ def reported(summaries: dict[str, Summary]) -> dict[str, Summary]:
 
 
 def tables(results: Path, summaries: dict[str, Summary]) -> dict[Path, str]:
-    """{README.md: its table} of the folder, and of the folder above, whose table is shorter."""
+    """{README.md: its tables} of the folder, and of the folder above, which has an excerpt."""
     folder = results.absolute()
     return {
         results / "README.md": table(summaries) + more_pairs(summaries) + damaged(summaries),
-        folder.parent / "README.md": table(reported(summaries), f"{folder.name}/", whole=False),
+        folder.parent / "README.md": excerpt(summaries, folder.name),
     }
 
 
