@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Self, TextIO, TypeVar, cast
+from typing import Any, NamedTuple, Self, TextIO, TypeVar, cast
 
 import absl.logging
 from rich.console import Console, Group, RenderableType
@@ -70,10 +70,14 @@ def _hang_up_ignored() -> Iterator[None]:
 
 def printer(width: int | None = None) -> Console:
     """A console on standard output that prints text as it is: a path's [brackets] are no markup."""
-    output = cast(TextIO, _Output())
-    return Console(file=output, highlight=False, soft_wrap=True, markup=False, width=width)
+    output, colors = cast(TextIO, _Output()), None if NOTEBOOK else "auto"
+    options: Any = {"force_jupyter": False, "color_system": colors}  # no HTML for each line
+    return Console(
+        file=output, highlight=False, soft_wrap=True, markup=False, width=width, **options
+    )
 
 
+NOTEBOOK = Console().is_jupyter
 console = printer()
 
 _REFRESH = 0.25  # s between updates of a bar
@@ -347,7 +351,7 @@ def display(lines: bool = False) -> Iterator[None]:
     if type(_display) is not _Display or console.quiet:
         yield
         return
-    if console.is_jupyter:
+    if NOTEBOOK:
         _display = _Notebook()
     elif console.is_interactive and console.is_terminal:
         _display = _Terminal()

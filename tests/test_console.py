@@ -136,8 +136,7 @@ def test_in_a_notebook_one_line_of_text_changes(clock, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    monkeypatch.setattr(console.console, "is_jupyter", True)
-    monkeypatch.setattr("rich.jupyter.display", lambda *_: None)
+    monkeypatch.setattr(console, "NOTEBOOK", True)
     with warnings.catch_warnings(), console.display():
         warnings.simplefilter("error")
         a_run(clock)

@@ -335,3 +335,43 @@ def test_every_page_is_in_the_index():
     index = DOCUMENTS["docs/README.md"]
     for path in ROOT.glob("docs/*.*"):
         assert path.name == "README.md" or f"]({path.name})" in index or f"[{path.name}]" in index
+
+
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
+
+
+def outputs(cells):
+    """All text that the cells of code print or show."""
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            yield "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+
+
+def test_the_notebook_was_run_and_shows_what_it_should():
+    content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    pictures = [o for cell in code for o in cell["outputs"] if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 6
+    assert NOTEBOOK.stat().st_size < 300_000
+    text = "\n".join(outputs(code))
+    assert "\x1b" not in text
+    assert not re.search(r"(^|\s)/\w", text), "an absolute path"
+    assert "error" not in {output["output_type"] for cell in code for output in cell["outputs"]}
+    prose = "".join("".join(c["source"]) for c in content["cells"] if c["cell_type"] == "markdown")
+    for link in re.findall(r"\]\(([^)]+)\)", prose):
+        assert (NOTEBOOK.parent / link).exists(), link
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(place, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "user"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, 4)
+    before = [cell.source for cell in notebook.cells]
+    nbclient.NotebookClient(notebook, timeout=300, coalesce_streams=True).execute()
+    assert [cell.source for cell in notebook.cells] == before
+    said = "\n".join(outputs(notebook.cells))
+    assert "\x1b" not in said
+    assert re.search(r"lenet5: \d\d\.\d ± ", said)
