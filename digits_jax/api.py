@@ -3,10 +3,13 @@
 Nothing here changes the process, prints a banner or exits: mistakes raise `UserError`.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from digits_jax import defaults, errors, files, models, settings
+from digits_jax import defaults, errors, files, models
 from digits_jax.core.step import apply
 from digits_jax.data import augment, batches, own, pictures
 from digits_jax.devices import backend
@@ -26,15 +29,16 @@ from digits_jax.training import predictor
 from digits_jax.training import train as loop
 from digits_jax.types import Array, PyTree, Weights
 
+KEPT = "data.npz"  # in the workdir: the arrays that `train` was given
 DEMO = "demo"  # of the shipped results: what `load` reads without an argument
 
 
 class Prediction(NamedTuple):
     """What a run answers to N images; a key for each head, such as 'digit'.
 
-    labels: {head: [N] int32}, indices into `TrainedRun.classes[head]`; probabilities: {head: [N, C]
-    float64}, of the ensemble, calibrated; members: {head: [P, N, C]}, of each member, calibrated,
-    or None.
+    labels: {head: [N]}, int32 digits or numbers, of a run on your own classes their names;
+    probabilities: {head: [N, C] float64}, of the ensemble, calibrated, in the order of
+    `TrainedRun.classes[head]`; members: {head: [P, N, C]}, of each member, calibrated, or None.
     """
 
     labels: dict[str, np.ndarray]
@@ -57,8 +61,9 @@ class TrainedRun:
         self.shape: tuple[int, int] = run.recipe.shape
         self.classes = run.classes
         self.summary: dict[str, Any] = {}
-        if workdir and (workdir / "summary.json").is_file():
-            self.summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):
+            if workdir:
+                self.summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
 
     def __repr__(self) -> str:
         heads = ", ".join(f"{head}: {len(names)} classes" for head, names in self.classes.items())
@@ -98,12 +103,12 @@ class TrainedRun:
     def predict(self, images: Array, members: bool = False, ink: str = "auto") -> Prediction:
         """Reads digits.
 
-        images: [H, W], [N, H, W] or [N, H, W, 1], of the run's `shape`: uint8, or floats or bool
-        from 0 (black) to 1 (white), which are rounded to 255 steps. ink: 'bright' on dark, as
-        MNIST's, 'dark' on bright, or 'auto', decided for all images together (by a run that learned
-        from data of your own they are taken as they are). members: also return each member's
-        probabilities. Raises UserError for images of another shape or range; warns of images that
-        don't look like MNIST's.
+        images: [H, W], [N, H, W], [N, H, W, 1] or [N, H * W], of the run's `shape`: uint8, or
+        floats or bool from 0 (black) to 1 (white), which are rounded to 255 steps. ink: 'bright' on
+        dark, as MNIST's, 'dark' on bright, or 'auto', decided for all images together (by a run
+        that learned from data of your own they are taken as they are). members: also return each
+        member's probabilities. Raises UserError for images of another shape or range; warns of
+        images that don't look like MNIST's.
         """
         pixels = _pixels(images, self.shape)
         if ink != "auto" or self.config.data.source in ("mnist", "drawn"):
@@ -125,22 +130,24 @@ class TrainedRun:
                 for head, values in log_p.items()
             }
         labels = {head: p.argmax(-1).astype(np.int32) for head, p in averaged.items()}
+        if self._run.own_classes:
+            labels = {head: np.asarray(self.classes[head])[i] for head, i in labels.items()}
         return Prediction(labels, averaged, each)
 
     def evaluate(self, images: Array, labels: Any) -> dict[str, Any]:
         """How well it reads `images`: the part of a summary.json that a test split gives.
 
         images: as in `predict`, bright ink on dark; labels: [N] integers, [N, heads] where there
-        are several heads, or {head: [N]}. Keys: `test` (loss, accuracy, heads), `members`, `mean`,
-        `std`, `interval`, `hardest` and, of several members, `ensemble`. Raises UserError where
-        images or labels don't fit.
+        are several heads, or {head: [N]}; of a run on your own classes as `train` takes them. Keys:
+        `test` (loss, accuracy, heads), `members`, `mean`, `std`, `interval`, `hardest` and, of
+        several members, `ensemble`. Raises UserError where images or labels don't fit.
         """
         pixels, heads = _pixels(images, self.shape), self._run.recipe.heads
         if isinstance(labels, Mapping):
             for head in heads:
                 errors.check_choice("labels", head, labels)
             labels = np.stack([np.asarray(labels[head]) for head in heads], axis=-1)
-        truth = pictures.check_labels(np.asarray(labels), len(pixels), heads)
+        truth = pictures.check_labels(np.asarray(labels), len(pixels), heads, self._run.own_classes)
         return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
 
     def export(self, folder: str | Path) -> Path:
@@ -185,7 +192,7 @@ def train(
     """
     config = get_config(config) if isinstance(config, str) else config
     if data is not None:
-        workdir = Path(workdir or Path("runs") / f"{config.name}-data")
+        workdir = Path(workdir or Path("runs") / f"{config.name}-data").expanduser()
         config = config.copy_and_resolve_references()
         config.data.source = str(_kept(data, workdir, config.resume))
     with backend.quiet():
@@ -194,16 +201,20 @@ def train(
 
 def _kept(data: Sequence[Any], workdir: Path, resume: bool) -> Path:
     """Writes `data` of `train` into the workdir; UserError if a run began there with others."""
-    if len(data) not in (2, 4):
+    path, items = workdir / KEPT, [*data] if isinstance(data, list | tuple) else []
+    if len(items) == 2 and all(isinstance(part, list | tuple) and len(part) == 2 for part in items):
+        items = [array for part in items for array in part]  # ((x, y), (x, y)), as Keras has it
+    if len(items) not in (2, 4):
         raise UserError("data must be (images, labels) or (images, labels, images, labels)")
-    arrays, path = [np.asarray(array) for array in data], workdir / "data.npz"
+    arrays = [np.asarray(array) for array in items]
     made = own.of_arrays(arrays[0], arrays[1], (arrays[2], arrays[3]) if arrays[2:] else None)
     if path.exists() and own.read(path).digest == made.digest:
         return path
-    if (workdir / "config.json").exists() and resume:
+    begun = (workdir / "config.json").exists()
+    if path.exists() and not (begun and not resume):
         raise UserError(
-            f"{workdir} holds a run that began with other data; choose another workdir, or "
-            "config.resume=False to start it over"
+            f"{path} holds other data; choose another workdir"
+            + (", or config.resume=False to start its run over" if begun else "")
         )
     names, parts = np.asarray(made.classes), {"train": made.train, "test": made.test}
     named = {
@@ -221,18 +232,16 @@ def _kept(data: Sequence[Any], workdir: Path, resume: bool) -> Path:
     return path
 
 
-def get_config(name: str, **fields: Any) -> ConfigDict:
+def get_config(name: str | Path, /, **fields: Any) -> ConfigDict:
     """A config: 'NAME' or 'NAME:variant' of those that ship, or the same of a file of your own.
 
     fields: other values, also of nested fields: epochs=3, optimizer={"learning_rate": 1e-3}, or
     **{"optimizer.learning_rate": 1e-3}. Raises UserError for a config or a field that doesn't
     exist, and for a value of another type.
     """
-    file, _, variant = name.partition(":")
-    if file.endswith(".py") and Path(file).is_file():
-        path: Path | None = Path(file)
-    else:
-        path = defaults.config_file(file)
+    found = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", os.fspath(name), re.DOTALL)
+    file, variant = found.groups() if found else (os.fspath(name), "")
+    path = defaults.config_file(file)
     if path is None:
         near = errors.nearest(file, defaults.config_names())
         raise UserError(f"there is no config '{file}'; {near}")
@@ -241,14 +250,30 @@ def get_config(name: str, **fields: Any) -> ConfigDict:
     assert spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    config: ConfigDict = module.get_config(variant)
-    for field, value in settings.flatten(fields).items():
+    config: ConfigDict = module.get_config(*([variant] if variant else []))
+    for field, value in _flat(fields):
+        *above, last = field.split(".")
+        if field.startswith(("model.", "search.space.")):  # these take any field
+            node = config
+            for part in above:
+                node = node[part] if part in node else node.setdefault(part, ConfigDict())
+            node[last] = value
+            continue
         errors.check_field("config", config, field)
         try:
             config.update_from_flattened_dict({field: value})
         except (TypeError, ValueError) as error:
             raise UserError(f"config.{field}={value!r}: {error}") from None
     return config
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('a.b', value) of nested fields."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def register_model(name: str, module: type[nn.Module]) -> None:
@@ -295,6 +320,8 @@ def _pixels(images: Any, shape: tuple[int, int]) -> np.ndarray:
     array = given
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]
+    if array.ndim == 2 and array.shape != tuple(shape) and array.shape[1] == shape[0] * shape[1]:
+        array = array.reshape(-1, *shape)  # rows of pixels
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1:] != tuple(shape):
         raise UserError(

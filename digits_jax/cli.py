@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
@@ -127,7 +128,7 @@ def exit_at_once() -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; every mistake in them is a UserError."""
-    joined = re.sub(r"(\0--?config[=\0])([^\0:]*)", _found, "\0".join(argv))
+    joined = re.sub(r"(\0--?config[=\0])([^\0]*?\.py|[^\0:]*)", _found, "\0".join(argv))
     given = re.findall(r"\0--?config[=\0]([^\0]*)", joined)
     try:
         return FLAGS(joined.split("\0"))
@@ -148,6 +149,8 @@ def _found(given: re.Match[str]) -> str:
         raise UserError(
             f"--config: there is no file '{given[2]}', and no config of that name; {near}"
         )
+    if ":" in str(path):  # a drive of Windows; ml_collections splits there
+        path = Path(os.path.relpath(path))
     return f"{given[1]}{path}"
 
 

@@ -36,7 +36,7 @@ def config_file(name: str) -> Path | None:
 
     A file of the user's own at that path comes first.
     """
-    if Path(name).is_file():
+    if name.endswith(".py") and Path(name).is_file():
         return Path(name)
     stem = name.removeprefix("configs/").removesuffix(".py")
     path = shipped("configs") / f"{stem}.py"
@@ -74,6 +74,7 @@ def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> C
     data.dataset = "mnist100"  # mnist, mnist100, two_digit
     data.source = "auto"  # mnist if it can be had, else drawn; a name, or a path: docs/data.md
     data.classes = ()  # filled in: names of the classes, () for the ten digits
+    data.sha256 = ""  # filled in: of data of your own
     data.test_source = ""  # where the test digits come from; "": the same
     data.raw_dir = ""  # a folder with the four IDX files
     data.cache_dir = ""  # prepared data and compiled programs; default: the user's cache

@@ -1,6 +1,7 @@
 """Checks of a config before anything is computed, reading config.json, comparing two configs."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,16 @@ def source_label(source: str) -> str:
     """What names and titles carry of `data.source`: '' of MNIST, 'letters' of a path to letters."""
     if source in ("auto", "mnist"):
         return ""
-    kept = Path(source).stem if Path(source).exists() else source
-    return re.sub(r"[^\w.]+", "-", kept).strip("-")
+    if not source.startswith("emnist/"):  # a name with a slash; of a path the last part
+        source = Path(os.path.expanduser(source)).resolve().stem
+    return re.sub(r"[^\w.]+", "-", source).strip("-")
 
 
 def title_of(config: ConfigDict, kind: str = "") -> str:
     """What a run is called: NAME[-KIND], with its source where that isn't MNIST."""
     label = source_label(config.data.source)
-    return "-".join(filter(None, (config.name, kind, "" if label in config.name else label)))
+    label = "" if label in config.name.split("-") else label
+    return "-".join(filter(None, (config.name, kind, label)))
 
 
 def folder_of(config: ConfigDict, kind: str = "") -> Path:
@@ -157,7 +160,7 @@ def read(workdir: Path) -> Fields | None:
     """The config.json of a workdir, None without one; UserError if it is damaged or incomplete."""
     path = workdir / "config.json"
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = complete(json.loads(path.read_text(encoding="utf-8")))
         fields = flatten(recorded)
         numbers = (*_AT_LEAST_ONE, *_AT_LEAST_ZERO, *_BELOW_ONE)
         if not (
@@ -174,6 +177,11 @@ def read(workdir: Path) -> Fields | None:
         raise UserError(
             f"{path} is not the config of a run; --config.resume=False starts the run over"
         ) from None
+
+
+def complete(recorded: Fields) -> Fields:
+    """A recorded config with the fields that earlier ones did not have."""
+    return recorded | {"data": {"classes": [], "sha256": "", **recorded["data"]}}
 
 
 def flatten(config: ConfigDict | Fields, prefix: str = "") -> Fields:
@@ -201,10 +209,17 @@ def fingerprint(config: ConfigDict) -> bytes:
 def changes(old: ConfigDict | Fields, new: ConfigDict | Fields) -> list[tuple[str, Any, Any]]:
     """The differences that make two configs different runs: (field, value in old, value in new)."""
     before, now = flatten(old), flatten(new)
+    for name in before.keys() | now.keys():
+        if name.startswith("augment."):  # a registered one may have come or gone
+            before.setdefault(name, 0.0)
+            now.setdefault(name, 0.0)
+    outside: tuple[str, ...] = _OUTSIDE
+    if before.get("data.sha256") and before["data.sha256"] == now.get("data.sha256"):
+        outside = (*outside, "data.source", "data.test_source")  # the same data, elsewhere
     return [
         (name, before.get(name, "absent"), now.get(name, "absent"))
         for name in sorted(before.keys() | now.keys())
-        if not name.startswith(_OUTSIDE) and before.get(name) != now.get(name)
+        if not name.startswith(outside) and before.get(name) != now.get(name)
     ]
 
 

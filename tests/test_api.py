@@ -169,7 +169,18 @@ def test_configs_by_name_and_by_file(tmp_path):
         "    return config\n"
     )
     assert digits_jax.get_config(f"{own}:two").name == "mine-two"
+    assert digits_jax.get_config(own).name == "mine"
+    own.write_text(own.read_text().replace("variant=''", "").replace("variant,", "'',"))
+    assert digits_jax.get_config(own).name == "mine"
+    fields = {
+        "model": {"hidden": (8,)},
+        "search": {"space": {"label_smoothing": ("uniform", 0, 1)}},
+    }
+    config = digits_jax.get_config("mnist:mlp10", **fields, **{"model.activation": "tanh"})
+    assert (config.model.hidden, config.model.activation) == ((8,), "tanh")
+    assert config.search.space.label_smoothing == ("uniform", 0, 1)
     for name, fields, message in (
+        ("mnist", {"name": "x", "nme": 1}, "did you mean 'name'"),
         ("compat", {}, "did you mean 'compact'"),
         ("compact:phase9", {}, "did you mean 'phase"),
         ("compact", {"epoch": 3}, "did you mean 'epochs'"),

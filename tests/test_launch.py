@@ -156,6 +156,9 @@ def test_modes_that_read_find_the_run_on_drawn_digits_where_there_is_no_other(
         ("drawn", "drawn", "drawn"),
         ("mnist", "letters.npz", "mnist-letters"),
         ("mnist", "../my letters", "mnist-my-letters"),
+        ("mnist100", "../n.npz", "mnist100-n"),
+        ("mnist100", "mnist.npz", "mnist100-mnist"),
+        ("mnist100", "../my letters/a", "mnist100-a"),
     ],
 )
 def test_the_default_folder_carries_the_source(name, source, folder, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import digits_jax
 from digits_jax.analysis.evaluate import evaluate
-from digits_jax.data import drawn, named, own, recipes
+from digits_jax.data import dataset, drawn, named, own, recipes
 from digits_jax.errors import UserError
 from digits_jax.export.export import demo
 from tests.conftest import shrink
@@ -76,6 +76,44 @@ def test_the_same_set_in_every_form(tmp_path, with_test):
         if with_test:
             np.testing.assert_array_equal(found.test.images, test[0], err_msg=form)
         assert found.digest == own.of_arrays(*train, test if with_test else None).digest
+
+
+def test_forms_of_labels(tmp_path):
+    """As pandas, Keras, NumPy's savetxt and OpenML have them."""
+    images, labels = by_class(drawn.digits(1, 30))
+    known = own.of_arrays(images, labels).digest
+    for given in (labels.astype(str).astype(object), labels.astype("S"), labels.astype(float)):
+        assert own.of_arrays(images, given).digest == known
+    pixels = images.reshape(30, 784)
+    np.savetxt(tmp_path / "a.csv", np.c_[labels, pixels], delimiter=",")
+    header = ",".join([*(f"pixel{i}" for i in range(1, 785)), "class"])
+    last = np.c_[pixels, labels]
+    np.savetxt(tmp_path / "b.csv", last, fmt="%d", delimiter=",", header=header, comments="")
+    for name in "ab":
+        assert own.read(tmp_path / f"{name}.csv").digest == known, name
+    np.savetxt(tmp_path / "c.csv", last, fmt="%d", delimiter=",", header="a,b,c", comments="")
+    with pytest.raises(UserError, match="no column is named label or class"):
+        own.read(tmp_path / "c.csv")
+    true = own.of_arrays(images, labels > 4)
+    assert (true.classes, true.train.labels.sum()) == (("0", "1"), (labels > 4).sum())
+
+
+def test_several_sets_in_one_folder_are_not_mixed(tmp_path):
+    images, labels = by_class(drawn.digits(1, 20))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_idx(tmp_path / name / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "b" / "train-labels-idx1-ubyte", labels)
+    with pytest.raises(UserError, match="holds several sets"):
+        own.read(tmp_path)
+    assert own.read(tmp_path / "b").digest == own.of_arrays(images, labels).digest
+
+
+def test_hidden_files_and_links_to_nowhere_do_not_count(tmp_path):
+    images, labels = by_class(drawn.digits(1, 20))
+    write_folders(tmp_path, images, labels)
+    (tmp_path / str(labels[0]) / ".#lock").symlink_to("nowhere")
+    assert own.read(tmp_path).digest == own.of_arrays(images, labels).digest
 
 
 def test_forms_of_arrays():
@@ -210,7 +248,7 @@ def test_every_form_trains_bit_for_bit_alike(tmp_path, small, unpictured):
     assert facts["classes"] == {"digit": list("0123456789")}
     images, labels = np.asarray(train[0]), train[1].copy()
     labels[0] += 1
-    with pytest.raises(UserError, match="began with other data"):
+    with pytest.raises(UserError, match="holds other data"):
         digits_jax.train(small, tmp_path / "runs" / "arrays", data=(images, labels))
 
 
@@ -221,8 +259,48 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, small, unpictured):
     digits_jax.train(small, tmp_path / "run")
     np.savez(tmp_path / "set.npz", images=images, labels=labels[::-1])
     small.epochs += 1
-    with pytest.raises(UserError, match=r"the data in config\.data\.source=.* are not those"):
+    with pytest.raises(UserError, match=r"holds a run of another config .*data\.sha256"):
         digits_jax.train(small, tmp_path / "run")
+    small.epochs -= 1
+    with pytest.raises(UserError, match=r"data\.sha256"):  # nor is it finished
+        digits_jax.train(small, tmp_path / "run")
+    with pytest.raises(UserError, match="not those that this run was trained on"):
+        evaluate(small, tmp_path / "run", None, "auto")
+
+
+def test_the_same_data_by_another_path_is_the_same_run(tmp_path, small, unpictured, monkeypatch):
+    images, labels = by_class(drawn.digits(1, 120))
+    monkeypatch.chdir(tmp_path)
+    digits_jax.train(small, "run", data=(images, labels))
+    digits_jax.train(small, tmp_path / "run", data=(images, labels))  # finished
+    (tmp_path / "there").mkdir()
+    (tmp_path / "run").rename(tmp_path / "there" / "moved")
+    monkeypatch.chdir(tmp_path / "there")
+    evaluate(small, tmp_path / "there" / "moved", None, "auto")
+    with pytest.raises(UserError, match="holds other data"):
+        digits_jax.train(small, "moved", data=(images[1:], labels[1:]))
+    (tmp_path / "mine").mkdir()
+    np.savez(tmp_path / "mine" / "data.npz", other=images)
+    with pytest.raises(UserError, match=r"data\.npz"):
+        digits_jax.train(small, tmp_path / "mine", data=(images, labels))
+
+
+def test_some_of_a_set_that_stands_class_by_class_has_all_classes(tmp_path, small):
+    images, labels = by_class(drawn.digits(1, 240))
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    small.data.update(source=str(tmp_path / "set.npz"), train=60, test=20)
+    found = dataset.load(small.data)
+    for split, n in ((found.train, 60), (found.test, 20)):
+        assert split.size == n
+        assert len(np.unique(dataset.labels(split, found.recipe)["digit"])) > 7
+
+
+def test_a_class_of_one_example_needs_a_test_part(tmp_path, small):
+    images, labels = by_class(drawn.digits(1, 30))
+    np.savez(tmp_path / "set.npz", images=images, labels=np.where(np.arange(30) == 3, 77, labels))
+    small.data.source = str(tmp_path / "set.npz")
+    with pytest.raises(UserError, match="class '77' has one example"):
+        dataset.load(small.data)
 
 
 def test_a_held_out_part_has_a_sixth_of_each_class():
@@ -271,8 +349,15 @@ def test_letters_in_one_two_and_stacked(tmp_path, small, pictured, monkeypatch, 
     assert [line.split(",")[1] for line in table[1:]] == names * len(heads)
     if dataset == "mnist":
         found = run.predict(test[0]).labels["class"]
-        assert np.mean(np.asarray(names)[found] == test[1]) > 0.8
+        assert np.mean(found == test[1]) > 0.8
         assert run.evaluate(test[0], found)["mean"] == 1
+        assert run.evaluate(*test)["mean"] == np.mean(found == test[1])
+        with pytest.raises(UserError, match="there is no 'ä'"):
+            run.evaluate(test[0][:1], ["ä"])
+        np.savez(tmp_path / "read.npz", images=test[0], labels=test[1])
+        evaluate(small, tmp_path / "run", str(tmp_path / "read.npz"), "auto", tmp_path / "out")
+        rows = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[4] for row in rows] == test[1].tolist()
     for name in ("confusion.png", "errors.png", "examples.png"):
         assert (tmp_path / "run" / name).stat().st_size > 5000
     if dataset == "mnist":
@@ -307,8 +392,9 @@ def test_sources_that_do_not_go_together(tmp_path, small):
 @pytest.mark.parametrize("name", list(named.NAMED))
 def test_named_sets_from_a_folder_and_from_the_network(name, tmp_path, monkeypatch):
     """The official file layout, downloaded by tensorflow-datasets' manager in its place."""
-    known, rng = named.NAMED[name], np.random.default_rng(0)
-    n = len(known.classes)
+    n = len(named.NAMED[name].classes)
+    known, rng = named.NAMED[name]._replace(examples=(3 * n, n)), np.random.default_rng(0)
+    monkeypatch.setitem(named.NAMED, name, known)
     arrays = {
         f"{known.prefix}{part}-{what}-idx{3 if what == 'images' else 1}-ubyte.gz": array
         for part, count in (("train", 3 * n), ("test" if known.prefix else "t10k", n))
@@ -321,7 +407,8 @@ def test_named_sets_from_a_folder_and_from_the_network(name, tmp_path, monkeypat
     folder.mkdir()
     for file, array in arrays.items():
         write_idx(folder / file, array)
-        write_idx(folder / f"emnist-letters-{file.removeprefix(known.prefix)}", array[:1])
+        if known.prefix:  # one archive has them all
+            write_idx(folder / f"emnist-letters-{file.removeprefix(known.prefix)}", array[:1])
     found = named.load(name, str(folder), tmp_path / "cache")
     images = arrays[f"{known.prefix}train-images-idx3-ubyte.gz"]
     upright = images.swapaxes(1, 2) if known.prefix else images
@@ -350,6 +437,10 @@ def test_named_sets_from_a_folder_and_from_the_network(name, tmp_path, monkeypat
     monkeypatch.setattr(tfds.download, "DownloadManager", Manager)
     fetched = named.load(name, "", tmp_path / "cache")
     assert fetched.digest == found.digest
+    monkeypatch.setitem(named.NAMED, name, known._replace(examples=(60_000, 10_000)))
+    with pytest.raises(UserError, match=f"does not hold {known.title}, whose parts have 60,000"):
+        named.load(name, str(folder), tmp_path / "cache")
+    monkeypatch.setitem(named.NAMED, name, known)
     monkeypatch.delattr(tfds.download, "DownloadManager")  # now from the cache
     assert named.load(name, "", tmp_path / "cache").digest == found.digest
 

@@ -29,7 +29,9 @@ def evaluate(
     names, note = None, ""
     status("reading the images", brief=True)
     if data:
-        images, labels, names, unread, notes = pictures.read(data, ink, trained.recipe)
+        images, labels, names, unread, notes = pictures.read(
+            data, ink, trained.recipe, trained.own_classes
+        )
         for line in pictures.told(unread):
             console.print(f"not read: {line}")
         for line in notes:

@@ -91,11 +91,11 @@ def _temporary() -> Path:
 
 
 def find(config: ConfigDict) -> tuple[ConfigDict, str]:
-    """Resolves 'auto' in `config`, the `config.data` of a run, to 'mnist' or 'drawn', and reads the
-    names of its classes.
+    """Resolves 'auto' in `config`, the `config.data` of a run, to 'mnist' or 'drawn', and fills in
+    `classes` and `sha256`.
 
     -> (a copy of `config`, why MNIST is not available, or ''). Raises UserError for an unknown
-    source, and if `raw_dir` is given and cannot be read.
+    source, if `raw_dir` is given and cannot be read, and for data that are not those of `sha256`.
     """
     found: dict[str, str] = {}
     fields = ("source", "test_source") if config.test_source else ("source",)
@@ -115,7 +115,18 @@ def find(config: ConfigDict) -> tuple[ConfigDict, str]:
     if found.get("test_source"):
         way = "--config.data.test_source=mnist makes that an error"
         log.warning("the test digits are drawn ones: %s; %s", found["test_source"], way)
-    return with_classes(config), found.get("source", "")
+    config = with_classes(config)
+    digests = [_own(config, f).digest for f in fields if config[f] not in ("mnist", "drawn")]
+    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
+    if config.sha256 and config.sha256 != sha256:
+        raise UserError(
+            f"data.source={config.source}: the data are not those that this run was trained on; "
+            "put them back, or train it again with --config.resume=False"
+        )
+    if sha256 != config.sha256:
+        config = config.copy_and_resolve_references()
+        config.sha256 = sha256
+    return config, found.get("source", "")
 
 
 def with_classes(config: ConfigDict) -> ConfigDict:
@@ -138,6 +149,8 @@ def with_classes(config: ConfigDict) -> ConfigDict:
 
 def _check_source(field: str, source: str) -> None:
     """Raises UserError unless `source` is the name of one, or a path."""
+    if not source:
+        raise UserError(f"data.{field} is empty; {nearest(source, SOURCES)}; or a path")
     if source not in SOURCES and not sources.expanded(f"data.{field}", source).exists():
         raise UserError(
             f"data.{field}: there is no '{source}', neither a file or folder nor a set of that "
@@ -190,8 +203,18 @@ def load(config: ConfigDict) -> Dataset:
             f"data.{field}={config[field]} of {n} digits leaves none for training or for validation"
         )
 
+    def some(ids: np.ndarray, n: int, source: str) -> np.ndarray:
+        """`n` of `ids`; of other sets, which may stand class by class, at random."""
+        if source not in ("mnist", "drawn"):
+            ids = generator(config.seed, "some").permutation(ids)
+        return np.sort(ids[:n])
+
     if config.train and recipe.digits == 1:  # of MNIST's; the drawn ones train beside them
-        kept = [ids[: config.train] for ids in kept]
+        kept = [some(ids, config.train, config.source) for ids in kept]
+    lacking = np.setdiff1d(train.labels, np.asarray(train.labels)[kept[0]])
+    if len(lacking):
+        name = recipes.names_of(config)[lacking[0]]
+        log.warning("the class '%s' has no training example left beside validation", name)
     if config.drawn_extra and config.classes:
         raise UserError(f"data.drawn_extra: drawn digits are none of {config.source}'s classes")
     if config.drawn_extra and config.source != "drawn":
@@ -212,7 +235,7 @@ def load(config: ConfigDict) -> Dataset:
     train, test = (Digits(jnp.asarray(d.images), jnp.asarray(d.labels)) for d in (train, test))
     whole, tested = config.train or recipe.train, np.arange(len(test.labels), dtype=np.int32)
     if config.test and recipe.digits == 1:
-        tested = tested[: config.test]
+        tested = some(tested, config.test, config.test_source or config.source)
     training = split(train, "train", kept, whole, few=whole < recipe.train)
     validation = None
     if fraction:
@@ -235,6 +258,13 @@ def load(config: ConfigDict) -> Dataset:
     )
 
 
+def _own(config: ConfigDict, field: str) -> own.LabelledSet:
+    """The set that `config[field]` names, which is neither MNIST nor drawn."""
+    if config[field] in NAMED:
+        return named.load(config[field], config.raw_dir, cache_dir(config))
+    return own.read(sources.expanded(f"data.{field}", config[field]))
+
+
 def _digits(config: ConfigDict, field: str) -> _Read:
     """The digits of the source that `config[field]` names."""
     cache, seed, source = cache_dir(config), 2 * config.seed, config[field]
@@ -247,13 +277,16 @@ def _digits(config: ConfigDict, field: str) -> _Read:
         except UserError as error:
             raise _about(error, config, field) from None
         return _Read(*parts, own.digest(parts, DIGITS))
-    if source in NAMED:
-        found = named.load(source, config.raw_dir, cache)
-    else:
-        found = own.read(sources.expanded(f"data.{field}", source))
+    found = _own(config, field)
     if found.test:
         return _Read(found.train, found.test, found.digest)
     labels = np.asarray(found.train.labels)
+    counts = np.bincount(labels, minlength=len(found.classes))
+    if counts.min() < 2:
+        raise UserError(
+            f"data.{field}={source}: the class '{found.classes[counts.argmin()]}' has one example; "
+            "without a test part it needs two or more"
+        )
     held = recipes.hold_out(generator(config.seed, "held_out"), labels, HELD_OUT)
     kept = np.delete(np.arange(len(labels)), held)
     train, test = (Digits(*(array[ids] for array in found.train)) for ids in (kept, held))

@@ -21,11 +21,14 @@ _LARGE = 100 * 2**20  # bytes: the size of such a download is said beforehand
 
 
 class Named(NamedTuple):
-    """A set. prefix: of its files' names; transposed: whether its images lie on their side."""
+    """A set. examples: of its two parts, how many; prefix: of its files' names; transposed: whether
+    its images lie on their side.
+    """
 
     title: str
     dataset: str  # of tensorflow-datasets
     classes: tuple[str, ...]
+    examples: tuple[int, int] = (60_000, 10_000)
     prefix: str = ""
     transposed: bool = False
 
@@ -52,11 +55,14 @@ NAMED = {
         "kmnist",
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ),
-    "emnist/digits": Named("EMNIST digits", "emnist", DIGITS, "emnist-digits-", transposed=True),
+    "emnist/digits": Named(
+        "EMNIST digits", "emnist", DIGITS, (240_000, 40_000), "emnist-digits-", transposed=True
+    ),
     "emnist/balanced": Named(
         "EMNIST balanced",
         "emnist",
         (*DIGITS, *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt"),
+        (112_800, 18_800),
         "emnist-balanced-",
         transposed=True,
     ),
@@ -86,14 +92,18 @@ def load(name: str, raw_dir: str, cache_dir: pathlib.Path) -> own.LabelledSet:
             arrays = _downloaded(known)
             sources.write_cache(cache, dict(zip(_KINDS, arrays, strict=True)), known.title)
     images, labels, test_images, test_labels = arrays
+    shapes = [((n, 28, 28), (n,)) for n in known.examples]
+    if [array.shape for array in arrays] != [shape for both in shapes for shape in both] or max(
+        labels.max(), test_labels.max()
+    ) >= len(known.classes):
+        raise UserError(
+            f"{f'data.raw_dir={raw_dir}' if raw_dir else cache} does not hold {known.title}, whose "
+            "parts have {:,} and {:,} examples".format(*known.examples)
+        )
     if known.transposed:
         images, test_images = images.swapaxes(1, 2), test_images.swapaxes(1, 2)
-    names = np.asarray(known.classes)
-    for array in (labels, test_labels):
-        if array.max() >= len(names):
-            raise UserError(f"data.raw_dir={raw_dir}: these are not the labels of {known.title}")
     made = own.of_arrays(
-        images, labels, (test_images, test_labels), f"data.source={name}", range(len(names))
+        images, labels, (test_images, test_labels), f"data.source={name}", range(len(known.classes))
     )
     return made._replace(classes=known.classes)
 

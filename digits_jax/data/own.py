@@ -4,6 +4,7 @@ All are 28x28 images with labels. The order of the examples is that of the file;
 class by class, both by name, so that a set is the same on every machine.
 """
 
+import csv
 import gzip
 import hashlib
 import math
@@ -11,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -29,6 +30,7 @@ MOST_BYTES = 1 << 32  # of an array
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
 _IDX_NAME = re.compile(r"(^|.*[-_./])(train|test|t10k)[-_.](images|labels)[-_.]idx[13]([-_.]|$)")
+_LABEL_COLUMNS = ("label", "class")
 _NOT_PICTURES = ("thumbs.db", "desktop.ini")
 # (images, labels) of an .npz
 _NPZ_TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
@@ -114,7 +116,9 @@ def _read(path: Path, _: tuple[object, ...]) -> LabelledSet:
 
 def _state(path: Path) -> tuple[object, ...]:
     """What changes when the files do."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return (path.stat().st_size, path.stat().st_mtime_ns)
+    files = sorted(file for file in path.rglob("*") if file.is_file())  # no link to nowhere
     return tuple((str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)
 
 
@@ -135,15 +139,16 @@ def idx_files(folder: Path, prefix: str | None = None) -> dict[str, Path]:
     Raises UserError for two sets in one folder.
     """
     found: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*"), reverse=True):
+    sets = dict[tuple[Path, str], Path]()
+    for file in sorted(folder.rglob("*"), key=Path.as_posix, reverse=True):
         if (kind := kind_of(file.name, prefix)) and file.is_file():
-            other = found.get(kind, file)
-            if other.name.partition("idx")[0] != file.name.partition("idx")[0]:
-                raise UserError(
-                    f"{folder} holds several sets, {other.name} and {file.name}; choose a folder "
-                    "with one of them"
-                )
+            # Kaggle packs each file into a folder of the file's name.
+            place = file.parent.parent if kind_of(file.parent.name) else file.parent
+            sets[place, re.split("train|test|t10k", file.name.lower())[0]] = file
             found[kind] = file
+    if len(sets) > 1:
+        one, other = (file.relative_to(folder) for file in list(sets.values())[:2])
+        raise UserError(f"{folder} holds several sets, {one} and {other}; choose a folder of one")
     return found
 
 
@@ -184,6 +189,7 @@ def idx_array(file: IO[bytes] | gzip.GzipFile) -> np.ndarray:
 
 def _npz(path: Path, where: str) -> LabelledSet:
     try:
+        checks = _check_images, _check_labels
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             train = next((pair for pair in _NPZ_TRAIN if set(pair) <= set(held)), None)
@@ -194,8 +200,8 @@ def _npz(path: Path, where: str) -> LabelledSet:
                     f"or `images` and `labels`, found {', '.join(held[:10]) or 'none'}"
                 )
             read = {
-                name: pictures.read_array(archive, name, MOST_BYTES, "biufU")
-                for name in (*train, *(test or ()))
+                name: pictures.read_array(archive, name, MOST_BYTES, "biufU", checks[i % 2])
+                for i, name in enumerate((*train, *(test or ())))
             }
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -206,32 +212,49 @@ def _npz(path: Path, where: str) -> LabelledSet:
 
 
 def _csv(path: Path, where: str) -> LabelledSet:
-    """Kaggle's form: label, pixel0, ..., pixel783."""
-    labels, rows = [], []
-    size = path.stat().st_size
+    """A label and 784 pixels: in Kaggle's order, or as the header says."""
+    labels, rows, column = list[str](), [], 0
     with (
-        path.open(encoding="utf-8-sig", errors="replace") as file,
-        console.Bar(f"reading {path.name}", size) as bar,
+        path.open(encoding="utf-8-sig", errors="replace", newline="") as file,
+        console.Bar(f"reading {path.name}", path.stat().st_size) as bar,
     ):
-        for number, line in enumerate(file, 1):
-            if bar.add(len(line)):
-                bar.update()
-            label, _, pixels = line.strip().partition(",")
-            if number == 1 and not re.fullmatch(r"[\d.,\s]*", pixels):
-                continue  # its header
-            if not pixels:
+
+        def lines() -> Iterator[str]:
+            for line in file:
+                if bar.add(len(line)):
+                    bar.update()
+                yield line
+
+        for number, cells in enumerate(csv.reader(lines()), 1):
+            if number == 1 and not all(map(_is_number, cells[1:-1])):
+                names = [cell.strip().lower() for cell in cells]
+                known = [names.index(name) for name in _LABEL_COLUMNS if name in names]
+                if not known:
+                    raise UserError(f"{where}: no column is named {' or '.join(_LABEL_COLUMNS)}")
+                column = known[0]
                 continue
+            if not cells:
+                continue
+            label = cells.pop(min(column, len(cells) - 1)).strip()
             try:
-                row = np.asarray(pixels.split(","), np.float64)
+                row = np.asarray(cells, np.float64)
                 if row.shape != (784,):
                     raise ValueError(f"{len(row)} pixels instead of 784")
             except ValueError as error:
                 raise UserError(f"{where}, line {number}: {error}") from None
-            labels.append(label.strip().strip('"'))
+            whole = _is_number(label) and float(label).is_integer()
+            labels.append(str(int(float(label))) if whole else label)
             rows.append(row.astype(np.float32))
     if not rows:
         raise UserError(f"{where}: there are no rows of a label and 784 pixels")
     return of_arrays(_whole(np.stack(rows)), np.asarray(labels), None, where)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:
@@ -277,35 +300,49 @@ def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _within(folder: Path) -> list[Path]:
     """The files and folders of a folder, by name; hidden ones and a system's own don't count."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and path.name.lower() not in _NOT_PICTURES
-    )
+    own = (path for path in folder.iterdir() if not path.name.startswith("."))
+    own = (path for path in own if path.name.lower() not in _NOT_PICTURES)
+    return sorted(own, key=lambda path: path.name)  # a Path of Windows sorts without case
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
     """Numbers by size, names by letter."""
     names = list(names)
     if all(re.fullmatch(r"-?\d+", name) for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def _pixels(images: np.ndarray, where: str) -> np.ndarray:
     """[N, 28, 28] uint8, bright ink on dark as it is."""
     images = np.asarray(images)
-    if images.shape[1:] in ((784,), (28, 28, 1)):
-        images = images.reshape(-1, 28, 28)
-    if images.shape[1:] != (28, 28) or not len(images):
-        raise UserError(f"{where}: images must be [N, 28, 28], not {list(images.shape)}")
-    return pictures.as_uint8(images, f"{where}: images")
+    try:
+        _check_images(images.shape)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return pictures.as_uint8(images.reshape(-1, 28, 28), f"{where}: images")
+
+
+def _check_images(shape: tuple[int, ...]) -> None:
+    if shape[1:] not in ((28, 28), (28, 28, 1), (784,)) or not shape[0]:
+        raise UserError(f"images must be [N, 28, 28], not {list(shape)}")
+
+
+def _check_labels(shape: tuple[int, ...]) -> None:
+    if len(shape) != 1 and shape[1:] != (1,):
+        raise UserError(f"labels must be [N], not {list(shape)}")
 
 
 def _names(labels: np.ndarray, n: int, where: str) -> list[str]:
     labels = np.asarray(labels)
     if labels.shape == (n, 1):
         labels = labels[:, 0]
+    if labels.dtype.kind == "O" and all(isinstance(x, str | int) for x in labels.ravel()):
+        labels = labels.astype(str)  # as pandas has names
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8")
+    if labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.shape != (n,) or labels.dtype.kind not in "iuU":

@@ -9,6 +9,7 @@ import math
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from digits_jax.errors import UserError, check_choice
 INKS = ("auto", "bright", "dark")
 MOST_BYTES = 1 << 30
 LONGEST_SIDE = 512  # larger pictures are reduced to this first
+Names = Mapping[str, Sequence[str]]
 LEAST_CONTRAST = 0.1  # between ink and paper, of the full range
 SPECK = 0.03  # a connected piece with a smaller share of the ink is dirt
 FAINT = 25  # of 255: a pixel up to this belongs to no stroke
@@ -40,8 +42,10 @@ class Pictures(NamedTuple):
     notes: list[str]
 
 
-def read(path: str | Path, ink: str, recipe: Recipe) -> Pictures:
+def read(path: str | Path, ink: str, recipe: Recipe, classes: Names | None = None) -> Pictures:
     """Reads the images at `path` for a model of `recipe`.
+
+    classes: {head: names} of a run on other classes than digits; labels are such names then.
 
     path: an .npz with `images` [N, H, W] uint8 and optionally `labels` ([N] or [N, heads]
     integers), a .png, or a folder of .png files. ink: 'bright' on dark, 'dark' on bright, or
@@ -58,7 +62,7 @@ def read(path: str | Path, ink: str, recipe: Recipe) -> Pictures:
         raise UserError(f"{path}: there is no such file or folder")
     try:
         if path.suffix.lower() == ".npz":
-            return _read_npz(path, ink, recipe)
+            return _read_npz(path, ink, recipe, classes)
         if path.suffix.lower() == ".png":
             return Pictures(_read_png(path, ink, recipe)[None], None, [_name(path)], {}, [])
         raise UserError(
@@ -115,12 +119,12 @@ def _name(path: Path) -> str:
     return path.name.encode("utf-8", "backslashreplace").decode()
 
 
-def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
+def _read_npz(path: Path, ink: str, recipe: Recipe, classes: Names | None) -> Pictures:
     try:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             arrays = {
-                name: read_array(archive, name, MOST_BYTES)
+                name: read_array(archive, name, MOST_BYTES, "biufU" if classes else "biuf")
                 for name in ("images", "labels")
                 if name in held
             }
@@ -144,16 +148,23 @@ def _read_npz(path: Path, ink: str, recipe: Recipe) -> Pictures:
         )
     labels = None
     if "labels" in arrays:
-        labels = check_labels(arrays["labels"], len(images), recipe.heads)
+        labels = check_labels(arrays["labels"], len(images), recipe.heads, classes)
     names = [f"{_name(path)}[{i}]" for i in range(len(images))]
     images, notes = as_bright(images, ink)
     return Pictures(images, labels, names, {}, notes)
 
 
-def read_array(archive: zipfile.ZipFile, name: str, most: int, kinds: str = "biuf") -> np.ndarray:
+def read_array(
+    archive: zipfile.ZipFile,
+    name: str,
+    most: int,
+    kinds: str = "biuf",
+    check: Callable[[tuple[int, ...]], None] = lambda _: None,
+) -> np.ndarray:
     """The array `name` of an .npz, of one of the `kinds` of dtype.
 
-    Raises UserError for objects, for another kind, and for more than `most` bytes of memory.
+    check: raises UserError for a wrong shape, before the values are read. Raises UserError for
+    objects, for another kind, and for more than `most` bytes of memory.
     """
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > most:
@@ -167,6 +178,7 @@ def read_array(archive: zipfile.ZipFile, name: str, most: int, kinds: str = "biu
         shape, fortran, dtype = one(file) if version == (1, 0) else two(file)
         if dtype.kind not in kinds:
             raise UserError(f"`{name}` must hold plain numbers, not {dtype}")
+        check(shape)
         size = math.prod(shape) * dtype.itemsize
         if not 0 <= size <= most:
             raise UserError(f"`{name}` has {size:,} bytes; the most is {most:,}")
@@ -222,16 +234,25 @@ def as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
     return images, notes
 
 
-def check_labels(labels: np.ndarray, n: int, heads: dict[str, int]) -> dict[str, np.ndarray]:
-    """-> {head: [n] int32} from [n] or [n, heads] integers."""
+def check_labels(
+    labels: np.ndarray, n: int, heads: dict[str, int], classes: Names | None = None
+) -> dict[str, np.ndarray]:
+    """-> {head: [n] int32} from [n] or [n, heads] integers; with `classes`, from their names."""
     shapes = [[n, len(heads)]] if len(heads) > 1 else [[n], [n, 1]]
-    if labels.dtype.kind not in "iu" or list(labels.shape) not in shapes:
+    kinds, what = ("iuU", "names or integers") if classes else ("iu", "integers")
+    if labels.dtype.kind not in kinds or list(labels.shape) not in shapes:
         raise UserError(
-            f"`labels` must be integers {shapes[0]}, one for each image"
+            f"`labels` must be {what} {shapes[0]}, one for each image"
             f"{' and head' if len(heads) > 1 else ''}, not {labels.dtype} {list(labels.shape)}"
         )
     columns = dict(zip(heads, labels.reshape(n, -1).T, strict=True))
     for head, column in columns.items():
+        if classes:
+            number = {name: i for i, name in enumerate(classes[head])}
+            for name in map(str, np.unique(column).tolist()):
+                check_choice(f"`labels` of {head}", name, number)
+            columns[head] = np.asarray([number[str(name)] for name in column.tolist()])
+            continue
         if column.min() < 0 or column.max() >= heads[head]:
             raise UserError(
                 f"`labels` of {head} must lie in 0 to {heads[head] - 1}; "

@@ -16,7 +16,7 @@ import numpy as np
 
 from digits_jax.types import Array
 
-STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4, "held_out": 5}
+STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4, "held_out": 5, "some": 6}
 
 
 class Recipe(NamedTuple):
@@ -117,10 +117,17 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
     return (_recipes(classes, "class", "pair") if classes else RECIPES)[data["dataset"]]
 
 
+def names_of(data: Mapping[str, Any]) -> list[str]:
+    """The classes of the single images."""
+    return [*data["classes"]] or [*DIGITS]
+
+
 def class_names(data: Mapping[str, Any]) -> dict[str, list[str]]:
     """{head: names of its classes} of a resolved `config.data`; '07' or 'a b' of pairs."""
-    names = [*data["classes"]] or [*DIGITS]
+    names = names_of(data)
     between = "" if all(len(name) == 1 for name in names) else " "
+    if any(" " in name for name in names):
+        between = " + "
     pairs = [f"{left}{between}{right}" for left in names for right in names]
     heads = recipe_of(data).heads
     return {head: names if size == len(names) else pairs for head, size in heads.items()}

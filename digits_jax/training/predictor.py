@@ -47,8 +47,12 @@ class Predictor:
         if recorded is None:
             raise UserError(f"{workdir} holds no run; train it first, or name another --workdir")
         self.config = config = ConfigDict(recorded)
+        kept = workdir / Path(config.data.source).name  # the data in a workdir that has moved
+        if config.data.sha256 and not Path(config.data.source).exists() and kept.exists():
+            config.data.source = str(kept)
         self.recipe = recipe_of(config.data)
         self.classes = class_names(config.data)
+        self.own_classes = self.classes if config.data.classes else None  # None: digits
         self._pipeline = batches.pipeline_of(config, self.recipe, n=1)
         self.program = population.program(config, self._pipeline)
         self._predict = jax.jit(partial(population.predict, program=self.program))
@@ -154,7 +158,7 @@ def _config_in(path: Path) -> settings.Fields:
     """The config that a `model.npz` carries; UserError if there is none in it."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return json.loads(str(archive["config"]))
+            return settings.complete(json.loads(str(archive["config"])))
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # a damaged file can raise anything

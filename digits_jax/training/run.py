@@ -103,7 +103,7 @@ class Run:
 
     ids, members, states: by slice; engine: `core.population` or `scratch.population`; program: what
     is static in it; chunk: the most steps of one call; compiled: whether that is done;
-    inputs: {config field: SHA-256 of the weights or of the data that it names};
+    inputs: {config field: SHA-256 of the weights that it names};
     position: within the epoch that is trained; diverged: {member: where its loss stopped being a
     number}.
     """
@@ -299,8 +299,6 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     train, validation, test, normalizer, teacher = layout.everywhere(arrays)
     data = data._replace(train=train, validation=validation, test=test, normalizer=normalizer)
     inputs = {"distill.teacher": source.digest()} if source else {}
-    if config.data.source not in dataset.SOURCES:
-        inputs["data.source"] = data.sha256
     ids = population.slices(len(members.seed), config.population.slice)
     parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = engine.init
@@ -338,9 +336,11 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
 
 def _teacher_run(config: ConfigDict) -> Predictor:
     """The run that teaches; UserError where it cannot teach this one."""
+    where = f"config.distill.teacher={config.distill.teacher}"
+    if not (Path(config.distill.teacher) / "config.json").exists():
+        raise UserError(f"{where} holds no run; train that one first, or name another folder")
     teacher = Predictor(Path(config.distill.teacher))
     theirs, ours = teacher.config.data, config.data
-    where = f"config.distill.teacher={config.distill.teacher}"
     needed = "mnist" if config.distill.views else ours.dataset
     if theirs.dataset != needed:
         way = "views are of single digits" if needed != ours.dataset else "choose another"

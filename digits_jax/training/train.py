@@ -165,9 +165,8 @@ def _resume(run: Run, checkpoints: Checkpoints, clock: Clock) -> int:
         _, saved, meta = restored
         for field, digest in meta["inputs"].items():
             if digest != run.inputs[field]:
-                what = "data" if field == "data.source" else "weights"
                 raise UserError(
-                    f"the {what} in config.{field}={settings.flatten(run.config)[field]} are not "
+                    f"the weights in config.{field}={settings.flatten(run.config)[field]} are not "
                     f"those that the run in {checkpoints.workdir} began with; choose another "
                     "--workdir, or --config.resume=False to start this run over with the new ones"
                 )
