@@ -26,11 +26,13 @@ DOCUMENTS = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-NETWORK, SERVER, DEVICES, CLUSTER = (
+NETWORK, SERVER, DEVICES, CLUSTER, TRAINED, SEARCHED = (
     "fetches a data set",
     "serves a page",
     "needs several devices",
     "needs a cluster, or several hosts",
+    "every config takes steps in test_population.py",
+    "the samplers are tested in test_search.py",
 )
 PARSED = {  # these commands are not run, and why
     "--config=demo --workdir=results/demo --mode=demo": SERVER,
@@ -45,6 +47,15 @@ PARSED = {  # these commands are not run, and why
     "--config=resnet --config.mesh.data=2 --workdir=/shared/resnet "
     "--coordinator=digits-0.digits:1234 --num_processes=2 --process_id=0": CLUSTER,
     "--helpshort": "prints the flags",
+    "--config=compact:p16966-distilled --config.population.size=3": "needs its teacher's digits",
+    "--config=drawn": TRAINED,
+    "--config=lenet5:numpy": TRAINED,
+    "--config=mnist100:tower": TRAINED,
+    "--config=resnet --config.population.size=8": TRAINED,
+    "--config=mnist100 --mode=search --config.search.epochs=2": SEARCHED,
+    "--config=mnist100 --mode=search --config.search.halving=3": SEARCHED,
+    "--config=mnist100 --mode=search --config.search.sampler=grid": SEARCHED,
+    "--config=mnist100 --mode=search --config.search.sampler=random": SEARCHED,
 }
 
 
