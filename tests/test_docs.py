@@ -127,7 +127,7 @@ for line in json.loads(sys.argv.pop()):
         cli.dispatch(cli.parse(sys.argv))
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
-    print(json.dumps(error))
+    print("answer", json.dumps(error))
 """
 
 
@@ -154,7 +154,8 @@ def parsed(command, tmp_path_factory):
     lines = [*OURS, *FLAGS]
     code, said, error = command(json.dumps([line(text) for text in lines]), program=PARSE)
     assert code == 0, error
-    return dict(zip(lines, map(json.loads, said.splitlines()), strict=True))
+    answers = [json.loads(answer) for answer in re.findall(r"^answer (.*)$", said, re.MULTILINE)]
+    return dict(zip(lines, answers, strict=True))
 
 
 @pytest.mark.parametrize("line", [*OURS, *FLAGS])
