@@ -121,6 +121,24 @@ def test_axes_with_an_uneven_scale_say_so(tmp_path, drawn):
         assert all(draw.LOG in f"{label} {over}" for scale, label in scales if scale != "linear")
 
 
+@pytest.mark.parametrize("shape", [(28, 28), (28, 56), (42, 28)])
+def test_damaged_digits_stand_above_their_levels(shape, tmp_path, drawn):
+    """Whole, in proportion, one beside the other."""
+    levels = {f"{n}": {"mean": 0.9, "std": None} for n in (1, 2, 3, 4)}
+    shown = {str(n): [np.zeros(shape, np.uint8)] * 4 for n in range(6)}
+    figures.robustness(dict.fromkeys(shown, levels), levels["1"], shown, tmp_path / "x.png")
+    for strip, ax in zip(drawn[-1].axes[:3], drawn[-1].axes[3:6], strict=True):
+        boxes = [image.get_window_extent() for image in strip.images]
+        middles = [ax.transData.inverted().transform(((b.x0 + b.x1) / 2, 0))[0] for b in boxes]
+        assert middles == pytest.approx([1, 2, 3, 4])
+        assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in boxes)
+        assert all(box.height <= strip.bbox.height + 0.1 for box in boxes)
+        assert [b.width / b.height for b in boxes] == pytest.approx(
+            [shape[1] / shape[0]] * 4, rel=0.01
+        )
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
 def test_the_last_tick_of_clipped_values_says_so(tmp_path, drawn):
     rows = members(1, 4, validation_accuracy=1.0, train_loss=0.0)
     figures.curves(rows, tmp_path / "curves.png")

@@ -80,7 +80,7 @@ def test_a_search_end_to_end(cache, tmp_path):
     )
     assert [member["seed"] for member in retrained["members"]] == [1, 2]
     text = (tmp_path / "comparison.md").read_text()
-    assert "2 paired seeds" in text
+    assert "points of the two seeds that both have" in text
     assert "McNemar" in text
     assert (tmp_path / "search.png").exists()
 
@@ -222,7 +222,7 @@ def test_a_trial_is_the_run_it_stands_for(cache, tmp_path):
     assert float(row["validation"]) == pytest.approx(member["validation"], abs=1e-6)
 
 
-def test_divergence_is_a_bad_trial_and_halving_drops_the_worse(cache, tmp_path, monkeypatch):
+def test_divergence_is_a_bad_trial_and_halving_drops_the_worse(cache, tmp_path, capsys):
     """Rates so large that the loss is no number; the others go on."""
     space = {"optimizer": {"learning_rate": ("choice", 1e30, 1e-3, 1e-2, 1e-4)}}
     config = small(cache, space, trials=4, round=4, sampler="grid", halving=2)
@@ -235,6 +235,14 @@ def test_divergence_is_a_bad_trial_and_halving_drops_the_worse(cache, tmp_path, 
         1e-4: "pruned",
     }
     assert rows[1e-4]["epochs"] == "1"
+    said = [line for line in capsys.readouterr().out.splitlines() if "learning_rate" in line][:4]
+    assert sorted(line.split()[0] for line in said) == list("0123")  # each as it ends
+    assert "–" in said[0]
+    assert "(diverged after epoch 1)  optimizer.learning_rate 1e+30" in said[0]
+    assert "% (stopped after epoch 1)  optimizer.learning_rate 0.0001" in said[1]
+    for line in said[2:]:
+        rate = float(line.split()[-1])
+        assert line.split()[1] == f"{100 * float(rows[rate]['validation']):.2f}"
 
 
 def test_rungs():

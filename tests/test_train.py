@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -513,6 +514,72 @@ def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeyp
     assert seconds["compile"] > seconds["train"] > 0
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["seconds"] == pytest.approx(seconds["train"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (80, [
+            "Accuracy as trained is of the epoch's own steps, with dropout and augmentation;",
+            "validation is of digits that don't train.",
+            "  epoch   loss as trained validation     best  images/s   time   at most",
+            "    1/3 0.5000    90.00 %    97.50 %  98.00 %     2,000    2 s      20 s",
+            "    3/3 0.2500    91.00 %    98.50 %  98.00 %     2,000    2 s",
+        ]),
+        (40, [
+            "Accuracy as trained is of the epoch's",
+            "own steps, with dropout and",
+            "augmentation; validation is of digits",
+            "that don't train.",
+            "  epoch as trained validation   at most",
+            "    1/3    90.00 %    97.50 %      20 s",
+            "    3/3    91.00 %    98.50 %",
+        ]),
+    ],
+)  # fmt: skip
+def test_the_lines_of_the_epochs_say_what_they_hold(columns, said, capsys, monkeypatch):
+    """Two members of 2,000 images; the first one's weights are its best so far."""
+    config = config_of("lenet5")
+    config.epochs, config.early_stopping.patience, config.model.dropout = 3, 2, 0.1
+    config.augment.rotate = 5.0
+    scores = np.array([0.98, -np.inf])
+    run = types.SimpleNamespace(config=config, images_per_epoch=2000, scores=lambda: scores)
+    monkeypatch.setattr(loop.console, "width", columns)
+    table = loop.EpochTable(run)
+
+    def member(**values):
+        return {"seconds": 1.0} | values
+
+    first = member(loss=0.4, accuracy=0.9, validation_accuracy=0.97)
+    table.print(1, [first, member(loss=0.6, accuracy=0.9, validation_accuracy=0.98)], [10.0])
+    last = member(loss=0.25, accuracy=0.91, validation_accuracy=0.985)
+    table.print(3, [last, last], [10.0, 10.0, 10.0])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines] == said
+    assert max(map(len, lines)) <= columns
+
+
+def test_without_validation_and_noise_there_is_less_to_say(capsys):
+    config = config_of("mnist:mlp10")
+    config.epochs = 1
+    run = types.SimpleNamespace(config=config, images_per_epoch=2000)
+    loop.EpochTable(run).print(1, [{"seconds": 1.0, "loss": 0.5, "accuracy": 0.9}], [2.0])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "Accuracy as trained is of the epoch's own steps."
+    assert said[1].split() == ["epoch", "loss", "as", "trained", "images/s", "time", "left"]
+
+
+def test_bfloat16_on_a_cpu_is_warned_of(cache, capsys, monkeypatch):
+    run = built(small(cache))
+    loop._introduce(run, Path("runs"))
+    assert "bfloat16" not in capsys.readouterr().out
+    run.config.bfloat16 = True
+    monkeypatch.setattr(loop.jax, "default_backend", lambda: "gpu")
+    loop._introduce(run, Path("runs"))
+    assert "bfloat16" not in capsys.readouterr().out
+    monkeypatch.setattr(loop.jax, "default_backend", lambda: "cpu")
+    loop._introduce(run, Path("runs"))
+    assert "config.bfloat16=True is slower than float32 on CPU" in capsys.readouterr().out
 
 
 def test_sums_of_the_training_split_keep_no_answers(cache, tmp_path, monkeypatch):

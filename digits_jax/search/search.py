@@ -249,32 +249,31 @@ def _train(study: Study, trials: list[optuna.Trial], config: ConfigDict, space: 
     for group in groups.values():
         numbers = ", ".join(str(trial.number) for trial, _ in group)
         console.print(f"trials {numbers}", style="bold")
-        settings_of = {trial.number: _text(_values(trial, config, space)) for trial, _ in group}
         try:
-            _train_group(study, group, config.search.halving, settings_of)
+            _train_group(study, group, config.search.halving)
         except (UserError, jax.errors.JaxRuntimeError) as error:  # no such network, no memory
             warn(f"trials {numbers} could not be trained: {str(error).splitlines()[0]}")
             for trial, _ in group:
                 study.fail(trial)
 
 
-def _train_group(
-    study: Study,
-    group: list[tuple[optuna.Trial, ConfigDict]],
-    halving: int,
-    settings_of: dict[int, str],
-) -> None:
+def _train_group(study: Study, group: list[tuple[optuna.Trial, ConfigDict]], halving: int) -> None:
     """Trains trials as one program; with `halving`, one in `halving` goes on after each rung.
 
-    Prints each trial's score as it ends, with its settings: {number: text}.
+    Prints each trial's score as it ends, with its settings.
     """
 
     def end(member: int, epoch: int, how: str = "") -> None:
         trial, score = active.pop(member), float(run.scores()[member])
-        study.tell(trial, score) if not how else study.tell(trial, state=TrialState.PRUNED)
-        known = percent(score) if math.isfinite(score) else "–"
+        if how:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, score)
+        own = settings.flatten(group[member][1])
+        searched = _text({field: own[field] for field in settings.flatten(config.search.space)})
+        accuracy = percent(score if math.isfinite(score) else None)
         after = f" ({how} after epoch {epoch})" if how else ""
-        console.print(Text(f"{trial.number:>4}  {known}{after}  {settings_of[trial.number]}"))
+        console.print(Text(f"{trial.number:>4}  {accuracy}{after}  {searched}"))
 
     status("preparing the network", brief=True)
     config = group[0][1].copy_and_resolve_references()

@@ -220,7 +220,7 @@ def _introduce(run: Run, workdir: Path) -> None:
     size, classes = config.population.size, len(config.data.classes)
     source = f"{classes} classes of {data.source}" if classes else f"{data.source} digits"
     if config.bfloat16 and jax.default_backend() == "cpu":
-        warn("config.bfloat16=True: on CPU this is slower than float32, which is the default")
+        warn("config.bfloat16=True is slower than float32 on CPU")
     console.print(
         Text(settings.title_of(config), "bold")
         + f": {config.model.name}, {run.parameters:,} parameters"

@@ -81,6 +81,7 @@ def curves(rows: Rows, path: Path, note: str = "", pruned: Sequence[float] = ())
             panels[2].axhline(0, color=FAINT, linewidth=0.8)
         else:
             panels[2].set(yticks=[])
+            panels[2].yaxis.label.set_visible(False)
             style = {"ha": "center", "transform": panels[2].transAxes}
             panels[2].text(0.5, 0.5, "no validation split", color=FAINT, **style)
         of = f"{shown} " if pruned else ""
@@ -251,7 +252,7 @@ def robustness(
     path: Path,
     note: str = "",
 ) -> None:
-    """Accuracy over the level of each corruption, a panel each under an example of each level.
+    """Accuracy over the level of each corruption, a panel each, an example above each level.
 
     found: {corruption: {level: {"mean", "std"}}}; clean: {"mean", "std"} without any; shown, in the
     same order: {title: an image [H, W] uint8 of each level}.
@@ -260,10 +261,7 @@ def robustness(
         rows = figure.subplots(4, 3, height_ratios=(1, 3, 1, 3)).reshape(2, 2, 3)
         strips, panels = rows[:, 0].ravel(), rows[:, 1].ravel()
         errors, several = [], False
-        for strip, ax, levels, (title, images) in zip(
-            strips, panels, found.values(), shown.items(), strict=True
-        ):
-            strip.imshow(np.hstack(list(images)), cmap="gray_r", vmin=0, vmax=255)
+        for strip, ax, levels, title in zip(strips, panels, found.values(), shown, strict=True):
             strip.set_axis_off()
             strip.set_title(title)
             x = [0.0, *map(float, levels)]
@@ -273,8 +271,27 @@ def robustness(
             line = np.column_stack([x, draw.error(np.column_stack([mean, mean + std, mean - std]))])
             draw.band(ax, line, BLUE, marker="o")
             ax.set_xticks(x)
+            ax.set_xlim(-0.2 * x[1], x[-1] + 0.5 * x[1])  # room for half an image
             errors.append(line[:, 2:])
         for ax in panels:
             draw.error_axis(ax, errors)
         band = ", mean ± standard deviation" if several else ""
         figure.supylabel(f"test accuracy, %{band} ({draw.LOG_ERROR})", fontsize=8, color=FAINT)
+        figure.draw_without_rendering()  # now the panels have their sizes
+        for strip, ax, images in zip(strips, panels, shown.values(), strict=True):
+            levels = ax.get_xticks()[1:]
+            strip.set_xlim(ax.get_xlim())
+            for level, image in zip(levels, images, strict=True):
+                _above(strip, image, level, 0.95 * levels[0])
+
+
+def _above(ax: Axes, image: np.ndarray, x: float, most: float) -> None:
+    """Draws an image [H, W] with its middle at `x`, at most `most` wide and as high as `ax`."""
+    high, wide = image.shape
+    left, right = ax.get_xlim()
+    per_pixel = (right - left) / ax.bbox.width
+    width = min(ax.bbox.height * wide / high * per_pixel, most)
+    top = width / per_pixel * high / wide / ax.bbox.height
+    box = (x - width / 2, x + width / 2, 0, top)
+    ax.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=box, aspect="auto")
+    ax.set(xlim=(left, right), ylim=(0, 1))
