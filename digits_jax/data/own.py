@@ -72,6 +72,7 @@ def of_arrays(
     `labels` [N], integers or strings. expected: classes that exist even without examples. Raises
     UserError where they don't fit; `where` names them.
     """
+    console.status("checking the images and labels", brief=True)
     parts = [(images, labels), *([test] if test else [])]
     pixels = [_pixels(x, where) for x, _ in parts]
     names = [_names(y, len(x), where) for (_, y), x in zip(parts, pixels, strict=True)]
@@ -208,10 +209,9 @@ def _npz(path: Path, where: str) -> LabelledSet:
 def _csv(path: Path, where: str) -> LabelledSet:
     """Kaggle's form: label, pixel0, ..., pixel783."""
     labels, rows = [], []
-    size = path.stat().st_size
     with (
         path.open(encoding="utf-8-sig", errors="replace") as file,
-        console.Bar(f"reading {path.name}", size) as bar,
+        console.Bar(f"reading {path.name}", path.stat().st_size) as bar,
     ):
         for number, line in enumerate(file, 1):
             if bar.add(len(line)):
