@@ -4,6 +4,7 @@ import codecs
 import errno
 import math
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -360,13 +361,18 @@ def display(lines: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        end_display()
+        _display.end()
         _display = _Display()
 
 
 def end_display() -> None:
-    """Clears what is shown; before a process is ended at once, since the cursor was hidden."""
-    _display.end()
+    """Clears what is shown, before a process is ended at once: the cursor was hidden.
+
+    Within a second: a signal may have interrupted what holds the terminal's lock.
+    """
+    ending = threading.Thread(target=_display.end, daemon=True)
+    ending.start()
+    ending.join(1)
 
 
 def status(text: str, brief: bool = False) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from digits_jax import console
+from digits_jax import console, errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -169,8 +169,8 @@ def screen(output):
     return longest, [row.rstrip() for row in rows]
 
 
-def on_a_terminal(columns, arguments):
-    """-> what a program writes to a terminal of so many columns."""
+def on_a_terminal(columns, arguments, code=0):
+    """-> what a program writes to a terminal of so many columns; code: with which it exits."""
     pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -187,7 +187,7 @@ def on_a_terminal(columns, arguments):
                 break
             output += part
     os.close(ours)
-    assert p.returncode == 0, output.decode()
+    assert p.returncode == code, output.decode()
     return output.decode()
 
 
@@ -214,6 +214,21 @@ def test_on_a_terminal_nothing_is_wider_and_nothing_is_left_over(columns):
     for shown in ("compiling", "evaluating", "run", "at most", "drawing the pictures", "pairs"):
         assert shown in output
     assert ("25 images/s" in output) == (columns == 80)
+
+
+def test_a_signal_leaves_the_terminal_as_it_was():
+    program = (
+        "import os, signal, time; from digits_jax import cli, console\n"
+        "cli.exit_at_once()\n"
+        "with console.display():\n"
+        "    console.status('starting JAX')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    output = on_a_terminal(80, [sys.executable, "-c", program], errors.SAVED)
+    assert "starting JAX" in output
+    assert not any(screen(output)[1])
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
 
 
 @pytest.mark.slow

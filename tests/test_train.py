@@ -573,7 +573,7 @@ def test_bfloat16_on_a_cpu_is_warned_of(cache, capsys, monkeypatch):
     run = built(small(cache))
     loop._introduce(run, Path("runs"))
     assert "bfloat16" not in capsys.readouterr().out
-    run.config.bfloat16 = True
+    run = dataclasses.replace(run, config=small(cache, bfloat16=True))
     monkeypatch.setattr(loop.jax, "default_backend", lambda: "gpu")
     loop._introduce(run, Path("runs"))
     assert "bfloat16" not in capsys.readouterr().out

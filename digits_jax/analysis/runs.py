@@ -26,7 +26,7 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Predictor:
     Nothing but the name and these folders is taken from `config`: the workdir records the rest.
     Raises UserError as `Predictor` does, and for a run of another config.
     """
-    status("loading the run", brief=True)
+    status("loading the run")
     workdir = Path(workdir)
     trained = Predictor(workdir)
     if trained.config.prune.run and trained.config.population.size > 1:

@@ -74,6 +74,7 @@ def of_arrays(
     `labels` [N], integers or strings. expected: classes that exist even without examples. Raises
     UserError where they don't fit; `where` names them.
     """
+    console.status("checking the images and labels", brief=True)
     parts = [(images, labels), *([test] if test else [])]
     pixels = [_pixels(x, where) for x, _ in parts]
     names = [_names(y, len(x), where) for (_, y), x in zip(parts, pixels, strict=True)]

@@ -280,7 +280,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
         raise UserError(f"config.engine={config.engine} trains in one process")
     only = None if engine.COMPILED else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
-    status("reading the digits", brief=True)
+    status("reading the digits")
     data = dataset.load(config.data)
     status("preparing the network", brief=True)
     hosts.agree("their digits", *data.train, *data.test)
