@@ -380,6 +380,7 @@ def test_the_notebook_runs(place, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "user"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("XLA_FLAGS")  # it trains: compiled as for a user, not quickly
     notebook = nbformat.read(NOTEBOOK, 4)
     before = [cell.source for cell in notebook.cells]
     nbclient.NotebookClient(notebook, timeout=300, coalesce_streams=True).execute()
