@@ -52,15 +52,15 @@ if {wild}:  # the second member's rate is no rate
         rates[-1][-1] = 1e300
         return run
     loop.build = build
-line = loop._print_epoch
+line = loop.EpochTable.print
 def stop(*_):
     raise KeyboardInterrupt
 if {begin}:
-    loop._print_epoch = stop
+    loop.EpochTable.print = stop
     try:
         loop.train(config.copy_and_resolve_references(), loop.Path({workdir!r}))
     except KeyboardInterrupt:
-        loop._print_epoch = line
+        loop.EpochTable.print = line
 if {end}:
     loop.train(config, loop.Path({workdir!r}))
 """
