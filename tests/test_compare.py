@@ -186,6 +186,7 @@ _DATA = {
     "drawn_test": 60,
     "drawn_extra": 0,
     "classes": (),
+    "sha256": "",
 }
 
 

@@ -319,6 +319,7 @@ def test_evaluation_says_what_was_not_read(tmp_path, monkeypatch, capsys):
     run = types.SimpleNamespace(
         recipe=ONE,
         classes={"digit": "0123456789"},
+        own_classes=None,
         temperature=np.ones(2),
         epochs=[3],
         predict=lambda images: {"digit": np.full((1, len(images), 10), np.log(0.1))},
