@@ -242,9 +242,6 @@ def get_config(name: str | Path, /, **fields: Any) -> ConfigDict:
     found = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", os.fspath(name), re.DOTALL)
     file, variant = found.groups() if found else (os.fspath(name), "")
     path = defaults.config_file(file)
-    if path is None:
-        near = errors.nearest(file, defaults.config_names())
-        raise UserError(f"there is no config '{file}'; {near}")
     spec = spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from digits_jax import console, defaults, errors, settings
 from digits_jax.devices.signals import Interrupts, stopping
-from digits_jax.errors import UserError, nearest
+from digits_jax.errors import UserError
 
 
 class Mode(NamedTuple):
@@ -143,15 +142,9 @@ def parse(argv: list[str]) -> list[str]:
 
 def _found(given: re.Match[str]) -> str:
     """The flag --config with the path of its file, which may be one that ships."""
-    path = defaults.config_file(given[2])
-    if path is None:
-        near = nearest(given[2], defaults.config_names())
-        raise UserError(
-            f"--config: there is no file '{given[2]}', and no config of that name; {near}"
-        )
-    if ":" in str(path):  # a drive of Windows; ml_collections splits there
-        path = Path(os.path.relpath(path))
-    return f"{given[1]}{path}"
+    path = str(defaults.config_file(given[2]))
+    # ml_collections splits at a colon, as of a drive of Windows.
+    return given[1] + (os.path.relpath(path) if ":" in path else path)
 
 
 def main() -> None:

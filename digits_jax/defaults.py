@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from digits_jax.errors import check_choice
+from digits_jax.errors import UserError, check_choice, nearest
 
 AUGMENTATIONS = (  # the fields of `augment`
     "per_digit",
@@ -31,16 +31,19 @@ def shipped(folder: str) -> Path:
     return next(path for path in (package / folder, package.parent / folder) if path.is_dir())
 
 
-def config_file(name: str) -> Path | None:
-    """The file of the shipped config 'NAME', 'NAME.py' or 'configs/NAME.py'; None if there is none.
+def config_file(name: str) -> Path:
+    """The file of the shipped config 'NAME', 'NAME.py' or 'configs/NAME.py'.
 
-    A file of the user's own at that path comes first.
+    A file of the user's own at that path comes first. UserError where there is neither.
     """
     if name.endswith(".py") and Path(name).is_file():
         return Path(name)
     stem = name.removeprefix("configs/").removesuffix(".py")
     path = shipped("configs") / f"{stem}.py"
-    return path if stem.isidentifier() and path.is_file() else None
+    if stem.isidentifier() and path.is_file():
+        return path
+    near = nearest(name, config_names())
+    raise UserError(f"--config: there is no file '{name}', and no config of that name; {near}")
 
 
 def config_names() -> list[str]:
