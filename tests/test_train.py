@@ -521,7 +521,7 @@ def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeyp
     [
         (80, [
             "Accuracy as trained is of the epoch's own steps, with dropout and augmentation;",
-            "validation is of digits that don't train.",
+            "validation is of digits not trained on.",
             "  epoch   loss as trained validation     best  images/s   time   at most",
             "    1/3 0.5000    90.00 %    97.50 %  98.00 %     2,000    2 s      20 s",
             "    3/3 0.2500    91.00 %    98.50 %  98.00 %     2,000    2 s",
@@ -530,7 +530,7 @@ def test_a_whole_epoch_in_one_dispatch_has_its_own_time(cache, tmp_path, monkeyp
             "Accuracy as trained is of the epoch's",
             "own steps, with dropout and",
             "augmentation; validation is of digits",
-            "that don't train.",
+            "not trained on.",
             "  epoch as trained validation   at most",
             "    1/3    90.00 %    97.50 %      20 s",
             "    3/3    91.00 %    98.50 %",

@@ -105,7 +105,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     if tested and not config.prune.run:
         text = figures.noted(artifacts.headline(summary), artifacts.source_note(data.test_source))
         console.print(f"test {text}", style="bold")
-    console.print(f"summary.json, metrics.jsonl and the pictures stand in {workdir}")
+    console.print(f"summary.json, metrics.jsonl and the pictures are in {workdir}")
 
 
 def _command() -> str:

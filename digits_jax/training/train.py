@@ -218,6 +218,7 @@ def _introduce(run: Run, workdir: Path) -> None:
     validation = data.validation.size if data.validation else 0
     size, classes = config.population.size, len(config.data.classes)
     source = f"{classes} classes of {data.source}" if classes else f"{data.source} digits"
+    examples = "pairs" if data.recipe.digits == 2 else "examples"
     if config.bfloat16 and jax.default_backend() == "cpu":
         warn("config.bfloat16=True is slower than float32 on CPU")
     console.print(
@@ -226,7 +227,7 @@ def _introduce(run: Run, workdir: Path) -> None:
         + (f", {size} members" if size > 1 else "")
         + (f" in slices of {len(run.ids[0])}" if 1 < len(run.ids[0]) < size else "")
         + f"; {source}, {data.train.size:,} training and {validation:,} "
-        f"validation examples; {run.layout}; into {workdir}"
+        f"validation {examples}; {run.layout}; into {workdir}"
     )
     if len(run.ids[0]) % run.layout.members:
         console.print(
@@ -297,5 +298,5 @@ class EpochTable:
         changed = any(x for name, x in config.augment.items() if name != "per_digit")
         noise = [*["dropout"] * (config.model.dropout > 0), *["augmentation"] * changed]
         harder = f", with {' and '.join(noise)}" if noise else ""
-        others = "; validation is of digits that don't train" if validated else ""
+        others = "; validation is of digits not trained on" if validated else ""
         return f"Accuracy as trained is of the epoch's own steps{harder}{others}."
