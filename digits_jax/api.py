@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from digits_jax import defaults, errors, files, models
 from digits_jax.core.step import apply
-from digits_jax.data import augment, batches, own, pictures
+from digits_jax.data import arrays, augment, batches, own
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, stats
@@ -112,7 +112,7 @@ class TrainedRun:
         """
         pixels = _pixels(images, self.shape)
         if ink != "auto" or self.config.data.source in ("mnist", "drawn"):
-            pixels, notes = pictures.as_bright(pixels, ink)
+            pixels, notes = arrays.as_bright(pixels, ink)
             for note in notes:
                 warnings.warn(note.replace("--ink=", "ink="), stacklevel=2)
         log_p = self._run.predict(pixels)
@@ -147,7 +147,7 @@ class TrainedRun:
             for head in heads:
                 errors.check_choice("labels", head, labels)
             labels = np.stack([np.asarray(labels[head]) for head in heads], axis=-1)
-        truth = pictures.check_labels(np.asarray(labels), len(pixels), heads, self._run.own_classes)
+        truth = arrays.check_labels(np.asarray(labels), len(pixels), heads, self._run.own_classes)
         return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
 
     def export(self, folder: str | Path) -> Path:
@@ -206,8 +206,8 @@ def _kept(data: Sequence[Any], workdir: Path, resume: bool) -> Path:
         items = [array for part in items for array in part]  # ((x, y), (x, y)), as Keras has it
     if len(items) not in (2, 4):
         raise UserError("data must be (images, labels) or (images, labels, images, labels)")
-    arrays = [np.asarray(array) for array in items]
-    made = own.of_arrays(arrays[0], arrays[1], (arrays[2], arrays[3]) if arrays[2:] else None)
+    x, y, *test = map(np.asarray, items)
+    made = own.of_arrays(x, y, (test[0], test[1]) if test else None)
     if path.exists() and own.read(path).digest == made.digest:
         return path
     begun = (workdir / "config.json").exists()
@@ -327,4 +327,4 @@ def _pixels(images: Any, shape: tuple[int, int]) -> np.ndarray:
         )
     if not len(array):
         raise UserError("there are no images in the array")
-    return pictures.as_uint8(array)
+    return arrays.as_uint8(array)

@@ -15,7 +15,8 @@ import pytest
 from conftest import config_of
 
 from digits_jax import models
-from digits_jax.data import dataset, drawn, pictures
+from digits_jax.data import dataset, drawn
+from digits_jax.data.ink import centred
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.export import export, onnx_graph
@@ -363,7 +364,7 @@ def test_ink_is_centred_as_in_user_images(page):
             }""",
             {"values": ink.ravel().tolist(), "width": width, "height": height},
         )
-        ours = pictures._centre(ink)
+        ours = centred(ink)
         assert np.abs(255 * np.reshape(seen, (28, 28)) - ours).max() < 1.01
 
 

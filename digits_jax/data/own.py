@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from digits_jax import console
-from digits_jax.data import pictures
+from digits_jax.data import arrays, pictures
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
 from digits_jax.types import Digits
@@ -158,9 +158,9 @@ def _idx_set(files: dict[str, Path], where: str) -> LabelledSet:
     for kind in ("train-images", "train-labels", *(["test-images", "test-labels"] * has_test)):
         if kind not in files:
             raise UserError(f"{where}: there is no IDX file of the {kind.replace('-', ' ')}")
-    arrays = {kind: idx(path) for kind, path in files.items()}
-    test = (arrays["test-images"], arrays["test-labels"]) if has_test else None
-    return of_arrays(arrays["train-images"], arrays["train-labels"], test, where)
+    found = {kind: idx(path) for kind, path in files.items()}
+    test = (found["test-images"], found["test-labels"]) if has_test else None
+    return of_arrays(found["train-images"], found["train-labels"], test, where)
 
 
 def idx(path: Path) -> np.ndarray:
@@ -201,7 +201,7 @@ def _npz(path: Path, where: str) -> LabelledSet:
                     f"or `images` and `labels`, found {', '.join(held[:10]) or 'none'}"
                 )
             read = {
-                name: pictures.read_array(archive, name, MOST_BYTES, "biufU", checks[i % 2])
+                name: arrays.read_array(archive, name, MOST_BYTES, "biufU", checks[i % 2])
                 for i, name in enumerate((*train, *(test or ())))
             }
     except UserError as error:
@@ -272,8 +272,8 @@ def _folders(path: Path, where: str) -> LabelledSet:
     }
     if "train" not in parts:
         parts = {"train": path}
-    arrays = {part: _classes(folder, where) for part, folder in parts.items()}
-    return of_arrays(*arrays["train"], arrays.get("test"), where)
+    sets = {part: _classes(folder, where) for part, folder in parts.items()}
+    return of_arrays(*sets["train"], sets.get("test"), where)
 
 
 def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -321,7 +321,7 @@ def _pixels(images: np.ndarray, where: str) -> np.ndarray:
         _check_images(images.shape)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return pictures.as_uint8(images.reshape(-1, 28, 28), f"{where}: images")
+    return arrays.as_uint8(images.reshape(-1, 28, 28), f"{where}: images")
 
 
 def _check_images(shape: tuple[int, ...]) -> None:
