@@ -61,6 +61,6 @@ def infer(run: loop.Run, images: np.ndarray) -> Step:
     weights = eval_weights(run.states[0])
     normalizer = run.data.normalizer
     predict: Any = functools.partial(run.engine.predict, program=run.program)
-    if run.engine.COMPILED:
+    if run.engine.JITTABLE:
         predict = jax.jit(predict).lower(weights, images, normalizer).compile()
     return lambda: predict(weights, images, normalizer)

@@ -41,7 +41,7 @@ from digits_jax.types import (
     Weights,
 )
 
-COMPILED = True  # these functions are meant to be jitted
+JITTABLE = True  # these functions are meant to be jitted
 _INIT, _ORDER, _STEP = range(3)  # streams of a member's seed
 
 

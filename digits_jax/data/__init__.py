@@ -1,4 +1,7 @@
-"""From MNIST, drawn digits or a user's pictures to datasets and the batches of a step.
+"""From digits to the batches of a step.
+
+Sources: `sources` (MNIST), `named` (other public sets), `own` (a user's files), `drawn`. Examples:
+`recipes`, `dataset`, `augment`, `batches`. Pictures: `pictures`, `ink`, `arrays`.
 
 May import devices and the files of `digits_jax` itself.
 """

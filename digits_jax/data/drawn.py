@@ -1,4 +1,4 @@
-"""Digits drawn from stroke skeletons: an infinite data set, in pure JAX.
+"""Synthetic digits rendered from stroke skeletons, in pure JAX.
 
 `skeletons.json` holds, per class, families of digits (open and closed 4, barred 7, looped 2 ...);
 a family has a weight and a few exemplars of one layout: strokes of points `[x, y]` or
@@ -29,13 +29,13 @@ CLASSES = 10
 SIZE = 28  # pixels of an image's side
 BOX = 20  # pixels of the box that a digit is fitted to
 SAMPLES = 64  # points on the drawn curve
-CHUNK = 500  # digits drawn at once: their distances to the pen stay in the cache
+CHUNK = 500  # digits rendered at once: their distance maps fit in the CPU cache
 
 _TABLE = pathlib.Path(__file__).with_name("skeletons.json")
 
 
 class Skeletons(NamedTuple):
-    """skeletons.json, padded: F families a class, E exemplars a family, P points an exemplar.
+    """skeletons.json, padded: F families per class, E exemplars per family, P points each.
 
     cumulative: [10, F] float32, cumulative probability of the families; exemplars: [10, F, E, P, 2]
     float32; used: [10, F, E] float32, 1 for an exemplar and 0 for padding; basis: [10, F, SAMPLES,
@@ -95,7 +95,7 @@ def table(even: bool = False) -> tuple[dict[str, float], Skeletons]:
             n = points.shape[1]
             skeletons.used[label, k, : len(points)] = 1
             skeletons.exemplars[label, k, : len(points), :n] = points[..., :2]
-            # Each stroke has samples in proportion to its points, and a block of the basis.
+            # A stroke's samples are in proportion to its points; the basis is block diagonal.
             starts = np.cumsum([0, *lengths])
             rows = np.round(starts * SAMPLES / n).astype(int)
             corner = points[..., 2].mean(axis=0)
@@ -124,7 +124,7 @@ def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]
     )
     share = used * jnp.exp(c["mix_sharpness"] * z["mix"])
     points = jnp.tensordot(share / share.sum(), exemplars, 1)
-    jitter = z["jitter"][:-2] + 2 * z["jitter"][1:-1] + z["jitter"][2:]  # neighbours move together
+    jitter = z["jitter"][:-2] + 2 * z["jitter"][1:-1] + z["jitter"][2:]  # neighbours correlate
     amount = c["jitter"] * jnp.exp(c["jitter_spread"] * z["amount"])
     curve = basis @ (points + amount / math.sqrt(6) * jitter)
 
@@ -139,7 +139,7 @@ def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]
 
 
 def _pen(z: dict[str, Array]) -> tuple[Array, Array]:
-    """The pen's radius along the curve, [SAMPLES], and its soft border, [], in px."""
+    """The pen's radius along the curve [SAMPLES] and the half-width of its soft edge [], in px."""
     c, _ = table()
     mean = jnp.clip(c["pen_mean"] * jnp.exp(c["pen_spread"] * z["pen"]), c["pen_min"], c["pen_max"])
     along = z["trend"] * jnp.linspace(-1, 1, SAMPLES, dtype=jnp.float32) + z["wobble"]
@@ -159,7 +159,7 @@ def ink(curve: Array, radius: Array, pen_down: Array, soft: Array) -> Array:
     """Renders a curve in the box, anti-aliased: [BOX, BOX] float32 from 0 to 1.
 
     curve: [T, 2] (x, y) in px; radius: [T] of the pen; pen_down: [T - 1]; soft: [] half the width
-    of the border where ink fades: it is 0.5 at `radius` from the curve.
+    of the anti-aliased edge; ink is 0.5 at distance `radius` from the curve.
     """
     centres = jnp.arange(BOX, dtype=jnp.float32) + 0.5
     y, x = jnp.meshgrid(centres, centres, indexing="ij")

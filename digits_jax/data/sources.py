@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds of silence after which a download gives up
+PATIENCE = 10.0  # seconds without an answer until a download times out
 
 _UINT8, _BYTES = 8, {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # IDX's types, bytes per value
 _GZIP = b"\x1f\x8b"
@@ -60,8 +60,8 @@ FILES: dict[str, tuple[tuple[int, ...], str]] = {
 def load(raw_dir: str, cache_dir: pathlib.Path) -> tuple[Digits, Digits]:
     """MNIST's train (60,000) and test (10,000) digits as read-only NumPy arrays.
 
-    From `raw_dir` if given (see `read`), else from the cache `cache_dir`/mnist, else downloaded;
-    then cached. Raises UserError where that fails, without a network within 15 s.
+    Read from `raw_dir` if given (see `read`), else from the cache `cache_dir`/mnist, else
+    downloaded; then cached. Raises UserError if that fails, within 15 s if there is no network.
     """
     cache = cache_dir / "mnist"
     if raw_dir:
@@ -82,7 +82,7 @@ def expanded(field: str, path: str) -> pathlib.Path:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
         raise UserError(
-            f"{field}={path}: no home directory is known for the ~; write the path out"
+            f"{field}={path}: ~ cannot be expanded without a home directory; give the full path"
         ) from None
 
 
@@ -91,7 +91,7 @@ def read(raw_dir: str) -> list[np.ndarray]:
 
     Plain or gzipped, whatever their suffix, in the layouts of torchvision (MNIST/raw) and Kaggle
     (train-images.idx3-ubyte, or folders of these names). Of several copies, the first with the
-    right content counts. Raises UserError naming the file that is missing or wrong.
+    expected SHA-256 is used. Raises UserError naming the file that is missing or wrong.
     """
     folder = expanded("data.raw_dir", raw_dir)
     arrays = []
@@ -104,10 +104,10 @@ def read(raw_dir: str) -> list[np.ndarray]:
 
 
 def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.ndarray]:
-    """The same four arrays, downloaded by tensorflow-datasets, or as it downloaded them before.
+    """The same four arrays, from tensorflow-datasets: downloaded, or from its download cache.
 
     manager: a tfds DownloadManager; by default one on tfds' own folder (~/tensorflow_datasets).
-    Raises UserError, with the ways out, within 15 s where there is no network.
+    Raises UserError, naming the alternatives, within 15 s if there is no network.
     """
     status("fetching MNIST")
     import tensorflow_datasets as tfds  # slow to import, and rarely needed
@@ -121,11 +121,11 @@ def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.
         ways = 'builder_kwargs={"raw_dir": "DIR"}'
     infos = tfds.builder_cls("mnist").url_infos.items()
     urls = {url.rpartition("/")[2].removesuffix(".gz"): (url, info) for url, info in infos}
-    private = f"digits_jax.{uuid.uuid4().hex}"  # apart from the files of other processes
+    private = f"digits_jax.{uuid.uuid4().hex}"  # a folder of this process alone
     arrays = []
     try:
         with quick_and_quiet():
-            # One by one, so that no thread outlives the first failure.
+            # One after another, so that no download thread goes on after the first failure.
             for name in FILES:
                 array = _downloaded(folder, name, *urls[name])
                 if array is None:
@@ -156,7 +156,7 @@ def download(manager: "tfds.download.DownloadManager | None" = None) -> list[np.
 def _downloaded(
     folder: pathlib.Path, name: str, url: str, info: "tfds.core.download.checksums.UrlInfo | None"
 ) -> np.ndarray | None:
-    """The array in the file that tfds keeps of `url`, for any data set; None without."""
+    """The array in tfds' cached download of `url`, by any tfds dataset; None if not cached."""
     from tensorflow_datasets.core.download import resource
 
     names = [resource.get_dl_fname(url, checksum) for checksum in (info and info.checksum, None)]
@@ -180,9 +180,9 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quick_and_quiet() -> Iterator[None]:
-    """Within, a download by tfds gives up after PATIENCE seconds of silence, and logs little.
+    """A context in which downloads by tfds time out after PATIENCE seconds and log only warnings.
 
-    On its own, tfds waits for ever for a firewall that drops packets, and retries for minutes.
+    By default tfds waits forever behind a firewall that drops packets, and retries for minutes.
     """
     import requests
 
@@ -257,7 +257,7 @@ def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
         with path.open("rb") as file:
             gzipped = file.peek(len(_GZIP)).startswith(_GZIP)
             unpacked = gzip.GzipFile(fileobj=file) if gzipped else file
-            # At most one byte more than expected, however much a damaged file unpacks to.
+            # Stop one byte after the expected size: a damaged file may unpack to any size.
             while len(content) <= size and (part := unpacked.read1(min(1 << 20, size + 1))):
                 content += part
     except (OSError, EOFError, zlib.error) as error:
@@ -266,7 +266,7 @@ def _read_idx(path: pathlib.Path, name: str) -> np.ndarray:
         there = "more" if len(content) > size else f"{len(content):,} with {found}"
         raise UserError(
             f"{path} {problem or _problem(content, shape, size)}; "
-            f"of {size:,} bytes expected with SHA-256 {expected}, found {there}"
+            f"expected {size:,} bytes with SHA-256 {expected}, found {there}"
         )
     return np.frombuffer(bytes(content), np.uint8, offset=len(header)).reshape(shape)
 
@@ -299,14 +299,14 @@ def _problem(content: bytearray, shape: tuple[int, ...], size: int) -> str:
 
 
 def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
-    """The four arrays, or None where they were never prepared or (with a warning) got damaged."""
+    """The four cached arrays; None if they are missing or, with a warning, damaged."""
     arrays = []
     for name, (_, expected) in FILES.items():
         path = cache / f"{name}.npy"
         array = files.read_array(path)
         if array is None or array.dtype != np.uint8 or _sha256(array) != expected:
             if path.exists():
-                log.warning("%s can't be used (damaged, or altered): it is prepared anew", path)
+                log.warning("%s is damaged or altered; it is written again", path)
             return None
         array.flags.writeable = False
         arrays.append(array)
@@ -316,7 +316,7 @@ def _read_cache(cache: pathlib.Path) -> list[np.ndarray] | None:
 def write_cache(
     cache: pathlib.Path, arrays: Mapping[str, np.ndarray], title: str = "MNIST"
 ) -> None:
-    """Prepares the cache; where it can't be written, that is a warning and no more."""
+    """Writes the cache; if that fails, only logs a warning."""
     try:
         for name, array in arrays.items():
             files.write_array(cache / f"{name}.npy", array)

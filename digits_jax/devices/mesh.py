@@ -1,8 +1,9 @@
-"""Many devices as a mesh: members along one axis, the examples of a batch along the other.
+"""The device mesh: one axis shards the members of a population, the other the batch.
 
-Functions are written for one device. `Layout.jit` shards the members with `shard_map`; XLA shards
-the batch where `over_data` constrains it, so means over a batch, BatchNorm's among them, are over
-all of it (Xu et al. 2021, arXiv:2105.04663). Several processes share one mesh.
+Functions are written for one device. `Layout.jit` shards the member axis with `shard_map`; the
+batch axis is left to XLA's partitioner (Xu et al. 2021, arXiv:2105.04663), which follows the
+sharding constraint of `over_data`: means, also BatchNorm's, are over the global batch. The mesh
+spans all processes.
 """
 
 import functools
@@ -20,9 +21,10 @@ MEMBER, DATA = "member", "data"
 
 
 class Layout:
-    """How a run lies on `devices`, by default all, of all processes: `data` share each batch.
+    """The mesh of a run over `devices` (default: all devices of all processes).
 
-    UserError where the devices, or a batch of `batch_size`, do not divide so.
+    data: how many devices share each batch. Raises UserError unless it divides the number of
+    devices and `batch_size`.
     """
 
     def __init__(self, data: int, batch_size: int, devices: Sequence[jax.Device] | None = None):
@@ -41,7 +43,7 @@ class Layout:
         self.alone = count == 1
 
     def __str__(self) -> str:
-        """For people."""
+        """The description in a run's first line of output."""
         name, processes = jax.default_backend(), jax.process_count()
         if self.alone:
             return name
@@ -51,11 +53,11 @@ class Layout:
         )
 
     def everywhere(self, tree: PyTree) -> PyTree:
-        """Arrays that every device holds; with a single device, `tree`."""
+        """Replicates arrays on every device; with a single device, returns `tree` unchanged."""
         return self._put(tree, jax.P())
 
     def over_members(self, tree: PyTree) -> PyTree:
-        """Arrays with a leading axis of members, each where its member is trained."""
+        """Shards the leading (member) axis of every array over the mesh's member axis."""
         return self._put(tree, self._spec(tree))
 
     def _put(self, tree: PyTree, spec: jax.P) -> PyTree:
@@ -66,23 +68,23 @@ class Layout:
         def put(x: Any) -> Any:
             if isinstance(x, jax.ShapeDtypeStruct):
                 return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-            array = np.asarray(x)  # `device_put` would have the processes compare it
+            array = np.asarray(x)  # `device_put` would compare it across processes
             return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
         return jax.tree.map(put, fetch(tree))
 
     def _spec(self, tree: PyTree) -> jax.P:
-        """A slice that does not divide evenly over the members' axis is replicated."""
+        """Shards the leading axis over MEMBER; replicates it if its size does not divide evenly."""
         size = len(jax.tree.leaves(tree)[0])
         return jax.P() if size % self.members else jax.P(MEMBER)
 
     def jit(self, function: Callable[..., PyTree], **how: Any) -> Callable[..., PyTree]:
-        """`jax.jit` of a function of members, whose results have a leading axis of members.
+        """`jax.jit` of `function`; with several devices, of its `shard_map` over the member axis.
 
-        Its arguments are sharded by member; scalars and `Shared` are replicated. Keywords are
-        static; `how` goes to `jax.jit`.
+        Arguments and results have a leading member axis, which is sharded; scalars and `Shared` are
+        replicated. Keyword arguments are static; `how` is passed to `jax.jit`.
         """
-        if self.alone:  # a function of its own, so that its programs go when the run goes
+        if self.alone:  # a new function object: its jit cache is freed with the run
             return jax.jit(functools.partial(function), **how)
 
         @functools.cache
@@ -94,7 +96,7 @@ class Layout:
                     in_specs=tuple(jax.P() if _common(x) else spec for x in arguments),
                     out_specs=spec,
                     axis_names={MEMBER},
-                    check_vma=False,  # members have nothing in common
+                    check_vma=False,  # no collectives over MEMBER
                 )(*arguments)
 
             return jax.jit(divided, **how)
@@ -110,18 +112,19 @@ class Layout:
 
 
 def _common(argument: PyTree) -> bool:
+    """Whether an argument of `Layout.jit` is replicated instead of sharded by member."""
     return isinstance(argument, Shared) or getattr(argument, "ndim", 1) == 0
 
 
 def shares() -> int:
-    """How many devices share a batch, in the program that is being traced."""
+    """How many devices share each batch, in the function being traced: the size of axis DATA."""
     return jax.sharding.get_abstract_mesh().shape.get(DATA, 1)
 
 
 def over_data(x: Array) -> Array:
-    """[B, ...] with its first axis sharded over the devices that share a batch.
+    """Constrains the first axis of `x` [B, ...] to be sharded over DATA.
 
-    Unchanged where devices share no batch, or where the examples do not divide evenly.
+    Returns `x` unchanged if DATA has size 1 or does not divide B.
     """
     if shares() == 1 or len(x) % shares():
         return x
@@ -129,7 +132,7 @@ def over_data(x: Array) -> Array:
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """On the host, as NumPy arrays; of several processes all have to call it."""
+    """Copies to the host, as NumPy arrays; a collective: every process has to call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return jax.tree.map(_fetch, tree)

@@ -1,7 +1,8 @@
-"""Formulations of layers that XLA runs fast on CPU. `layers.formulation` chooses them.
+"""Convolution, matrix product and max pooling, rewritten to be fast in XLA on CPU.
 
-They compute what JAX's own operations do, up to rounding. Each defines its own gradient and no
-other derivative. The times below are of one core, unless stated otherwise.
+`layers.formulation` selects them. Results equal those of JAX's operations up to rounding. Each is a
+`jax.custom_vjp`: it has a gradient, but no forward-mode derivative (see `layers.portable`). Times
+below are on one core, unless stated otherwise.
 """
 
 import functools
@@ -19,8 +20,8 @@ Pads = tuple[tuple[int, int], ...]
 Convolve = Callable[[Array, Array], Array]
 """XLA's own convolution, (x, kernel) -> y, with all of its options bound."""
 
-_FEW, _SOME = 32, 12  # channels: XLA's own convolution is fast from _FEW on
-_SLICE, _MOST_SLICES = 16, 16  # examples; more slices would only take longer to compile
+_FEW, _SOME = 32, 12  # channels: bounds of the hand-written convolution and its input gradient
+_SLICE, _MOST_SLICES = 16, 16  # examples per slice; slices per batch, as more only compile longer
 
 
 def convolution(
@@ -62,11 +63,11 @@ def convolution(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(convolve: Convolve, pads: Pads, x: Array, kernel: Array) -> Array:
-    """convolve(x, kernel); from one channel to a few, as a sum of shifted images.
+    """convolve(x, kernel); from 1 input to fewer than 32 output channels, a sum of shifted images.
 
-    XLA hands a convolution of few channels to a general routine, which takes 2.0 ms for [64, 28,
-    28, 1] -> 16; the sum is one loop over the pixels and takes 0.2. From 32 channels on XLA has a
-    fast routine: by the sum, mnist:cnn would read 29,000 images/s instead of 36,400.
+    For few channels XLA uses a generic convolution: 2.0 ms for [64, 28, 28, 1] to 16 channels. The
+    sum is fused into one loop and takes 0.2 ms. From 32 output channels on XLA's convolution is
+    faster: mnist:cnn predicts 36,400 images/s with it, and 29,000 with the sum.
     """
     if x.shape[-1] > 1 or kernel.shape[-1] >= _FEW:
         return convolve(x, kernel)
@@ -78,24 +79,24 @@ def _convolution(convolve: Convolve, pads: Pads, x: Array, kernel: Array) -> Arr
         for i in range(rows)
         for j in range(columns)
     ]
-    # Without the barrier, XLA computes it anew for each window of a pool that follows.
+    # Without the barrier, XLA fuses this into a following pool and recomputes it per window.
     return jax.lax.optimization_barrier(functools.reduce(jnp.add, taps))
 
 
 def _convolution_backward(
     convolve: Convolve, pads: Pads, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    """The kernel's gradient is summed over slices of the batch that fit in the cache.
+    """The kernel's gradient is accumulated over slices of the batch that fit in the CPU cache.
 
-    For [128, 14, 14, 24] -> 48 XLA's own takes 45 ms, in slices of 16 examples 15. On two cores
-    whole steps are 1.10 (p16966) to 1.69 (mnist100) times as fast.
+    From [128, 14, 14, 24] to 48 channels it takes 45 ms at once, 15 ms in slices of 16 examples. On
+    two cores a training step is 1.10 (compact:p16966) to 1.69 (mnist100) times as fast.
     """
     x, kernel = saved
     if kernel.shape[2] < _FEW and _SOME <= kernel.shape[3] < _FEW:
         dx = _input_gradient(dy, kernel, pads, x.shape)
     else:
         (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)
-    # Devices that share the batch hold small parts of it already.
+    # With several devices per batch each one already has a small part.
     size = max(_SLICE, -(-len(x) // _MOST_SLICES)) if mesh.shares() == 1 else len(x)
     gradients = []
     for start in range(0, len(x), size):
@@ -112,10 +113,11 @@ _convolution.defvjp(
 
 
 def _input_gradient(dy: Array, kernel: Array, pads: Pads, shape: tuple[int, ...]) -> Array:
-    """The input's gradient between few channels: one product, then sums along columns and rows.
+    """The input's gradient for few channels: one matrix product, then shifted sums (col2im).
 
-    XLA's general routine takes 3.1 ms for [64, 10, 10, 16] -> [64, 14, 14, 6] by 5x5, this 0.6.
-    LeNet-5's step takes 0.72 to 0.84 of the time, those of the compact nets 0.88 to 1.0.
+    From [64, 10, 10, 16] to [64, 14, 14, 6] with a 5x5 kernel it takes 0.6 ms, XLA's generic
+    convolution 3.1. A training step takes 0.72 to 0.84 of the time in LeNet-5, 0.88 to 1.0 in the
+    compact networks.
     """
     batch, height, width, features = dy.shape
     rows, columns, channels, _ = kernel.shape
@@ -137,10 +139,10 @@ def _input_gradient(dy: Array, kernel: Array, pads: Pads, shape: tuple[int, ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _depthwise(pads: Pads, x: Array, kernel: Array) -> Array:
-    """Each channel of [B, H, W, C] by its own kernel, of [h, w, 1, C]: a sum of shifted images.
+    """Depthwise convolution of [B, H, W, C] and [h, w, 1, C], as a sum of shifted images.
 
-    Channels and columns are one axis, long enough for vector instructions. For [64, 7, 7, 16] by
-    3x3, with gradients, XLA's own takes 6.0 ms, this 0.9.
+    Columns and channels are merged into one axis, long enough to vectorise. Forward and backward
+    take 0.9 ms for [64, 7, 7, 16] and 3x3 kernels, XLA's own 6.0.
     """
     height, width = (
         n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape, strict=False)
@@ -154,7 +156,7 @@ def _depthwise(pads: Pads, x: Array, kernel: Array) -> Array:
 
 
 def _wide(x: Array, pads: Pads) -> Array:
-    """[B, H, W, C], padded, as [B, H', W' * C]; the barrier keeps XLA from building it per use."""
+    """Pads [B, H, W, C] and reshapes to [B, H', W' * C]; the barrier prevents recomputation."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1))
 
@@ -162,7 +164,7 @@ def _wide(x: Array, pads: Pads) -> Array:
 def _taps(
     wide: Array, kernel: tuple[int, ...], height: int, width: int
 ) -> Iterator[tuple[int, int, Array]]:
-    """(row, column, what that tap of the kernel sees, [B, height, width * C])."""
+    """Yields (row, column, the input shifted to that kernel position, [B, height, width * C])."""
     rows, columns, _, channels = kernel
     for i in range(rows):
         for j in range(columns):
@@ -175,9 +177,9 @@ def _depthwise_backward(pads: Pads, saved: tuple[Array, Array], dy: Array) -> tu
     back = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(size, pads, strict=True))
     dx = _depthwise(back, dy, kernel[::-1, ::-1])
     height, width, channels = dy.shape[1:]
-    full = jnp.promote_types(dy.dtype, jnp.float32)  # sums of bfloat16 lose small terms
+    full = jnp.promote_types(dy.dtype, jnp.float32)  # accumulate bfloat16 in float32
     flat = dy.reshape(len(dy), height, -1).astype(full)
-    sums = [  # row by row: for a sum over rows XLA would copy each tap first
+    sums = [  # an unrolled sum over rows: XLA copies each tap first to reduce over that axis
         functools.reduce(jnp.add, [tap[:, row] * flat[:, row] for row in range(height)]).sum(0)
         for *_, tap in _taps(_wide(x.astype(full), pads), kernel.shape, height, width)
     ]
@@ -192,10 +194,11 @@ _depthwise.defvjp(
 
 @jax.custom_vjp
 def product(x: Array, kernel: Array) -> Array:
-    """[..., C] @ [C, features], whose kernel's gradient comes out in the kernel's own layout.
+    """[..., C] @ [C, features], with the kernel's gradient in the kernel's memory layout.
 
-    JAX's own comes out transposed, and under `vmap` XLA on CPU leaves it so: the optimiser then
-    reads it out of order. A step of the MNIST-100 MLP would take 7.5 ms instead of 6.9.
+    JAX's own gradient is a transpose, which under `vmap` XLA on CPU keeps as a transposed layout:
+    the optimiser then reads it with a stride. A step of the MNIST-100 MLP would take 7.5 ms instead
+    of 6.9.
     """
     return jnp.dot(x, kernel)
 
@@ -212,10 +215,11 @@ product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_bac
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def max_pool(plain: Callable[[Array], Array], x: Array) -> Array:
-    """`nn.max_pool` with the gradient of `plain`, the maximum of four strided slices.
+    """2x2 `nn.max_pool`, with the gradient of `plain`, the maximum of four strided slices.
 
-    For [256, 28, 56, 16] that takes 1.8 ms, the select-and-scatter of `nn.max_pool` 68. Forward the
-    slices are slow: phase5 would read 14,800 images/s instead of 22,000.
+    For [256, 28, 56, 16] that gradient takes 1.8 ms, the select-and-scatter of `nn.max_pool` 68.
+    Forward, `nn.max_pool` is faster: compact:phase5 predicts 22,000 images/s, and 14,800 with the
+    slices.
     """
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 

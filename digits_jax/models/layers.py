@@ -1,8 +1,8 @@
 """The layers of the networks: Flax's, with this project's defaults, and some that Flax lacks.
 
 Each is a module, so that `describe` can intercept its call. Images are [B, H, W, C]; parameters
-have JAX's default float dtype (float32, or float64 where x64 is enabled). `formulation` chooses how
-a layer is computed on the backend at hand.
+have JAX's default float dtype (float32, or float64 where x64 is enabled). `formulation` selects
+the implementation for the current backend.
 """
 
 import functools
@@ -35,24 +35,24 @@ GLOROT = nn.initializers.glorot_uniform()
 """Glorot and Bengio 2010: the same for activations that are linear around 0."""
 
 
-_portable = jax.make_user_context(False)  # part of the key of jax.jit's cache
+_portable = jax.make_user_context(False)  # part of jit's cache key: changing it retraces
 
 
 def portable() -> AbstractContextManager[None]:
-    """Within, layers are traced as JAX's own operations, the same for every backend.
+    """A context in which layers are traced to standard JAX operations on every backend.
 
-    Needed on CPU for export and for derivatives other than a gradient (`jax.jvp`, `jacfwd`,
-    `hessian`, `linearize`): without it JAX raises "can't apply forward-mode autodiff (jvp) to a
-    custom_vjp function". Training is slower within.
+    Needed on CPU for export and for forward-mode derivatives (`jax.jvp`, `jacfwd`, `hessian`,
+    `linearize`): without it JAX raises "can't apply forward-mode autodiff (jvp) to a custom_vjp
+    function". Training in it is slower.
     """
     return _portable(True)
 
 
 class Formulation(NamedTuple):
-    """How to compute the layers for which no single way is the fastest everywhere.
+    """The operations whose fastest implementation depends on the backend.
 
-    convolution: as `jax.lax.conv_general_dilated`; product: [..., C] and [C, features] -> [...,
-    features]; max_pool: `MaxPool`.
+    convolution: with the signature of `jax.lax.conv_general_dilated`; product: [..., C] @ [C,
+    features]; max_pool: 2x2, stride 2.
     """
 
     convolution: Callable[..., Array]
@@ -61,7 +61,7 @@ class Formulation(NamedTuple):
 
 
 def formulation() -> Formulation:
-    """The formulation of what is being traced: the one place where it is chosen."""
+    """Selects the implementation, at trace time: by `portable`, then by the backend."""
     if _portable.value:
         return Formulation(jax.lax.conv_general_dilated, jnp.dot, _flax_max_pool)
     if jax.default_backend() == "cpu":
@@ -87,7 +87,7 @@ def initializer(name: str) -> nn.initializers.Initializer:
 
 
 def convolution(*args: Any, **options: Any) -> Array:
-    """`jax.lax.conv_general_dilated` by the formulation in use."""
+    """`jax.lax.conv_general_dilated`, in the implementation for the current backend."""
     return formulation().convolution(*args, **options)
 
 
@@ -112,7 +112,7 @@ def conv(
 ) -> Conv:
     """A `size` x `size` convolution, [B, H, W, C] to [B, H', W', features].
 
-    depthwise: a kernel for each channel by itself; C must be `features`.
+    depthwise: one kernel per channel; C must equal `features`.
     """
     check_choice("model.padding", padding, PADDINGS)
     return Conv(
@@ -141,10 +141,10 @@ def dense(
 
 
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` over all axes but the last, as x * a + b with one a and one b per channel.
+    """`nn.BatchNorm` over all axes but the last, computed as x * a + b, a and b per channel.
 
-    The gradient needs x alone; Flax's also needs x - mean. A step of the small ResNet takes 0.86 to
-    0.9 of the time. Without `use_scale` there is no learnt factor in a.
+    The backward pass stores only x, Flax's also x - mean: a training step of the small ResNet takes
+    0.86 to 0.9 of the time. use_scale=False: no learnt scale.
     """
 
     @nn.compact
@@ -155,7 +155,7 @@ class BatchNorm(nn.BatchNorm):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, *array)
         running_var = self.variable("batch_stats", "var", jnp.ones, *array)
         if not self.use_running_average:
-            full = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums of bfloat16 are poor
+            full = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # accumulate in float32
             mean = full.mean(axes)
             var = jnp.maximum((full * full).mean(axes) - mean * mean, 0)
             if not self.is_initializing():
@@ -171,14 +171,14 @@ class BatchNorm(nn.BatchNorm):
 
 
 SLOW = 0.99
-"""BatchNorm's momentum for networks evaluated with averaged weights: both span some 100 steps."""
+"""BatchNorm's momentum for running statistics that average over some 100 steps."""
 
 
 def batch_norm(train: bool, momentum: float = 0.9, *, scale: bool = True) -> BatchNorm:
     """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last.
 
     momentum: of the running statistics; 0.9 here is 0.1 in PyTorch. scale: whether it learns a
-    factor beside the shift.
+    scale beside the bias.
     """
     return BatchNorm(
         use_running_average=not train,
@@ -190,13 +190,13 @@ def batch_norm(train: bool, momentum: float = 0.9, *, scale: bool = True) -> Bat
 
 
 class Edges(nn.Module):
-    """Edges and lines of a grey image by direction: fixed filters, rectified, without parameters.
+    """Fixed oriented edge and line filters of a grey image, then ReLU; no parameters.
 
-    Half of the channels are first derivatives of a Gaussian of 1 px, in directions over a full
-    turn; the other half are negative second derivatives, over half a turn, which are large on
-    bright lines. Each is a sum of six separable filters (Freeman and Adelson 1991, The Design and
-    Use of Steerable Filters), scaled so that its positive weights sum to 1. [B, H, W, 1] to [B, H,
-    W, features], with zeros around the image.
+    Half of the channels are first derivatives of a Gaussian (sigma 1 px), in directions over 360
+    degrees; the other half are negative second derivatives, over 180 degrees, which respond to
+    bright lines. Each is a linear combination of six separable filters (Freeman and Adelson 1991,
+    The Design and Use of Steerable Filters), scaled so that its positive weights sum to 1.
+    [B, H, W, 1] to [B, H, W, features], zero-padded.
     """
 
     features: int
@@ -221,7 +221,7 @@ def _steerable(features: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     across = np.pi * np.arange(features - features // 2) / (features - features // 2)
     mix = np.zeros((6, features))
     mix[1:3, : len(around)] = np.cos(around), np.sin(around)
-    mix[0, len(around) :] = moments[2].sum()  # so that flat areas give 0
+    mix[0, len(around) :] = moments[2].sum()  # the response to a constant image is 0
     c, s = np.cos(across), np.sin(across)
     mix[3:, len(around) :] = -c * c, -2 * c * s, -s * s
     filters = np.stack([np.outer(moments[i], moments[j]) for i, j in _ORDERS], axis=-1) @ mix
@@ -247,16 +247,16 @@ class MaxPool(nn.Module):
 
 
 def _largest_quarter(x: Array) -> Array:
-    """The maximum of four strided slices, with derivatives of every order."""
+    """2x2 max pooling as the maximum of four strided slices; differentiable to any order."""
     a, b, c, d = _quarters(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 @jax.custom_jvp
 def _flax_max_pool(x: Array) -> Array:
-    """`nn.max_pool`, an operation that other runtimes have, with derivatives of every order.
+    """`nn.max_pool`, which exports as one operation, with the derivatives of `_largest_quarter`.
 
-    They are `_largest_quarter`'s: on a GPU its own second ones lose half of their digits.
+    The second derivatives of `nn.max_pool` lose half of their digits on a GPU.
     """
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
@@ -283,9 +283,9 @@ POOLINGS: dict[str, type[nn.Module]] = {"max": MaxPool, "average": AveragePool}
 class AdaptiveAveragePool(nn.Module):
     """Means of `size` x `size` equal windows: [B, H, W, C] to [B, size, size, C].
 
-    The stride is H // size and the window H - (size - 1) * stride, so 7 to 3 is windows of 3 at a
-    stride of 2. PyTorch's windows can be unequal where a size does not divide evenly. size 1 is
-    global average pooling (Lin et al. 2014, arXiv:1312.4400).
+    The stride is H // size and the window H - (size - 1) * stride, so 7 to 3 is a window of 3 at a
+    stride of 2. PyTorch's windows differ in size where H does not divide evenly. size 1 is global
+    average pooling (Lin et al. 2014, arXiv:1312.4400).
     """
 
     size: int
@@ -308,8 +308,8 @@ def adaptive_window(shape: tuple[int, ...], size: int) -> tuple[tuple[int, ...],
 class SqueezeExcite(nn.Module):
     """Channel attention (Hu et al. 2018, arXiv:1709.01507).
 
-    Scales each channel by a gate computed from the means of all channels. reduction: channels per
-    unit of the gate's hidden layer.
+    Scales each channel by a gate computed from the means of all channels. reduction: ratio of the
+    channels to the hidden units of the gate.
     """
 
     reduction: int
@@ -326,8 +326,8 @@ def dropout(x: Array, rate: Array | float, key: Array, *, spatial: bool = False)
     """Zeroes elements of `x` with probability `rate` and scales the rest (Srivastava et al. 2014).
 
     rate: [], may be traced, unlike `nn.Dropout`'s, so that members of a population can differ in
-    it; rounded to multiples of 1 / 65536, as each random word serves two elements. A Python 0.0
-    draws nothing. spatial: drops whole channels (Tompson et al. 2015, arXiv:1411.4280).
+    it; rounded to multiples of 1 / 65536, as each random uint32 serves two elements. A Python 0.0
+    draws none. spatial: drops whole channels (Tompson et al. 2015, arXiv:1411.4280).
     """
     if isinstance(rate, float) and rate == 0:
         return x
@@ -340,9 +340,9 @@ def dropout(x: Array, rate: Array | float, key: Array, *, spatial: bool = False)
 
 
 def crop(x: Array, shape: tuple[int, ...]) -> Array:
-    """The middle of [B, H, W, C], as large as `shape`, [B, H', W', ...].
+    """The centre crop of [B, H, W, C] to the height and width of `shape`, [B, H', W', ...].
 
-    A shortcut around an unpadded convolution passes it on.
+    For the shortcut of a residual block whose convolution has no padding.
     """
     for axis in (1, 2):
         start = (x.shape[axis] - shape[axis]) // 2
@@ -360,7 +360,7 @@ def check_size(x: Array, least: int, layer: str) -> None:
 
 
 def _quarters(x: Array) -> tuple[Array, Array, Array, Array]:
-    """The four pixels of every 2x2 window."""
+    """The four pixels of every 2x2 window, as strided slices [B, H // 2, W // 2, C]."""
     check_size(x, 2, "a 2x2 pool")
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = [jax.lax.slice_in_dim(x, i, h, 2, axis=1) for i in (0, 1)]

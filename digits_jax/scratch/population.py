@@ -34,7 +34,7 @@ from digits_jax.types import (
 )
 
 __all__ = ("evaluate", "init", "predict", "program", "shapes", "train_steps")
-COMPILED = False  # nothing of this engine is to be jitted
+JITTABLE = False  # nothing of this engine is to be jitted
 
 
 def program(

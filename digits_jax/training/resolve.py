@@ -45,7 +45,7 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> FrozenConfigDict
 def _slice(config: ConfigDict) -> int:
     """How many members to train at once: as many as fit into the memory of the device."""
     size = config.population.size
-    if not ENGINES[config.engine].COMPILED:
+    if not ENGINES[config.engine].JITTABLE:
         return 1
     layout = Layout(config.mesh.data, config.batch_size)
     width = slice_size(size, jax.default_backend(), layout.members, layout.data > 1)

@@ -127,7 +127,7 @@ class Run:
     def __post_init__(self) -> None:
         engine, jit = self.engine, self.layout.jit
         self.train, self._evaluate = engine.train_steps, engine.evaluate
-        if engine.COMPILED:
+        if engine.JITTABLE:
             static = ("program", "steps")
             self.train = Compiled(jit(engine.train_steps, static_argnames=static, donate_argnums=0))
             self._evaluate = Compiled(jit(engine.evaluate, static_argnames="program"))
@@ -194,7 +194,7 @@ class Run:
 
     def compile(self) -> list[jax.stages.Compiled]:
         """Compiles what the epochs call, so that no step waits for it; -> the executables."""
-        if not self.engine.COMPILED:
+        if not self.engine.JITTABLE:
             return []
         executables = []
         for i in {len(ids): i for i, ids in enumerate(self.ids)}.values():
@@ -213,7 +213,7 @@ class Run:
 
     def stepper(self, carry: Carry, steps: int) -> Callable[[Carry], Carry]:
         """`train_steps` for such a carry and so many steps, compiled."""
-        if self.engine.COMPILED:
+        if self.engine.JITTABLE:
             executable = self.train.compile(carry, self.shared, program=self.program, steps=steps)
             return lambda carry: executable(carry, self.shared)
         return lambda carry: self.train(carry, self.shared, program=self.program, steps=steps)
@@ -276,9 +276,9 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     `jax.ShapeDtypeStruct`s and no teacher predicts: enough to compile.
     """
     engine = ENGINES[config.engine]
-    if hosts.several() and not engine.COMPILED:
+    if hosts.several() and not engine.JITTABLE:
         raise UserError(f"config.engine={config.engine} trains in one process")
-    only = None if engine.COMPILED else jax.devices()[:1]
+    only = None if engine.JITTABLE else jax.devices()[:1]
     layout = Layout(config.mesh.data, config.batch_size, only)
     status("reading the digits")
     data = dataset.load(config.data)
@@ -302,7 +302,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
     ids = population.slices(len(members.seed), config.population.slice)
     parts = [jax.tree.map(lambda x, i=i: x[i.start : i.stop], members) for i in ids]
     init = engine.init
-    if engine.COMPILED:
+    if engine.JITTABLE:
         init = layout.jit(engine.init, static_argnames="program", **backend.once())
     if shapes:
         states = [layout.over_members(engine.shapes(part, program=program)) for part in parts]
@@ -317,7 +317,7 @@ def build(config: ConfigDict, members: Members | None = None, *, shapes: bool = 
             layout.over_members(fetch(first(weights, state.opt_state)))
             for weights, state in zip(pruned, states, strict=True)
         ]
-    scanned = engine.COMPILED and jax.default_backend() != "cpu"
+    scanned = engine.JITTABLE and jax.default_backend() != "cpu"
     return Run(
         config=config,
         data=data,

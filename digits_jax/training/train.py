@@ -1,7 +1,7 @@
 """The training loop: epoch after epoch, with what is saved and printed after each.
 
-To follow a step from here: `train` calls `epoch.train_epoch`, that calls
-`core.population.train_steps`, and that `core.step.train_step`.
+To follow a step from here: `train` leads to `epoch.train_epoch`, that to
+`core.population.train_steps`, and that to `core.step.train_step`.
 """
 
 import json
