@@ -37,7 +37,9 @@ class Mode(NamedTuple):
 CLUSTER = ("distributed", "coordinator", "num_processes", "process_id")
 MODES = {  # those with --out read a finished run
     "train": Mode("training.train", CLUSTER, "train, or resume training (default)", True),
-    "eval": Mode("analysis.evaluate", ("data", "ink", "out"), "classify the test set or --data"),
+    "eval": Mode(
+        "analysis.evaluate", ("data", "ink", "labels", "out"), "classify the test set or --data"
+    ),
     "best-test-epoch": Mode(
         "analysis.best_test_epoch", ("out",), "accuracy at the best test epoch"
     ),
@@ -60,8 +62,13 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string("workdir", None, "The run's folder; default runs/NAME[-variant], or runs.")
 flags.DEFINE_string("mode", "train", "\n".join(("What to do, with its own flags:", *HELP)))
 flags.DEFINE_string("out", None, "The folder to write into, instead of the workdir.")
-flags.DEFINE_string("data", None, "Your images: a .npz, a .png or a folder of .png files.")
+flags.DEFINE_string(
+    "data", None, "Your pictures: a file, a folder, 'photos/*.jpg', or - (stdin); or a .npz."
+)
 flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
+flags.DEFINE_string(
+    "labels", None, "Where a picture's label is: its folder, or its name (photo_7.jpg is a 7)."
+)
 flags.DEFINE_integer("example", 0, "Which of the test images, from 0.")
 flags.DEFINE_list("variants", [], "Which variants of the config to train, in this order.")
 flags.DEFINE_list("runs", [], "Two finished runs; --config only says where their digits are.")
