@@ -28,6 +28,7 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
     help: str
     trains: bool = False  # can be stopped and resumed
+    alone: bool = False  # needs no --config
 
     def function(self) -> Callable[..., None]:
         name = "" if ":" in self.call else f":{self.call.rpartition('.')[2]}"
@@ -39,6 +40,9 @@ MODES = {  # those with --out read a finished run
     "train": Mode("training.train", CLUSTER, "train, or resume training (default)", True),
     "eval": Mode(
         "analysis.evaluate", ("data", "ink", "labels", "out"), "classify the test set or --data"
+    ),
+    "read": Mode(
+        "analysis.read", ("data", "ink", "labels", "out"), "read numbers in --data", alone=True
     ),
     "best-test-epoch": Mode(
         "analysis.best_test_epoch", ("out",), "accuracy at the best test epoch"
@@ -89,7 +93,7 @@ def dispatch(argv: list[str]) -> None:
         if FLAGS[flag].present and flag not in mode.flags:
             modes = ", ".join(name for name, other in MODES.items() if flag in other.flags)
             raise UserError(f"--{flag} is for --mode={modes}")
-    if config is None and not FLAGS.runs:
+    if config is None and not FLAGS.runs and not mode.alone:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
@@ -116,7 +120,8 @@ def run_mode(mode: Mode, config: ConfigDict | None, several: bool) -> None:
         if mode.trains:
             function(config, FLAGS.workdir or None, listen, **values)
         elif "out" in mode.flags:
-            function(config, FLAGS.workdir or settings.finished(config), **values)
+            default = settings.finished(config) if config else None
+            function(config, FLAGS.workdir or default, **values)
         else:
             function(config)
 

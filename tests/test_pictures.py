@@ -251,44 +251,49 @@ def test_a_folder_is_read_by_name(tmp_path):
 
 
 APPLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(100)
+UNKNOWN = "not a picture of a kind that is read"
 
 
 def test_what_cannot_be_read_keeps_nothing_else_back(tmp_path):
     Image.fromarray(SEVEN).save(tmp_path / "7.png")
     whole = (tmp_path / "7.png").read_bytes()
     Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
-    Image.fromarray(SEVEN).save(tmp_path / "7.jpg")
-    (tmp_path / "._7.png").write_bytes(APPLE)
-    (tmp_path / "renamed.png").write_bytes((tmp_path / "7.jpg").read_bytes())
+    Image.fromarray(SEVEN).save(tmp_path / "7.jpg", quality=100)
+    jpeg = (tmp_path / "7.jpg").read_bytes()
+    for name in ("._7.png", ".DS_Store", "Thumbs.db", "desktop.ini"):  # not a word of these
+        (tmp_path / name).write_bytes(APPLE)
+    (tmp_path / "renamed.png").write_bytes(jpeg)
+    (tmp_path / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("seven")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "lost.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.png")
-    images, _, names, unread, _ = pictures.read(tmp_path, "auto", ONE)
-    assert names == ["7.png"]
-    np.testing.assert_array_equal(images[0], read_one(tmp_path, SEVEN))
-    no_png = "not a .png file; save a picture of another kind as .png"
-    assert unread.pop("half.png").startswith("not a readable .png file (")
+    images, _, names, unread, notes = pictures.read(tmp_path, "auto", ONE)
+    assert names == ["7.jpg", "7.png", "renamed.png"]
+    assert notes == []
+    np.testing.assert_array_equal(images[1], read_one(tmp_path, SEVEN))
+    np.testing.assert_allclose(images[0], images[1], atol=12)
+    assert unread.pop("half.png").startswith("a damaged PNG file (")
+    assert unread.pop("half.jpg").startswith("a damaged JPEG file (image file is truncated")
+    assert unread.pop("notes.txt").startswith(UNKNOWN)
     assert unread == {
-        "._7.png": "a companion file of macOS, not a picture",
-        "7.jpg": no_png,
         "blank.png": "no ink found, the picture is blank",
+        "empty.jpg": "an empty file",
         "folder.png": "a folder; to read what is in it, name it with --data",
         "lost.png": "no file that could be opened",
-        "notes.txt": no_png,
         "pipe.png": "no file that could be opened",
-        "renamed.png": "not a readable .png file (there is no PNG in it)",
     }
 
 
 def test_a_folder_of_which_nothing_can_be_read(tmp_path):
     for name in "abcdef":
-        (tmp_path / f"{name}.jpg").write_text("")
+        (tmp_path / f"{name}.jpg").write_text("no picture")
     Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
-    with pytest.raises(UserError, match=r"no \.png files that could be read") as raised:
+    with pytest.raises(UserError, match="no picture that could be read") as raised:
         pictures.read(tmp_path, "auto", ONE)
-    assert "a.jpg and 5 more: not a .png file" in str(raised.value)
+    assert f"a.jpg and 5 more: {UNKNOWN}" in str(raised.value)
     assert "blank.png: no ink found" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -327,7 +332,7 @@ def test_evaluation_says_what_was_not_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "open_run", lambda config, workdir: run)
     evaluate.evaluate(None, tmp_path, str(tmp_path), "auto")
     said = capsys.readouterr().out
-    assert "not read: [red]2.jpg: not a .png file; save a picture of another kind as .png\n" in said
+    assert "not read: [red]2.jpg: an empty file\n" in said
     assert "2 images under the weights of epoch 3" in said
     rows = (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()
     assert [row.split(",")[1] for row in rows] == ["image", "7.png", "[b]1.png"]
@@ -372,7 +377,7 @@ def test_an_npz_of_dark_ink_on_bright_paper(tmp_path):
         images, *_, said = pictures.read(path, ink, ONE)
         np.testing.assert_array_equal(images, expected)
         assert len(said) == len(notes)
-        assert all(map(str.startswith, said, notes))
+        assert all(map(str.startswith, said, (f"{path}: {note}" for note in notes)))
 
 
 def test_an_npz_decides_as_a_whole_and_names_what_is_unlike_mnist(tmp_path):
@@ -383,13 +388,13 @@ def test_an_npz_decides_as_a_whole_and_names_what_is_unlike_mnist(tmp_path):
     images, *_, notes = pictures.read(path, "auto", ONE)
     np.testing.assert_array_equal(images, [digit, digit, 255 - digit])
     (note,) = notes
-    assert note.startswith("1 of 3 images are not bright ink on black paper")
+    assert note.startswith(f"{path}: 1 of 3 images are not bright ink on black paper")
     for pixels, count in ((grey, 2), (digit // 4, 1)):
         np.savez(path, images=pixels[None])
         notes = pictures.read(path, "auto", ONE).notes
         assert len(notes) == count
         assert "1 of 1 images are not" in notes[-1]
-        assert "--data finds the ink in .png files" in notes[-1]
+        assert "--data finds the ink in pictures" in notes[-1]
 
 
 def test_an_npz_with_other_names(tmp_path):
@@ -468,11 +473,13 @@ def test_damaged_files(tmp_path):
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "x.png")
     np.savez_compressed(tmp_path / "x.npz", images=random.integers(0, 255, (2, 28, 28), np.uint8))
-    for name in ("x.png", "x.npz"):
+    png = "an empty file", UNKNOWN, "a damaged PNG file", UNKNOWN
+    for name, said in {"x.png": png, "x.npz": 4 * ("not a readable",)}.items():
         whole = (tmp_path / name).read_bytes()
-        for part in (b"", b"no image", whole[: len(whole) // 2], whole[:9] + whole[40:]):
+        parts = b"", b"no image", whole[: len(whole) // 2], whole[:9] + whole[40:]
+        for part, reason in zip(parts, said, strict=True):
             (tmp_path / name).write_bytes(part)
-            with pytest.raises(UserError, match=rf"{name}: not a readable") as raised:
+            with pytest.raises(UserError, match=rf"{name}: {reason}") as raised:
                 pictures.read(tmp_path / name, "auto", ONE)
             assert "\n" not in str(raised.value)
 
@@ -522,11 +529,14 @@ def test_too_little_ink_for_two_digits(tmp_path):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    (tmp_path / "x.txt").write_text("")
+    (tmp_path / "x.txt").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden.png").write_bytes(b"")
     for path, message in {
         "absent.npz": "no such file or folder",
-        "x.txt": r"expected an \.npz file, a \.png file or a folder",
-        ".": r"no \.png files",
+        "x.txt": f"x.txt: {UNKNOWN}",
+        "empty": "no pictures in this folder",
+        "*.jpg": r"\*\.jpg: there is no such file$",
     }.items():
         with pytest.raises(UserError, match=message):
             pictures.read(tmp_path / path, "auto", ONE)
@@ -536,6 +546,6 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 def test_a_picture_too_large_to_open(tmp_path, monkeypatch):
     Image.fromarray(SEVEN).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)
     with pytest.raises(UserError, match=r"x\.png: more than 30,000 pixels"):
         pictures.read(tmp_path / "x.png", "auto", ONE)

@@ -40,6 +40,7 @@ MOST_BYTES = 1 << 30  # of an array, or of a picture's file
 # reduced while it is decoded, and may have as many as Pillow opens.
 MOST_PIXELS = 64_000_000
 _SYSTEMS_OWN = ("thumbs.db", "desktop.ini", "__macosx")
+_UNKNOWN = f"not a picture of a kind that is read ({', '.join(FORMATS)}), or a damaged one"
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 
@@ -177,8 +178,8 @@ def _of_the_system(path: Path) -> bool:
 
 def tracked(paths: list[Path]) -> Iterable[tuple[str, Path]]:
     """(name, path) of each, with a bar; a name has as much of the path as tells it from others."""
-    folders = {os.path.dirname(path) for path in paths}
-    above = os.path.commonpath(folders) if len(folders) > 1 else folders.pop()
+    folders = {path.absolute().parent for path in paths}
+    above = os.path.commonpath(folders) if len(folders) > 1 else ""
     bar = track(paths, f"reading {len(paths):,} pictures") if len(paths) > 1 else paths
     for path in bar:
         yield _name(path, above), path
@@ -213,7 +214,7 @@ def told(unread: Mapping[str, str], most: int = 10) -> list[str]:
     """A line for each file that could not be read; above `most` files, a line for each reason."""
     if len(unread) <= most:
         return [f"{name}: {reason}" for name, reason in unread.items()]
-    first = {reason: name for name, reason in reversed(unread.items())}
+    first = {reason: name for name, reason in reversed([*unread.items()])}
     lines, rest = [], len(unread)
     for reason, n in Counter(unread.values()).most_common(most):
         lines.append(f"{first[reason]}{f' and {n - 1:,} more' if n > 1 else ''}: {reason}")
@@ -222,10 +223,10 @@ def told(unread: Mapping[str, str], most: int = 10) -> list[str]:
 
 
 def _name(path: Path, above: str = "") -> str:
-    """The path below `above` as valid text: on Linux it can be any bytes."""
+    """The name of `path`, or all below `above`, as valid text: on Linux it can be any bytes."""
     if path == STDIN:
         return "standard input"
-    name = Path(os.path.relpath(path, above)).as_posix() if above else path.as_posix()
+    name = Path(os.path.relpath(path, above)).as_posix() if above else path.name
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -400,13 +401,12 @@ def _decoded(file: IO[bytes], size: int) -> Opened:
     """The picture in an open file, which is closed."""
     from PIL import Image, UnidentifiedImageError
 
-    if size == 0:
-        raise UserError("an empty file")
-    if size > MOST_BYTES:
-        raise UserError(f"a file of more than {MOST_BYTES:,} bytes")
     kind = "picture"
     try:
         with file:
+            if not 0 < size <= MOST_BYTES:
+                large = f"a file of more than {MOST_BYTES:,} bytes"
+                raise UserError(large if size else "an empty file")
             start = file.read(32)
             file.seek(0)
             if start[4:8] == b"ftyp" and b"avif" not in start:
@@ -427,7 +427,7 @@ def _decoded(file: IO[bytes], size: int) -> Opened:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(f"more than {most:,} pixels") from None
     except UnidentifiedImageError:
-        raise UserError("not a picture, or a damaged one") from None
+        raise UserError(_UNKNOWN) from None
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(f"a damaged {kind} ({reason or type(error).__name__})") from None
