@@ -86,7 +86,10 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this
 def dispatch(argv: list[str]) -> None:
     """Calls the mode's function; heavy imports wait until the flags are known to be right."""
     if len(argv) > 1:
-        raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
+        way = "flags look like --config=configs/mnist100.py"
+        if FLAGS.data and os.path.exists(argv[1]):  # a shell has made several words of a pattern
+            way = "--data takes one folder, or a pattern in quotes: --data='photos/*.jpg'"
+        raise UserError(f"'{argv[1]}' is not a flag; {way}")
     errors.check_choice("--mode", FLAGS.mode, MODES)
     mode, config = MODES[FLAGS.mode], FLAGS.config
     for flag in (flag for other in MODES.values() for flag in other.flags):

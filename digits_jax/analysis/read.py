@@ -144,10 +144,11 @@ def _shown(
     height, width = pixels.shape[:2]
     scale = np.asarray([width / picture.size[0], height / picture.size[1]] * 2)
     text = reading.text.replace("\n", " / ") or "nothing"
+    wrong = label is not None and reading.text.replace("\n", "") != label
     return figures.Shown(
         pixels,
-        f"{name}: {text}" if label is None else f"{name}: {label} → {text}",
-        label is not None and reading.text.replace("\n", "") != label,
+        f"{name}: {label} → {text}" if wrong else f"{name}: {text}",
+        wrong,
         [
             figures.Part(scale * d.box, d.image, f"{d.character} {_percent(d.probability)}")
             for d in reading.digits

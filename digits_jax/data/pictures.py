@@ -41,6 +41,7 @@ MOST_BYTES = 1 << 30  # of an array, or of a picture's file
 MOST_PIXELS = 64_000_000
 _SYSTEMS_OWN = ("thumbs.db", "desktop.ini", "__macosx")
 _UNKNOWN = f"not a picture of a kind that is read ({', '.join(FORMATS)}), or a damaged one"
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 
@@ -407,9 +408,9 @@ def _decoded(file: IO[bytes], size: int) -> Opened:
             if not 0 < size <= MOST_BYTES:
                 large = f"a file of more than {MOST_BYTES:,} bytes"
                 raise UserError(large if size else "an empty file")
-            start = file.read(32)
+            start = file.read(64)
             file.seek(0)
-            if start[4:8] == b"ftyp" and b"avif" not in start:
+            if start[4:8] == b"ftyp" and start[8:12] in _HEIF and b"avif" not in start:
                 return _heif(file)
             with Image.open(file, formats=FORMATS) as image:
                 kind, given = f"{image.format} file", image.size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from digits_jax.report.figures import draw
-from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, ORANGE, SIGNED, Style
+from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, INK, ORANGE, SIGNED, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,20 +236,19 @@ def readings(shown: Sequence[Shown], path: Path) -> None:
         height, width = each.pixels.shape[:2]
         inches = min(cell - 2 * _GAP, tall * width / height)
         wide = [side * part.image.shape[1] / 28 + 0.1 for part in each.parts]
-        places, x, row = [], 0.0, 0
+        places, x, line = [], 0.0, 0
         for part, room in zip(each.parts, wide, strict=True):
             if x + room > cell - _GAP and x:
-                x, row = 0.0, row + 1
-            if row == lines:
+                x, line = 0.0, line + 1
+            if line == lines:
                 break
-            places.append((part, x, row * (side + 0.2)))
+            places.append((part, x, line * (side + 0.2)))
             x += room
         layout.append((inches, inches * height / width, places))
     foot = [(max((y for *_, y in places), default=-0.6) + side + 0.25) for *_, places in layout]
     rows = [range(i, min(i + columns, len(shown))) for i in range(0, len(shown), columns)]
     tops = [_HEAD + max(layout[i][1] for i in row) + max(foot[i] for i in row) for row in rows]
-    title = "What was read" if len(shown) > 1 else shown[0].title
-    with _canvas(path, 8, _HEAD + sum(tops), draw.shortened(title, 7.5)) as ax:
+    with _canvas(path, 8, _HEAD + sum(tops), "What was read, and what the network saw") as ax:
         top = _HEAD
         for row, height in zip(rows, tops, strict=True):
             for i in row:
@@ -269,7 +268,7 @@ def _reading(
 ) -> None:
     """One of `readings`: its title at (left, top), the picture, its pieces."""
     text = draw.shortened(shown.title, cell - 2 * _GAP)
-    ax.text(left, top + 0.12, text, va="center", color=ORANGE if shown.wrong else "black")
+    ax.text(left, top + 0.12, text, va="center", color=ORANGE if shown.wrong else INK)
     top += 0.25
     _place(ax, shown.pixels, left, top, wide)
     for part in shown.parts:
