@@ -218,7 +218,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of pictures: what Image.save
 
 
 def pictures_of_sevens(folder: Path) -> dict[str, Reader]:
-    """Writes a photograph of a 7 of every kind, some upside down with EXIF that says so; returns readers of its text."""
+    """Writes a photograph of a 7 as every kind of file; returns readers of its text.
+
+    Where a kind can say so, it is stored upside down.
+    """
     read = NumberReader(Predictor(shipped()))
     rng, ink = np.random.default_rng(0), np.zeros((90, 140), np.uint8)
     ink[20:28, 40:90] = ink[28:70, 74:84] = 150
