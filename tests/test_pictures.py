@@ -312,6 +312,12 @@ def test_what_is_transparent_becomes_paper(tmp_path, kind):
     )
 
 
+def test_sixteen_bits_keep_their_range_beside_a_transparent_value(tmp_path):
+    values = np.uint16([[0, 25700, 65535]])
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=65535)
+    assert pictures.open_picture(tmp_path / "x.png")[0, :, 0].tolist() == [0, 100, 255]
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16", "CMYK"])
 def test_a_large_picture_is_reduced(tmp_path, mode):
     pixels = np.zeros((400, 4000), np.uint8)

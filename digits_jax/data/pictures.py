@@ -36,12 +36,13 @@ STDIN = Path("-")
 LONGEST_SIDE = 1600  # px; a larger picture is reduced to this as it is opened
 DIGIT_SIDE = 512  # px; and further where the digits of an example are looked for
 MOST_BYTES = 1 << 30  # of an array, or of a picture's file
-# Of a picture that is decoded in full, which takes up to 16 bytes for each pixel (WebP). A JPEG is
+# Of a picture that is decoded in full, with up to 20 bytes of memory for each (WebP). A JPEG is
 # reduced while it is decoded, and may have as many as Pillow opens.
-MOST_PIXELS = 64_000_000
+MOST_PIXELS = 50_000_000
 _SYSTEMS_OWN = ("thumbs.db", "desktop.ini", "__macosx")
 _UNKNOWN = f"not a picture of a kind that is read ({', '.join(FORMATS)}), or a damaged one"
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_NO_MEAN = {"1": "L", "P": "RGB", "I;16B": "I"}  # modes that Pillow can't average; what then
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 
 
@@ -471,14 +472,14 @@ def _upright(image: "Image.Image", given: tuple[int, int], note: str) -> Opened:
     """
     from PIL import Image, ImageOps
 
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    elif image.has_transparency_data:
+    if image.has_transparency_data and not image.mode.startswith("I"):
         image = image.convert("RGBA")
-    elif image.mode in ("1", "P"):  # their pixels can't be averaged
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    elif image.mode in _NO_MEAN:
+        image = image.convert(_NO_MEAN[image.mode])
     if (size := _reduced(image.size, LONGEST_SIDE)) != image.size:
         image = image.resize(size, Image.Resampling.BOX)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
     shape = image.size
     with contextlib.suppress(Exception):  # a damaged orientation is ignored
         image = ImageOps.exif_transpose(image)
