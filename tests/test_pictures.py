@@ -8,6 +8,7 @@ import sys
 import types
 import weakref
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -347,6 +348,35 @@ def test_too_many_pixels_are_refused_but_a_jpeg_is_reduced_as_it_is_decoded(tmp_
         assert picture.size == (4000, 2000)
         assert picture.pixels.shape == (800, 1600, 3)
         assert picture.pixels[:, 790].max() < 20 < 235 < picture.pixels[:, 810].min()
+
+
+def png(*chunks):
+    """A PNG file of (name, content), with their checksums."""
+    parts = [
+        len(content).to_bytes(4, "big")
+        + name
+        + content
+        + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_png_that_promises_more_than_it_holds():
+    size = (9000).to_bytes(4, "big")
+    header = b"IHDR", 2 * size + bytes([8, 0, 0, 0, 0])
+    pixels, end = (b"IDAT", zlib.compress(bytes(9001))), (b"IEND", b"")
+    with pytest.raises(UserError, match=r"9,000 x 9,000 pixels, more than 50,000,000"):
+        pictures.opened(png(header, pixels, end))
+    vast = b"IHDR", 2 * (1 << 30).to_bytes(4, "big") + header[1][8:]
+    with pytest.raises(UserError, match=r"more than 178,956,970 pixels"):
+        pictures.opened(png(vast, pixels, end))
+    few = b"IHDR", 2 * (200).to_bytes(4, "big") + header[1][8:]
+    text = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 26))
+    with pytest.raises(UserError, match="Decompressed data too large"):
+        pictures.opened(png(few, text, pixels, end))
+    with pytest.raises(UserError, match=r"a damaged PNG file \(image file is truncated"):
+        pictures.opened(png(few, (b"IDAT", zlib.compress(bytes(999))), end))
 
 
 def test_of_several_frames_the_first_is_read_and_the_user_told(tmp_path):
