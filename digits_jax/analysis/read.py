@@ -1,6 +1,5 @@
 """Numbers of any length, read from the user's pictures."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,6 @@ def read(
     folder = writable(workdir or "", out or (None if workdir else FOLDER), TABLE, PICTURE)
     rows, scored, unread = list[list[str]](), list[tuple[str, str, str]](), dict[str, str]()
     shown = list[tuple[bool, int, figures.Shown]]()
-    ended = contextlib.ExitStack()
     try:
         for name, path in pictures.tracked(paths):
             try:
@@ -60,40 +58,46 @@ def read(
                 unread[name] = str(error)
                 console.print(f"{name}  not read: {error}")
                 continue
-            text = reading.text.replace("\n", " / ")
+            text = _line(reading)
             console.print(f"{name}  {text}  {_sure(reading)}" if text else f"{name}  no ink found")
             for note in filter(None, (picture.note, _left_out(reading))):
                 console.print(f"{name}: {note}")
             label = _label(name, path, labels, reader.characters)
-            right = reading.text.replace("\n", "") == label
+            right = _is(reading, label)
             if label is not None:
                 scored.append((name, text, label))
-            rows.append([name, *_row(reading)])
-            if labels:
-                rows[-1] += [label or "", "" if label is None else str(int(right))]
-            # Mistakes and what could not be read first.
-            last = label is None or (right and "?" not in text)
-            shown.append((last, len(rows), _shown(name, picture, reading, label)))
+            told = [label or "", "" if label is None else str(int(right))] if labels else []
+            rows.append([name, *_row(reading), *told])
+            mistake = label is not None and not right  # these come first
+            shown.append((not mistake, len(rows), _shown(name, picture, reading, label)))
             shown = sorted(shown, key=lambda each: each[:2])[:_SHOWN]
-    except KeyboardInterrupt:
-        ended.callback(_raise, KeyboardInterrupt())
-    with ended:
-        if not rows:
-            if unread and len(unread) == len(paths):
-                pictures.nothing_read(data, paths, unread)
-            return
-        header = ["file", "text", "probabilities", "boxes", *(["label", "right"] * bool(labels))]
-        artifacts.write_csv(folder / TABLE, header, rows)
-        figures.readings([each for *_, each in shown], folder / PICTURE)
-        if labels:
-            say_score(scored, TABLE)
-        count = f"{len(rows):,} picture{'s' if len(rows) > 1 else ''} read"
-        count += f", {len(unread):,} not" if unread else ""
-        console.print(Text(f"{count}; {TABLE} and {PICTURE} are in {folder}"))
+    finally:  # also what was read before an interrupt
+        if rows:
+            columns = [
+                "file",
+                "text",
+                "probabilities",
+                "boxes",
+                *(["label", "right"] * bool(labels)),
+            ]
+            artifacts.write_csv(folder / TABLE, columns, rows)
+            figures.readings([each for *_, each in shown], folder / PICTURE)
+            if labels:
+                say_score(scored, TABLE)
+            count = f"{len(rows):,} picture{'s' if len(rows) > 1 else ''} read"
+            count += f", {len(unread):,} not" if unread else ""
+            console.print(Text(f"{count}; {TABLE} and {PICTURE} are in {folder}"))
+    if not rows:
+        pictures.nothing_read(data, paths, unread)
 
 
-def _raise(error: BaseException) -> None:
-    raise error
+def _line(reading: Reading) -> str:
+    return reading.text.replace("\n", " / ")
+
+
+def _is(reading: Reading, label: str | None) -> bool:
+    """Whether a picture says what its label says, in however many lines."""
+    return reading.text.replace("\n", "") == label
 
 
 def _label(name: str, path: Path, labels: str | None, characters: tuple[str, ...]) -> str | None:
@@ -129,7 +133,7 @@ def _left_out(reading: Reading) -> str:
 
 def _row(reading: Reading) -> list[str]:
     return [
-        reading.text.replace("\n", " / "),
+        _line(reading),
         " ".join(f"{digit.probability:.4f}" for digit in reading.digits),
         "; ".join(" ".join(map(str, digit.box)) for digit in reading.digits),
     ]
@@ -143,8 +147,7 @@ def _shown(
     pixels = picture.pixels[::step, ::step].copy()
     height, width = pixels.shape[:2]
     scale = np.asarray([width / picture.size[0], height / picture.size[1]] * 2)
-    text = reading.text.replace("\n", " / ") or "nothing"
-    wrong = label is not None and reading.text.replace("\n", "") != label
+    text, wrong = _line(reading) or "nothing", label is not None and not _is(reading, label)
     return figures.Shown(
         pixels,
         f"{name}: {label} → {text}" if wrong else f"{name}: {text}",

@@ -13,9 +13,9 @@ import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -112,8 +112,7 @@ def read(
             continue
         found.append(name)
         notes += [f"{name}: {picture.note}"] * bool(picture.note)
-        several = _several(picture.pixels, ink, recipe)
-        if several:
+        if several := _several(picture.pixels, ink, recipe):
             notes.append(
                 f"{name} holds {several} digits, this run reads one; --mode=read reads numbers"
             )
@@ -129,7 +128,7 @@ def read(
     return Pictures(np.stack(images), targets if labels else None, found, unread, notes)
 
 
-def nothing_read(data: str | Path, paths: Collection[Path], unread: Mapping[str, str]) -> None:
+def nothing_read(data: str | Path, paths: Collection[Path], unread: Mapping[str, str]) -> NoReturn:
     """Raises the UserError of `paths` of which none could be read."""
     if len(paths) == 1 and not Path(data).is_dir():
         where = _name(STDIN) if paths == [STDIN] else data
@@ -178,7 +177,7 @@ def _of_the_system(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _SYSTEMS_OWN
 
 
-def tracked(paths: list[Path]) -> Iterable[tuple[str, Path]]:
+def tracked(paths: list[Path]) -> Iterator[tuple[str, Path]]:
     """(name, path) of each, with a bar; a name has as much of the path as tells it from others."""
     folders = {path.absolute().parent for path in paths}
     above = os.path.commonpath(folders) if len(folders) > 1 else ""
