@@ -18,10 +18,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.nondigits = 30_000
     config.model.update(name="line", stem=16, features=(32, 64), blocks=1, mix=64)
     config.model.dropout = 0.1
-    config.epochs = 5
+    config.epochs = 4
     config.batch_size = 64
     config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
     config.optimizer.update(schedule="one_cycle", ema=0.999)
-    config.augment.update(per_digit=True, rotate=10.0, shear=10.0)
+    config.augment.update(rotate=10.0, shear=10.0, scale=0.05)
     config.augment.update(elastic=0.5, pen=1.5, blur=0.8, noise=0.1)
     return config

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax.defaults import AUGMENTATIONS
-from digits_jax.errors import UserError, check_choice
+from digits_jax.errors import check_choice
 from digits_jax.types import Array
 
 REGISTERED: dict[str, Callable[[Array, Array, float], Array]] = {}  # `register_augmentation`
@@ -66,13 +66,14 @@ def _pen(key: Array, images: Array, reach: float) -> Array:
 def _blur(key: Array, images: Array, most: float) -> Array:
     """A Gaussian blur of uniform standard deviation up to `most`, of each image."""
     sigma = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, 0.05, most)
-    offset = jnp.arange(images.shape[1], dtype=images.dtype)
-    offset = offset[None, :, None] - offset[None, None, :]
-    weight = jnp.exp(-((offset / sigma) ** 2) / 2)
-    weight = weight / weight.sum(axis=2, keepdims=True)
-    if images.shape[1] != images.shape[2]:
-        raise UserError("config.augment.blur is for square images; set config.augment.per_digit")
-    return weight @ images @ weight.swapaxes(1, 2)
+
+    def weights(size: int) -> Array:
+        index = jnp.arange(size, dtype=images.dtype)
+        offset = index[None, :, None] - index[None, None, :]
+        weight = jnp.exp(-((offset / sigma) ** 2) / 2)
+        return weight / weight.sum(axis=2, keepdims=True)
+
+    return weights(images.shape[1]) @ images @ weights(images.shape[2]).swapaxes(1, 2)
 
 
 def _noise(key: Array, images: Array, most: float) -> Array:

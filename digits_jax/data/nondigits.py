@@ -1,8 +1,8 @@
 """Images of what is no digit: letters, shapes, scribbles, and digits that are crossed out.
 
 A network that learns them as a class of its own refuses what it doesn't know (outlier exposure,
-Hendrycks et al. 2019, arXiv:1812.04606). `nondigits.json` holds skeletons of letters and shapes that
-look like no digit, drawn by the same pen as `drawn`'s digits and placed as MNIST's are.
+Hendrycks et al. 2019, arXiv:1812.04606). `nondigits.json` holds skeletons of letters and shapes
+that look like no digit, drawn by the pen of `drawn` and placed as MNIST's digits are.
 """
 
 import functools
@@ -30,7 +30,7 @@ def kinds(path: Path = TABLE) -> list[str]:
 
 def _scribble(key: Array, points: int) -> Array:
     """[28, 28]: a smooth line through random points."""
-    place, pen, width, softness = random.split(key, 4)
+    place, _, width, softness = random.split(key, 4)
     steps = random.normal(place, (points, 2), jnp.float32)
     basis = jnp.asarray(drawn.curve_basis(np.zeros(points), drawn.SAMPLES), jnp.float32)
     radius = random.uniform(width, (), jnp.float32, 0.7, 2.0) * jnp.ones(drawn.SAMPLES)

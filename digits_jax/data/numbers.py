@@ -1,8 +1,8 @@
 """Numbers in one piece of ink: up to PLACES digits that touch, or something that is no digit.
 
-Examples are composed as a photograph's pieces of ink are cut out (`ink.find`): 20 px high, or MNIST's
-20x20 px where the piece is hardly wider than high, 48 px wide where it is wider still, with the centre
-of mass in the middle of 28x56.
+Examples look as a photograph's pieces of ink do (`ink.find`): 20 px high; fitted to MNIST's 20x20
+px where the piece is hardly wider than high, and to 48 px where it is very wide; the centre of mass
+is in the middle of 28x56.
 """
 
 import jax

@@ -19,8 +19,8 @@ class Line(nn.Module):
     """Stages of residual blocks, then one answer for every column of the last stage.
 
     A column says a symbol or nothing; repeated symbols count once unless nothing is said between
-    them (connectionist temporal classification, Graves et al. 2006). `emitted` sums over all ways in
-    which the columns can say a text, which gives the probability of its first symbol, its second
+    them (connectionist temporal classification, Graves et al. 2006). `emitted` sums over all ways
+    in which the columns can say a text, which gives the probability of its first symbol, its second
     and so on: a head each.
 
     heads: the classes of each place, first to last. All but the first have one class more, the
@@ -64,7 +64,7 @@ class Line(nn.Module):
         places = emitted(says, len(self.heads))
         nothing = jnp.maximum(1 - places.sum(axis=2, keepdims=True), 0)
         p = jnp.concatenate([places, nothing], axis=2)
-        log_p = {}
+        log_p: dict[str, Array] = {}
         for i, (head, classes) in enumerate(self.heads.items()):
             log_p[head] = jnp.log(p[:, i, :classes] + _LEAST)
         return log_p
