@@ -47,7 +47,8 @@ def compose(images: Array) -> jax.Array:
     if jnp.issubdtype(images.dtype, jnp.integer):
         pixels = images.astype(jnp.float32) / 255
         return jnp.round(255 * jax.vmap(_compose)(pixels)).astype(images.dtype)
-    return jax.vmap(_compose)(images)
+    composed: jax.Array = jax.vmap(_compose)(images)
+    return composed
 
 
 def _key(images: Array) -> jax.Array:

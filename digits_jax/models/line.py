@@ -59,7 +59,7 @@ class Line(nn.Module):
         if train:
             x = dropout(x, dropout_rate, self.make_rng("dropout"))
         quiet = jnp.zeros(first + 1).at[0].set(math.log(4 * first))
-        x = dense(first + 1, name="symbols")(x) + quiet.astype(x.dtype)
+        x = dense(first + 1, name="symbols")(x) + quiet.astype(x.dtype)[None, None]
         says = jax.nn.softmax(x.astype(float_dtype()))
         places = emitted(says, len(self.heads))
         nothing = jnp.maximum(1 - places.sum(axis=2, keepdims=True), 0)
