@@ -14,8 +14,8 @@ from digits_jax.types import Array
 PLACES = 4
 HEIGHT, WIDTH = 28, 56
 STRANGE, NOTHING = 10, 11  # labels: of what is no digit, and of a place without a symbol
-STRANGER = 0.2  # share of examples that are no digit
-COUNTS = (0.55, 0.25, 0.13, 0.07)  # shares of 1, 2, ... digits among the others
+STRANGER = 0.15  # share of examples that are no digit
+COUNTS = (0.6, 0.22, 0.12, 0.06)  # shares of 1, 2, ... digits among the others
 WIDE = 1.4  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
 _INK = 0.15  # what counts as ink
 
