@@ -16,6 +16,8 @@ AUGMENTATIONS = (  # the fields of `augment`
     "scale",
     "elastic",
     "pen",
+    "blur",
+    "noise",
     "contrast",
     "brightness",
 )
@@ -74,7 +76,7 @@ def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> C
     config.quoted = ()  # accuracy of the reproduced system, by head, in percent
 
     config.data = data = ConfigDict()
-    data.dataset = "mnist100"  # mnist, mnist100, two_digit
+    data.dataset = "mnist100"  # mnist, mnist100, two_digit, number
     data.source = "auto"  # mnist if it can be had, else drawn; a name, or a path: docs/data.md
     data.classes = ()  # filled in: names of the classes, () for the ten digits
     data.sha256 = ""  # filled in: of data of your own
@@ -90,6 +92,7 @@ def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> C
     data.test = 0
     data.drawn_train = 60_000  # digits to draw if the source is drawn
     data.drawn_test = 10_000
+    data.nondigits = 0  # dataset number: drawn images of what is no digit, for training
     data.drawn_extra = 0  # drawn digits of rarer handwriting, added to those of MNIST for training
 
     config.model = ConfigDict({"name": "", "dropout": 0.0})  # and the fields of the named model
@@ -122,6 +125,8 @@ def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> C
     augment.scale = 0.0  # 0.1: 0.9 to 1.1
     augment.elastic = 0.0  # px, standard deviation
     augment.pen = 0.0  # px, strokes up to that much thicker or half as much thinner
+    augment.blur = 0.0  # px, most
+    augment.noise = 0.0  # of the ink, standard deviation
     augment.contrast = 0.0  # standard deviations
     augment.brightness = 0.0
     augment.update(dict.fromkeys(sorted(REGISTERED), 0.0))

@@ -57,6 +57,8 @@ _AT_LEAST_ZERO = (
     "augment.shift_x",
     "augment.shift_y",
     "augment.pen",
+    "augment.blur",
+    "augment.noise",
     "distill.views",
 )
 _BELOW_ONE = (

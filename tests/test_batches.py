@@ -317,7 +317,7 @@ def test_pairs_that_stay_count_the_digits_that_they_are_made_of(numbered, tmp_pa
 
 
 def test_even_digits_show_what_the_weights_leave_out():
-    even, usual = (drawn.table(even)[1].cumulative for even in (True, False))
+    even, usual = (drawn.table(even).cumulative for even in (True, False))
     assert (np.diff(usual[1], prepend=0) > 0).sum() == 7
     shares = np.diff(even[1], prepend=0)
     np.testing.assert_allclose(shares[:9], 1 / 9, rtol=1e-5)

@@ -127,7 +127,7 @@ def test_curve_passes_through_points_and_turns_at_corners():
 
 
 def test_table_is_sound():
-    constants, skeletons = drawn.table()
+    constants, skeletons = drawn.constants(), drawn.table()
     assert constants["pen_min"] < constants["pen_mean"] < constants["pen_max"]
     assert (np.diff(skeletons.cumulative) >= 0).all()
     assert skeletons.cumulative[:, 0].min() > 0

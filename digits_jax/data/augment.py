@@ -23,7 +23,8 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
     The fields of `config`: `shift_x`, `shift_y` (px; whole pixels if nothing else moves the image),
     `rotate`, `shear` (degrees) and `scale` (0.1: 0.9 to 1.1) are ranges of uniform draws; `elastic`
     is the standard deviation (px) of a smooth random displacement (Simard et al. 2003); `pen` the
-    most (px) by which lines get thicker, or half of it thinner; `contrast` and `brightness` are
+    most (px) by which lines get thicker, or half of it thinner; `blur` (px) and `noise`, of the ink
+    alone, the largest standard deviations; `contrast` and `brightness` are
     standard deviations, of the ink alone: the background stays 0. Registered distortions follow, by
     name. Results are clipped to [0, 1].
     """
@@ -34,6 +35,10 @@ def augment(key: Array, images: Array, config: ConfigDict) -> Array:
         images = _shift(geometry, images, config.shift_x, config.shift_y)
     if config.pen:
         images = _pen(jax.random.fold_in(light, 0), images, config.pen)
+    if config.blur:
+        images = _blur(jax.random.fold_in(light, 1), images, config.blur)
+    if config.noise:
+        images = _noise(jax.random.fold_in(light, 2), images, config.noise)
     if config.contrast or config.brightness:
         gain, lift = jax.random.normal(light, (2, images.shape[0], 1, 1), images.dtype)
         ink = (images > 0).astype(images.dtype)
@@ -56,6 +61,27 @@ def _pen(key: Array, images: Array, reach: float) -> Array:
     u = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, -1.0, 1.0)
     thicker, cut = reach / 2 * jnp.maximum(u, 0), reach / 4 * jnp.maximum(-u, 0)
     return jnp.maximum(images + thicker * (dilated - images) - cut, 0) / (1 - cut)
+
+
+def _blur(key: Array, images: Array, most: float) -> Array:
+    """A Gaussian blur of uniform standard deviation up to `most`, of each image."""
+    sigma = jax.random.uniform(key, (images.shape[0], 1, 1), images.dtype, 0.05, most)
+
+    def weights(size: int) -> Array:
+        index = jnp.arange(size, dtype=images.dtype)
+        offset = index[None, :, None] - index[None, None, :]
+        weight = jnp.exp(-((offset / sigma) ** 2) / 2)
+        return weight / weight.sum(axis=2, keepdims=True)
+
+    return weights(images.shape[1]) @ images @ weights(images.shape[2]).swapaxes(1, 2)
+
+
+def _noise(key: Array, images: Array, most: float) -> Array:
+    """Uneven ink: noise of a uniform standard deviation up to `most` in each image."""
+    amount, pixels = jax.random.split(key)
+    sigma = jax.random.uniform(amount, (images.shape[0], 1, 1), images.dtype, 0.0, most)
+    noise = sigma * jax.random.normal(pixels, images.shape, images.dtype)
+    return jnp.clip(images + noise * (images > 0.1), 0, 1)
 
 
 def _shift(key: Array, images: Array, dx: float, dy: float) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from digits_jax import files
-from digits_jax.data import drawn, named, own, recipes, sources
+from digits_jax.data import drawn, named, nondigits, numbers, own, recipes, sources
 from digits_jax.data.named import NAMED
 from digits_jax.data.recipes import DIGITS, RECIPES, Recipe, generator, recipe_of
 from digits_jax.errors import UserError, check_choice, nearest
@@ -184,7 +184,7 @@ def load(config: ConfigDict) -> Dataset:
         tests = _digits(config, "test_source")
         test = tests.test
         if tests.held_out:  # none of it trains
-            test = Digits(*map(np.concatenate, zip(tests.train, tests.test, strict=True)))
+            test = _joined(tests.train, tests.test)
 
     if config.folds and config.normalize != "unit":
         raise UserError(
@@ -218,13 +218,29 @@ def load(config: ConfigDict) -> Dataset:
     if config.drawn_extra and config.classes:
         raise UserError(f"data.drawn_extra: drawn digits are none of {config.source}'s classes")
     if config.drawn_extra and config.source != "drawn":
-        extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, even=True)
-        train = Digits(*map(np.concatenate, zip(train, extra, strict=True)))
+        extra = _drawn(cache_dir(config), 2 * config.seed, config.drawn_extra, "even")
+        train = _joined(train, extra)
         more = np.arange(n, n + config.drawn_extra, dtype=np.int32)
         kept = [np.concatenate([ids, more]) for ids in kept]
 
+    if config.dataset == "number" and config.classes:
+        raise UserError("data.dataset=number is for digits, and the source has other classes")
+    strange = _strange(config)  # by use: images of what is no digit, and an empty one
+    if config.dataset == "number":
+        begin = len(train.labels)
+        train = _joined(train, strange["train"], strange["validation"])
+        test = _joined(test, strange["test"])
+        middle, end = begin + len(strange["train"].labels), len(train.labels)
+        kept = [np.r_[ids, begin:middle].astype(np.int32) for ids in kept]
+        held_out = [np.r_[ids, middle:end].astype(np.int32) for ids in held_out]
+
     def split(digits: Digits, use: str, ids: list[np.ndarray], n: int, few: bool = False) -> Split:
-        index = recipes.draw_pairs(generator(config.seed, use), n, len(ids[0]), recipe.digits)
+        rng = generator(config.seed, use)
+        if config.dataset == "number":
+            others = len(strange[use].labels)
+            index = numbers.draw(rng, n, len(ids[0]) - others, others - 1)
+        else:
+            index = recipes.draw_pairs(rng, n, len(ids[0]), recipe.digits)
         rows, pool = np.stack([part[index] for part in ids]), np.stack(ids)
         if few:  # fresh pairs, too, are of these digits alone
             pool = pool[:, np.unique(index)]
@@ -256,6 +272,24 @@ def load(config: ConfigDict) -> Dataset:
         sha256=read.sha256,
         held_out=read.held_out and not config.test_source,
     )
+
+
+def _joined(*parts: Digits) -> Digits:
+    return Digits(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _strange(config: ConfigDict) -> dict[str, Digits]:
+    """For numbers, by the split's use: what is no digit, and at the end an empty image."""
+    if config.dataset != "number":
+        return {}
+    found = {}
+    for i, (use, share) in enumerate({"train": 1, "validation": 10, "test": 10}.items()):
+        n = -(-config.nondigits // share)
+        images, _ = _drawn(cache_dir(config), 3 * config.seed + i, n, "nondigits")
+        labels = np.full(n + 1, numbers.STRANGE, np.uint8)
+        labels[-1] = numbers.NOTHING
+        found[use] = Digits(np.concatenate([images, np.zeros((1, 28, 28), np.uint8)]), labels)
+    return found
 
 
 def _own(config: ConfigDict, field: str) -> own.LabelledSet:
@@ -303,26 +337,33 @@ def _about(error: UserError, config: ConfigDict, field: str) -> UserError:
     )
 
 
-def _drawn(cache: Path, seed: int, n: int, even: bool = False) -> Digits:
-    """Drawn digits, cached on disk.
+def _drawn(cache: Path, seed: int, n: int, kind: str = "") -> Digits:
+    """Drawn digits, cached on disk. kind: '', 'even' (as in `drawn.digits`) or 'nondigits'.
 
     The file's name hashes the generator, JAX's version and the backend: rounding differs.
     """
-    source = Path(drawn.__file__)
-    code = source.read_bytes() + source.with_name("skeletons.json").read_bytes()
+    if n == 0:
+        return Digits(np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8))
+    folder = Path(drawn.__file__).parent
+    code = b"".join((folder / name).read_bytes() for name in ("drawn.py", "skeletons.json"))
+    if kind == "nondigits":
+        code += b"".join((folder / f"nondigits.{end}").read_bytes() for end in ("py", "json"))
     code += f"{jax.__version__} {jax.default_backend()}".encode()
-    name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{'-even' if even else ''}.npy"
+    name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{f'-{kind}' if kind else ''}.npy"
     path = cache / "drawn" / name
     table = files.read_array(path)
     if table is not None and table.shape == (n, 785) and table.dtype == np.uint8:
         return Digits(table[:, 1:].reshape(n, 28, 28), table[:, 0])
-    digits = drawn.digits(seed, n, even)
-    table = np.concatenate([digits.labels[:, None], digits.images.reshape(n, -1)], axis=1)
+    if kind == "nondigits":
+        made = Digits(nondigits.nondigits(seed, n), np.full(n, numbers.STRANGE, np.uint8))
+    else:
+        made = drawn.digits(seed, n, even=kind == "even")
+    table = np.concatenate([made.labels[:, None], made.images.reshape(n, -1)], axis=1)
     try:
         files.write_array(path, table)
     except OSError as error:
         log.warning("the drawn digits could not be cached in %s: %s", path.parent, error)
-    return digits
+    return made
 
 
 def fit_normalizer(kind: str, split: Split, recipe: Recipe) -> Normalizer:

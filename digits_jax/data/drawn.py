@@ -31,7 +31,7 @@ BOX = 20  # pixels of the box that a digit is fitted to
 SAMPLES = 64  # points on the drawn curve
 CHUNK = 500  # digits rendered at once: their distance maps fit in the CPU cache
 
-_TABLE = pathlib.Path(__file__).with_name("skeletons.json")
+TABLE = pathlib.Path(__file__).with_name("skeletons.json")
 
 
 class Skeletons(NamedTuple):
@@ -70,19 +70,20 @@ def curve_basis(corner: np.ndarray, samples: int) -> np.ndarray:
 
 
 @functools.cache
-def table(even: bool = False) -> tuple[dict[str, float], Skeletons]:
-    """The constants, and the skeletons as arrays; even: all families have the same weight."""
-    content = json.loads(_TABLE.read_text(encoding="utf-8"))
-    families = [content["families"][str(label)] for label in range(CLASSES)]
+def table(even: bool = False, path: pathlib.Path = TABLE) -> Skeletons:
+    """The skeletons of a file as arrays; even: all families of a class have the same weight."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    families = [*content["families"].values()]
+    classes = len(families)
     exemplars = [family["exemplars"] for of_class in families for family in of_class]
     f, e = max(map(len, families)), max(map(len, exemplars))
     p = max(sum(map(len, strokes)) for strokes, *_ in exemplars)
     skeletons = Skeletons(
-        cumulative=np.ones((CLASSES, f), np.float32),
-        exemplars=np.zeros((CLASSES, f, e, p, 2), np.float32),
-        used=np.zeros((CLASSES, f, e), np.float32),
-        basis=np.zeros((CLASSES, f, SAMPLES, p), np.float32),
-        pen_down=np.ones((CLASSES, f, SAMPLES - 1), bool),
+        cumulative=np.ones((classes, f), np.float32),
+        exemplars=np.zeros((classes, f, e, p, 2), np.float32),
+        used=np.zeros((classes, f, e), np.float32),
+        basis=np.zeros((classes, f, SAMPLES, p), np.float32),
+        pen_down=np.ones((classes, f, SAMPLES - 1), bool),
     )
     for label, of_class in enumerate(families):
         share = np.cumsum([1 if even else family["weight"] for family in of_class])
@@ -102,7 +103,14 @@ def table(even: bool = False) -> tuple[dict[str, float], Skeletons]:
             for a, b, top, bottom in zip(starts, starts[1:], rows, rows[1:], strict=False):
                 skeletons.basis[label, k, top:bottom, a:b] = curve_basis(corner[a:b], bottom - top)
             skeletons.pen_down[label, k, rows[1:-1] - 1] = False
-    return content["constants"], skeletons
+    return skeletons
+
+
+@functools.cache
+def constants() -> dict[str, float]:
+    """How a skeleton is bent, slanted and drawn, tuned for digits."""
+    found: dict[str, float] = json.loads(TABLE.read_text(encoding="utf-8"))["constants"]
+    return found
 
 
 def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
@@ -113,9 +121,9 @@ def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
     return {name: x.reshape(shapes[name]) for name, x in zip(shapes, pieces, strict=True)}
 
 
-def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]:
+def _curve(z: dict[str, Array], label: Array, skeletons: Skeletons) -> tuple[Array, Array]:
     """The centre line of a digit: curve [SAMPLES, 2] (x, y) and pen_down [SAMPLES - 1]."""
-    c, skeletons = table(even)
+    c = constants()
     below = jnp.asarray(skeletons.cumulative)[label] < norm.cdf(z["family"])
     family = below.sum(dtype=jnp.int32)
     exemplars, used, basis, pen_down = (
@@ -140,7 +148,7 @@ def _curve(z: dict[str, Array], label: Array, even: bool) -> tuple[Array, Array]
 
 def _pen(z: dict[str, Array]) -> tuple[Array, Array]:
     """The pen's radius along the curve [SAMPLES] and the half-width of its soft edge [], in px."""
-    c, _ = table()
+    c = constants()
     mean = jnp.clip(c["pen_mean"] * jnp.exp(c["pen_spread"] * z["pen"]), c["pen_min"], c["pen_max"])
     along = z["trend"] * jnp.linspace(-1, 1, SAMPLES, dtype=jnp.float32) + z["wobble"]
     soft = c["soft_min"] + (c["soft_max"] - c["soft_min"]) * norm.cdf(z["soft"])
@@ -192,31 +200,31 @@ def centre(image: Array) -> Array:
     return rows.T @ image @ columns
 
 
-def _digit(key: Array, label: Array, even: bool) -> Array:
-    _, _, e, p, _ = table()[1].exemplars.shape
+def _digit(key: Array, label: Array, skeletons: Skeletons) -> Array:
+    _, _, e, p, _ = skeletons.exemplars.shape
     z = _noise(
         key, family=(), mix=(e,), amount=(), jitter=(p + 2, 2),
         wave=(3, 2), phase=(1, 3), shift=(3, 2), aspect=(), slant=(), rotation=(),
         pen=(), trend=(), wobble=(SAMPLES,), soft=(),
     )  # fmt: skip
-    curve, pen_down = _curve(z, label, even)
+    curve, pen_down = _curve(z, label, skeletons)
     radius, soft = _pen(z)
     return centre(jnp.round(255 * ink(fit(curve, radius), radius, pen_down, soft)))
 
 
-def draw(key: Array, labels: Array, even: bool = False) -> Array:
+def draw(key: Array, labels: Array, even: bool = False, path: pathlib.Path = TABLE) -> Array:
     """Draws one digit per label: labels [N] int to images [N, 28, 28] uint8. Pure and jittable.
 
     Image i depends on `key`, i and its label alone. even: all families of a class are equally
-    frequent, including those of weight 0.
+    frequent, including those of weight 0. path: of other skeletons, whose classes are the labels.
     """
     index = jnp.arange(labels.shape[0], dtype=jnp.uint32)
     keys = jax.vmap(random.fold_in, (None, 0))(key, index)
-    one = functools.partial(_digit, even=even)
+    one = functools.partial(_digit, skeletons=table(even, path))
     return jax.vmap(one)(keys, labels.astype(jnp.int32)).astype(jnp.uint8)
 
 
-_draw = jax.jit(draw, static_argnames="even")
+_draw = jax.jit(draw, static_argnames=("even", "path"))
 
 
 def digits(seed: int, n: int, even: bool = False) -> Digits:

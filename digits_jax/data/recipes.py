@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digits_jax.data import numbers
 from digits_jax.types import Array
 
 STREAMS = {"split": 0, "train": 1, "validation": 2, "test": 3, "more": 4, "held_out": 5, "some": 6}
@@ -70,6 +71,9 @@ def _target_of_pair(p: Array, head: str) -> dict[str, jax.Array]:
     return {head: (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), p.shape[2] ** 2)}
 
 
+_PLACES = ("first", "second", "third", "fourth")
+
+
 @cache  # equal recipes are one object: programs that are compiled for it are found again
 def _recipes(classes: int, one: str, pair: str) -> dict[str, Recipe]:
     """The recipes for so many classes; `one` and `pair` name the heads."""
@@ -104,6 +108,16 @@ def _recipes(classes: int, one: str, pair: str) -> dict[str, Recipe]:
             label=_per_head("upper", "lower", dtype=np.int32),
             target=_per_head("upper", "lower"),
         ),
+        "number": Recipe(
+            digits=numbers.PLACES,
+            shape=(numbers.HEIGHT, numbers.WIDTH),
+            heads=dict.fromkeys(_PLACES, classes + 2) | {_PLACES[0]: classes + 1},
+            train=240_000,
+            test=10_000,
+            compose=numbers.compose,
+            label=_per_head(*_PLACES, dtype=np.int32),
+            target=_per_head(*_PLACES),
+        ),
     }
 
 
@@ -130,6 +144,8 @@ def class_names(data: Mapping[str, Any]) -> dict[str, list[str]]:
         between = " + "
     pairs = [f"{left}{between}{right}" for left in names for right in names]
     heads = recipe_of(data).heads
+    if data["dataset"] == "number":
+        return {head: [*names, "?", ""][:size] for head, size in heads.items()}
     return {head: names if size == len(names) else pairs for head, size in heads.items()}
 
 

@@ -16,6 +16,7 @@ from digits_jax.errors import UserError, check_choice, nearest
 from digits_jax.models.cnn import CNN
 from digits_jax.models.compact import Compact
 from digits_jax.models.lenet5 import LeNet5
+from digits_jax.models.line import Line
 from digits_jax.models.mlp import MLP
 from digits_jax.models.resnet import ResNet
 from digits_jax.models.tower import CompactTower, Tower
@@ -27,6 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "compact": Compact,
     "compact_tower": CompactTower,
     "lenet5": LeNet5,
+    "line": Line,
     "mlp": MLP,
     "resnet": ResNet,
     "tower": Tower,

@@ -74,7 +74,7 @@ def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
 
 def examples() -> list[list[list[list[list[float]]]]]:
     """[10][kinds][strokes][points] of x, y in a unit box: the most frequent kinds of each digit."""
-    _, skeletons = drawn.table()
+    skeletons = drawn.table()
     shares = np.diff(skeletons.cumulative, prepend=0)
     common = np.argsort(-shares, axis=1, kind="stable")[:, :_KINDS]
     return [

@@ -1,0 +1,153 @@
+"""Numbers in one piece of ink: up to PLACES digits that touch, or something that is no digit.
+
+Examples look as a photograph's pieces of ink do (`ink.find`): 20 px high; fitted to MNIST's 20x20
+px where the piece is hardly wider than high, and to 48 px where it is very wide; the centre of mass
+is in the middle of 28x56.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from digits_jax.types import Array
+
+PLACES = 4
+HEIGHT, WIDTH = 28, 56
+STRANGE, NOTHING = 10, 11  # labels: of what is no digit, and of a place without a symbol
+STRANGER = 0.15  # share of examples that are no digit
+COUNTS = (0.6, 0.22, 0.12, 0.06)  # shares of 1, 2, ... digits among the others
+WIDE = 1.4  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
+_INK = 0.15  # what counts as ink
+
+
+def draw(rng: np.random.Generator, n: int, digits: int, strange: int) -> np.ndarray:
+    """[n, PLACES] int32: which images make an example.
+
+    Indices up to `digits` are digits, the `strange` ones after them are none, and the last one,
+    `digits` + `strange`, is an empty image.
+    """
+    rows = rng.integers(digits, size=(n, PLACES), dtype=np.int32)
+    if strange:
+        none = rng.random(n) < STRANGER
+        rows[none, 0] = rng.integers(digits, digits + strange, none.sum(), dtype=np.int32)
+    count = rng.choice(PLACES, n, p=COUNTS) + 1
+    if strange:
+        count[none] = 1
+    rows[np.arange(PLACES) >= count[:, None]] = digits + strange
+    return rows
+
+
+def compose(images: Array) -> jax.Array:
+    """[B, PLACES, 28, 28] -> [B, 28, 56] of the same dtype.
+
+    Sizes, base lines and how far digits overlap are random; they follow from the pixels alone, so
+    that an example always looks the same.
+    """
+    images = jnp.asarray(images)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        pixels = images.astype(jnp.float32) / 255
+        return jnp.round(255 * jax.vmap(_compose)(pixels)).astype(images.dtype)
+    composed: jax.Array = jax.vmap(_compose)(images)
+    return composed
+
+
+def _key(images: Array) -> jax.Array:
+    """A random key made of the pixels."""
+    codes = jnp.round(255 * images).astype(jnp.uint32).ravel()
+    weights = jnp.arange(1, codes.size + 1, dtype=jnp.uint32) * jnp.uint32(2654435761)
+    return jax.random.key((codes * weights).sum(dtype=jnp.uint32))
+
+
+def _compose(images: Array) -> Array:
+    """[PLACES, 28, 28] float in [0, 1] -> [28, 56]."""
+    dtype = images.dtype
+    sizes, lines, overlaps, place = jax.random.split(_key(images), 4)
+    used = images.max(axis=(1, 2)) > _INK
+    scale = jnp.exp(0.15 * jax.random.normal(sizes, (PLACES,), dtype))
+    box = jax.vmap(_box)(images).astype(dtype)  # top, bottom, left, right
+    high, wide = (box[:, 1] - box[:, 0]) * scale, (box[:, 3] - box[:, 2]) * scale
+    top = 2.0 * jax.random.normal(lines, (PLACES,), dtype) - high / 2
+    left = _lefts(images, box, scale, top, wide, overlaps)
+
+    low, high_end = _span(top, top + high, used)
+    first, last = _span(left, left + wide, used)
+    height, width = high_end - low, last - first
+    hardly_wider = (height < width) & (width <= WIDE * height)
+    zoom = 20 / jnp.where(hardly_wider, width, height)
+    zoom = jnp.minimum(zoom, (WIDTH - 8) / width)
+    shake = jax.random.uniform(place, (3,), dtype, -1, 1)
+    zoom = zoom * (1 + 0.05 * shake[0])
+    mass = images.sum(axis=(1, 2)) * scale**2
+    index = jnp.arange(28, dtype=dtype) + 0.5
+    middle = []  # of the ink, of rows and columns
+    for axis, start, edge in ((1, top, box[:, 0]), (2, left, box[:, 2])):
+        profile = images.sum(axis=3 - axis)
+        own = profile @ index / jnp.maximum(profile.sum(axis=1), _INK)
+        middle.append(jnp.where(used, mass * (start + (own - edge) * scale), 0).sum() / mass.sum())
+    y, x = (
+        (jnp.arange(size, dtype=dtype) + 0.5 - size / 2 - offset) / zoom + at
+        for size, offset, at in zip(
+            (HEIGHT, WIDTH),
+            (shake[1], 2 * shake[2]),
+            (
+                _inside(middle[0], low, high_end, HEIGHT / zoom),
+                _inside(middle[1], first, last, WIDTH / zoom),
+            ),
+            strict=True,
+        )
+    )
+
+    def drawn(image, box, scale, top, left):
+        return _sample(image, (y - top) / scale + box[0] - 0.5, (x - left) / scale + box[2] - 0.5)
+
+    each = jax.vmap(drawn)(images, box, scale, top, left) * used[:, None, None].astype(dtype)
+    line = each.max(axis=0)
+    return line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
+
+
+def _inside(middle: Array, low: Array, high: Array, size: Array) -> Array:
+    """`middle`, moved so that an image of `size` around it holds all from `low` to `high`."""
+    return jnp.clip(middle, high - 0.48 * size, low + 0.48 * size)
+
+
+def _span(starts: Array, ends: Array, used: Array) -> tuple[Array, Array]:
+    return jnp.where(used, starts, jnp.inf).min(), jnp.where(used, ends, -jnp.inf).max()
+
+
+def _box(image: Array) -> Array:
+    """[4]: the first row with ink, the one after the last, and so with columns."""
+    ends = []
+    for profile in (image.max(axis=1) > _INK, image.max(axis=0) > _INK):
+        ends += [jnp.argmax(profile), len(profile) - jnp.argmax(profile[::-1])]
+    return jnp.stack(ends)
+
+
+def _lefts(
+    images: Array, box: Array, scale: Array, top: Array, wide: Array, key: jax.Array
+) -> Array:
+    """[PLACES]: where each digit begins, so that it touches or overlaps the one before it."""
+    dtype, grid = images.dtype, jnp.arange(-14.0, 14.0)
+
+    def edges(image, box, scale, top):
+        """Where the ink of every row of a common grid begins and ends."""
+        rows = _sample(image, (grid - top) / scale + box[0] - 0.5, jnp.arange(28.0)) > 2 * _INK
+        some = rows.any(axis=1)
+        begin, end = jnp.argmax(rows, axis=1), 28 - jnp.argmax(rows[:, ::-1], axis=1)
+        begin, end = (scale * (x.astype(dtype) - box[2]) for x in (begin, end))
+        return jnp.where(some, begin, jnp.inf), jnp.where(some, end, -jnp.inf)
+
+    begin, end = jax.vmap(edges)(images, box, scale, top)
+    overlap = jax.random.uniform(key, (PLACES,), dtype, -0.5, 2.5)
+    lefts = [jnp.zeros((), dtype)]
+    for i in range(1, PLACES):
+        gap = (begin[i] - end[i - 1]).min()  # if both began at the same column
+        gap = jnp.where(jnp.isfinite(gap), gap, -wide[i - 1])
+        lefts.append(jnp.maximum(lefts[-1] - gap - overlap[i], lefts[-1] + 0.35 * wide[i - 1]))
+    return jnp.stack(lefts)
+
+
+def _sample(image: Array, y: Array, x: Array) -> Array:
+    """[len(y), len(x)]: `image` [28, 28] at these rows and columns, bilinear; outside is 0."""
+    index = jnp.arange(28, dtype=image.dtype)
+    rows, columns = (jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None])) for v in (y, x))
+    return rows.astype(image.dtype) @ image @ columns.astype(image.dtype).T

@@ -1,0 +1,112 @@
+"""Numbers of touching digits, what is no digit, and the network that reads along a line."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from digits_jax.data import drawn, nondigits, numbers
+from digits_jax.data.recipes import RECIPES, class_names
+from digits_jax.errors import UserError
+from digits_jax.models.line import Line, emitted
+
+RECIPE = RECIPES["number"]
+EMPTY = np.zeros((28, 28), np.uint8)
+
+
+def text_of(columns):
+    """What columns say: 0 is nothing, and the same symbol again counts once."""
+    return [c for i, c in enumerate(columns) if c and (i == 0 or columns[i - 1] != c)]
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_emitted_sums_over_all_ways_to_say_a_text(places):
+    columns, symbols = 4, 2
+    says = np.random.default_rng(0).dirichlet(np.ones(1 + symbols), (1, columns))
+    expected = np.zeros((places, symbols))
+    for way in itertools.product(range(1 + symbols), repeat=columns):
+        p = np.prod([says[0, t, c] for t, c in enumerate(way)])
+        for place, symbol in enumerate(text_of(way)[:places]):
+            expected[place, symbol - 1] += p
+    np.testing.assert_allclose(emitted(jnp.asarray(says), places)[0], expected, atol=1e-6)
+
+
+def test_a_line_answers_probabilities_for_every_place():
+    heads = {"first": 3, "second": 4}
+    model = Line(heads, stem=2, features=(2, 3), mix=4)
+    images = jnp.ones((2, 28, 56))
+    variables = model.init(jax.random.key(0), images)
+    log_p = model.apply(variables, images)
+    assert {head: x.shape for head, x in log_p.items()} == {"first": (2, 3), "second": (2, 4)}
+    np.testing.assert_allclose(jnp.exp(log_p["second"]).sum(axis=1), 1, atol=1e-4)
+    with pytest.raises(UserError, match="C \\+ 1"):
+        Line({"first": 3, "second": 3}).init(jax.random.key(0), images)
+
+
+def test_rows_are_digits_with_nothing_after_them_or_one_stranger():
+    rows = numbers.draw(np.random.default_rng(0), 20_000, digits=100, strange=7)
+    assert rows.shape == (20_000, numbers.PLACES)
+    strange = (rows[:, 0] >= 100) & (rows[:, 0] < 107)
+    assert abs(strange.mean() - numbers.STRANGER) < 0.01
+    assert (rows[strange, 1:] == 107).all()
+    count = (rows[~strange] < 100).sum(axis=1)
+    assert (np.sort(rows[~strange] == 107, axis=1) == (rows[~strange] == 107)).all()
+    for n, share in enumerate(numbers.COUNTS, 1):
+        assert abs((count == n).mean() - share) < 0.015
+
+
+def test_a_digit_alone_stays_as_it_is_but_for_a_small_shift_and_scale():
+    digits = drawn.digits(0, 20).images
+    images = np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)
+    composed = np.asarray(RECIPE.compose(images))
+    assert composed.shape == (20, 28, 56)
+    assert composed.dtype == np.uint8
+    np.testing.assert_array_equal(composed, RECIPE.compose(images))
+    for digit, line in zip(digits, composed, strict=True):
+        y, x = (np.mgrid[:28, :56] * line).sum((1, 2)) / line.sum()
+        assert abs(y - 13.5) < 1.7
+        assert abs(x - 27.5) < 2.7
+        rows = np.flatnonzero(line.max(1) > 60)
+        before = np.flatnonzero(digit.max(1) > 60)
+        assert abs(np.ptp(rows) - np.ptp(before)) <= 3
+
+
+def test_digits_touch_in_their_order():
+    bar, ring = EMPTY.copy(), EMPTY.copy()
+    bar[4:24, 13:16] = 255
+    ring[4:24, 8:20] = 255
+    ring[8:20, 11:17] = 0
+    images = np.stack([bar, ring, EMPTY, EMPTY])[None]
+    line = np.asarray(RECIPE.compose(images))[0]
+    columns = np.flatnonzero(line.max(0) > 60)
+    assert (np.diff(columns) == 1).all()  # one piece of ink
+    left, right = line[:, : columns[0] + 3], line[:, columns[-1] - 8 :]
+    assert np.ptp(np.flatnonzero(left.max(1) > 60)) >= 12  # the bar stands left
+    middle = right[12:16, :6]
+    assert (middle < 60).any()  # and the ring, which is hollow, right
+
+
+def test_labels_and_names():
+    labels = np.asarray([[3, 1, 11, 11], [10, 11, 11, 11], [0, 0, 0, 9]])
+    found = {head: np.asarray(x).tolist() for head, x in RECIPE.label(labels).items()}
+    assert found == {
+        "first": [3, 10, 0], "second": [1, 11, 0], "third": [11, 11, 0], "fourth": [11, 11, 9],
+    }  # fmt: skip
+    names = class_names({"dataset": "number", "classes": ()})
+    assert names["first"] == [*"0123456789", "?"]
+    assert names["second"] == [*"0123456789", "?", ""]
+    assert {head: len(x) for head, x in names.items()} == RECIPE.heads
+
+
+def test_nondigits_are_placed_as_digits_are():
+    images = nondigits.nondigits(0, 60)
+    np.testing.assert_array_equal(images[:20], nondigits.nondigits(0, 20))
+    assert images.shape == (60, 28, 28)
+    assert images.dtype == np.uint8
+    for image in images:
+        assert image.max() > 200
+        spans = [np.ptp(np.flatnonzero(image.max(axis) > 25)) + 1 for axis in (0, 1)]
+        assert 8 <= max(spans) <= 24
+    assert len(set(nondigits.kinds()) & set("BDGIOQSTZbgiloqsyz")) == 0  # these look like digits
