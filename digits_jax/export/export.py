@@ -111,8 +111,14 @@ def export(
     return accuracy
 
 
-def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
-    """Serves the run's page on 127.0.0.1:`port`; exports the run first where that is not done.
+def demo(
+    config: ConfigDict,
+    workdir: str | Path,
+    port: int,
+    host: str = site.LOCAL,
+    out: str | Path | None = None,
+) -> None:
+    """Serves the run's page on `host`:`port`; exports the run first where that is not done.
 
     Raises UserError as `export` does, without onnxruntime-web, and for a port that is in use.
     """
@@ -125,7 +131,7 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
         site.runtime(dataset.cache_dir(config.data))  # raises if it is what was missing
         raise UserError(f"{workdir}: {_NO_PAGE}")
     status("")
-    site.serve(page, port)
+    site.serve(page, port, host)
 
 
 def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
