@@ -204,7 +204,8 @@ def test_its_files_and_its_card(run):
     assert f"{100 * summary['ensemble']:.2f} %" in card
     assert "**The page** in `demo/`" in card
     facts = json.loads((folder / export.PAGE / "facts.json").read_text())
-    assert facts["card"].startswith("two_head-drawn: the averaged probabilities of 2 networks (")
+    assert facts["card"].startswith("This network learned to read from ")
+    assert "two_head-drawn, the averaged probabilities of 2 networks (" in facts["card"]
 
 
 def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkeypatch):
@@ -213,7 +214,7 @@ def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkey
     monkeypatch.setattr(site, "serve", lambda *how: served.append(how))
     monkeypatch.setattr(export, "export", lambda *_: exported.append(1))
     export.demo(config, workdir, 8123)
-    assert served == [(workdir / export.FOLDER / export.PAGE, 8123)]
+    assert served == [(workdir / export.FOLDER / export.PAGE, 8123, site.LOCAL)]
     assert not exported
     card = workdir / export.FOLDER / export.CARD
     script = workdir / export.FOLDER / export.PAGE / "page.js"  # of another version, perhaps

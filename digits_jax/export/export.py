@@ -189,17 +189,16 @@ def _name(source: str) -> str:
 
 
 def _line(run: Predictor, summary: Summary) -> str:
-    """The page's line about its network."""
+    """The page's words about its network."""
     facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
-    right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
+    read = "" if best is None else f" Then it read {facts['test']:,} that it had never seen: "
+    read += "" if best is None else f"{percent(best)} of its answers were right."
+    what = "digits that a program draws" if facts["source"] == "drawn" else "handwriting"
     return (
-        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on "
-        f"{facts['dataset']} ({_source(facts)}){right}.{_twice(run)}"
+        f"This network learned to read from {facts['train']:,} pictures of {what}.{read} It can be "
+        f"wrong. Its name: {settings.title_of(run.config)}, {_network(run.config, summary)}, "
+        f"trained on {facts['dataset']} ({_source(facts)})."
     )
-
-
-def _twice(run: Predictor) -> str:
-    return " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
 
 
 def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, float]) -> str:
@@ -225,7 +224,7 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
     page = ""
     if (folder / PAGE / "facts.json").is_file():
-        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=_twice(run), runtime=site.RUNTIME)
+        page = _PAGE.format(folder=PAGE, whole=WHOLE, runtime=site.RUNTIME)
     classes = len(config.data.classes) or len(DIGITS)
     reading = f" of {classes} x left + right" if classes**2 in recipe.heads.values() else ""
     limits = _DIGITS_ALONE
@@ -275,5 +274,5 @@ _CLASSES_ALONE = """It knows these classes and nothing else, and any picture get
 
 _PAGE = """
 **The page** in `{folder}/` reads what is drawn on it with `{whole}`, in the browser and from any
-static host.{twice} It brings {runtime} (MIT licence, Microsoft).
+static host. It brings {runtime} (MIT licence, Microsoft).
 """

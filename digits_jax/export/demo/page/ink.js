@@ -76,10 +76,34 @@ function mean(profile) {
 
 /** Of an array of numbers; 0 of none. */
 function median(values) {
-  const sorted = Float64Array.from(values).sort();
-  const half = sorted.length >> 1;
-  if (!sorted.length) return 0;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  if (!values.length) return 0;
+  const some = new Float64Array(values);
+  const half = some.length >> 1;
+  const upper = smallest(some, half);
+  if (some.length % 2) return upper;
+  let lower = some[0];
+  for (let i = 1; i < half; i++) if (some[i] > lower) lower = some[i];
+  return (lower + upper) / 2;
+}
+
+/** The k-th smallest from 0 on; afterwards no value before it is larger (Hoare's selection). */
+function smallest(values, k) {
+  for (let [low, high] = [0, values.length - 1]; low < high; ) {
+    const pivot = values[(low + high) >> 1];
+    let [i, j] = [low, high];
+    while (i <= j) {
+      while (values[i] < pivot) i++;
+      while (values[j] > pivot) j--;
+      if (i > j) break;
+      [values[i], values[j]] = [values[j], values[i]];
+      i++;
+      j--;
+    }
+    if (k <= j) high = j;
+    else if (k >= i) low = i;
+    else break;
+  }
+  return values[k];
 }
 
 /** For each of `count` pixels from `start` on, where its kernel begins and that kernel (Hamming's). */
@@ -111,10 +135,11 @@ function hamming(x) {
 // ---- Pieces and lines
 
 /**
- * Boxes ({left, top, right, bottom, ...}) in groups that only one digit each can be: small ones
- * near a larger one, and those above each other. `above`: how far, in parts of the digits' height.
+ * Boxes ({left, top, right, bottom, ...}) in groups that only one digit each can be: small ones near
+ * a larger one, and those above each other. `above`: a small one may be so far above what it belongs
+ * to, in parts of the digits' height.
  */
-export function joined(found, above = 0.2) {
+export function joined(found, above = 0) {
   const size = heightOf(found);
   const high = ({ top, bottom }) => bottom - top;
   const group = found.map((_, i) => i);
@@ -124,11 +149,10 @@ export function joined(found, above = 0.2) {
       const down = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
       const shared = -across > 0.5 * Math.min(a.right - a.left, b.right - b.left);
       const small = Math.min(high(a), high(b)) < 0.6 * size;
-      const near = (small && Math.max(across, down) < 0.12 * size) || (shared && down < above * size);
-      if (near && group[i] !== group[j]) {
-        const other = group[j];
-        group.forEach((g, k) => g === other && (group[k] = group[i]));
-      }
+      const beside = small && Math.max(across, down) < 0.12 * size;
+      if (!beside && !(shared && down < (small ? above : 0.2) * size)) return;
+      const [one, other] = [group[i], group[j]];
+      group.forEach((g, k) => g === other && (group[k] = one));
     });
   });
   return [...new Set(group)].map((g) => found.filter((_, i) => group[i] === g));
@@ -170,8 +194,9 @@ export function linesOf(boxes) {
 // ---- Ink from a photograph
 
 const LEAST_CONTRAST = 0.06; // between ink and paper, of the paper's brightness
-const LONGEST = 900; // px of the largest picture that is searched
-const SIZES = [14, 72]; // px: heights of digits that are searched for at each scale
+const LONGEST = 1000; // px of the largest picture that is searched
+const SIZES = [10, 72]; // px: heights of digits that are searched for at each scale
+const MOST = 1000; // pieces of a picture; smaller ones are left out
 const SMALL = 100; // px: up to here a picture is taken as cut out around its digits
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
@@ -201,6 +226,7 @@ function cut(light) {
   const right = Math.min(box.right + near, light.width);
   const bottom = Math.min(box.bottom + near, light.height);
   let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), size / factor);
+  found.sort((a, b) => b.bottom - b.top - (a.bottom - a.top)).splice(MOST);
   const high = heightOf(found);
   found = found.filter((part) => Math.max(part.bottom - part.top, part.right - part.left) > 0.3 * high);
   return { found, factor, corner: [left - margin, top - margin] };
@@ -258,33 +284,34 @@ function search(light) {
   return scales.find(({ mass }) => mass > 0.8 * most) ?? { size: 0 };
 }
 
-/** Brightness -> 0 paper to 1 black: smooth, without lines fainter than ink; and sharp. */
+/** Brightness -> 0 paper to 1 black, smooth and sharp, without lines fainter than ink; and its noise. */
 function darkness(light, size) {
   const smooth = averaged(light, Math.max(Math.round(0.06 * size), 1));
-  const paper = closed(smooth, 2 * Math.round(0.35 * size) + 3).values.map((value) => Math.max(value, 0.02));
-  const dark = mapped(smooth, (value, i) => 1 - value / paper[i]);
-  const sharp = mapped(light, (value, i) => 1 - value / paper[i]);
+  const paper = closed(smooth, 2 * Math.round(0.35 * size) + 3).values;
+  const part = (value, i) => 1 - value / Math.max(paper[i], 0.02);
+  let dark = mapped(smooth, part);
   const middle = median(dark.values);
-  dark.values.forEach((value, i) => (dark.values[i] = value - middle));
-  const lines = image(light.width, light.height);
+  dark = mapped(dark, (value) => value - middle);
+  const noise = 1.5 * median(mapped(dark, Math.abs).values);
+  // Straight, nearly along an axis, longer than a digit's strokes.
   const long = 2 * Math.round(size);
-  for (const axis of [0, 1]) {
-    // Straight, nearly along this axis, longer than a digit's strokes.
-    const runs = filtered(filtered(filtered(dark, 5, 1 - axis, Math.max), long, axis, Math.min), long, axis, Math.max);
-    runs.values.forEach((value, i) => (lines.values[i] = Math.max(lines.values[i], value)));
-  }
-  const faint = dark.values.map((value, i) => value < 1.5 * lines.values[i]);
+  const [down, across] = [0, 1].map((axis) => {
+    const runs = filtered(filtered(dark, 5, 1 - axis, HIGHEST), long, axis, LOWEST);
+    return filtered(runs, long, axis, HIGHEST).values;
+  });
+  const faint = mapped(dark, (value, i) => value < 1.5 * Math.max(down[i], across[i], 0)).values;
   return {
     dark: mapped(dark, (value, i) => (faint[i] ? 0 : value)),
-    sharp: mapped(sharp, (value, i) => (faint[i] ? 0 : value - middle)),
+    sharp: mapped(light, (value, i) => (faint[i] ? 0 : part(value, i) - middle)),
+    noise,
   };
 }
 
 /** The connected ink of digits about `size` px high, without specks. */
 function partsOf(light, size) {
   const { width, height } = light;
-  const { dark, sharp } = darkness(light, size);
-  const least = Math.max(LEAST_CONTRAST, 7.5 * median(dark.values.map(Math.abs)));
+  const { dark, sharp, noise } = darkness(light, size);
+  const least = Math.max(LEAST_CONTRAST, 5 * noise);
   const reach = Math.max(Math.round(0.04 * size), 1);
   const large = (boxes) => boxes.filter((box) => Math.max(box.right - box.left, box.bottom - box.top) > 0.2 * size);
 
@@ -336,8 +363,17 @@ function union(parts) {
 
 // ---- Images
 
-const mapped = ({ values, width, height }, f) => image(width, height, Float32Array.from(values, f));
-const total = ({ values }) => values.reduce((sum, value) => sum + value, 0);
+function mapped({ values, width, height }, f) {
+  const result = image(width, height);
+  for (let i = 0; i < values.length; i++) result.values[i] = f(values[i], i);
+  return result;
+}
+
+function total({ values }) {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i];
+  return sum;
+}
 
 function cropped({ values, width }, left, top, right, bottom) {
   const part = image(right - left, bottom - top);
@@ -373,55 +409,64 @@ function reduced(light, factor) {
   const { values, width, height } = light;
   const small = image(Math.ceil(width / factor), Math.ceil(height / factor));
   const count = new Float32Array(small.values.length);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0, row = Math.floor(y / factor) * small.width; x < width; x++) {
-      const at = row + Math.floor(x / factor);
-      small.values[at] += values[y * width + x];
-      count[at]++;
+  for (let y = 0, i = 0; y < height; y++) {
+    const row = Math.floor(y / factor) * small.width;
+    for (let x = 0; x < small.width; x++) {
+      const end = Math.min((x + 1) * factor, width);
+      count[row + x] += end - x * factor;
+      for (let u = x * factor; u < end; u++, i++) small.values[row + x] += values[i];
     }
   }
   return mapped(small, (sum, i) => sum / count[i]);
 }
 
-const highest = (light, size) => filtered(filtered(light, size, 0, Math.max), size, 1, Math.max);
-const lowest = (light, size) => filtered(filtered(light, size, 0, Math.min), size, 1, Math.min);
+const highest = (light, size) => filtered(filtered(light, size, 0, HIGHEST), size, 1, HIGHEST);
+const lowest = (light, size) => filtered(filtered(light, size, 0, LOWEST), size, 1, LOWEST);
+
+const HIGHEST = 1;
+const LOWEST = -1;
 
 /**
- * Math.max or Math.min of `size` neighbours along an axis (0: down), in three operations for each pixel
- * however many they are: of blocks, from their beginning and from their end (van Herk 1992).
+ * The highest or lowest of `size` neighbours along an axis (0: down), in three operations for each
+ * pixel however many they are: of blocks, from their beginning and from their end (van Herk 1992).
  */
-function filtered({ values, width, height }, size, axis, most) {
+function filtered({ values, width, height }, size, axis, sign) {
   const result = image(width, height);
-  const [count, length] = axis ? [height, width] : [width, height];
-  const [step, stride] = axis ? [1, width] : [width, 1];
-  const before = size >> 1; // of even sizes there is one more before than after
-  const blocks = size * Math.ceil((length + size) / size + 1);
-  const filling = most === Math.max ? -Infinity : Infinity;
-  const [line, up, down] = [0, 1, 2].map(() => new Float32Array(blocks));
-  for (let k = 0; k < count; k++) {
-    line.fill(filling);
-    for (let i = 0; i < length; i++) line[before + i] = values[k * stride + i * step];
-    for (let i = 0; i < blocks; i++) up[i] = i % size ? most(up[i - 1], line[i]) : line[i];
-    for (let i = blocks - 1; i >= 0; i--) down[i] = (i + 1) % size ? most(down[i + 1], line[i]) : line[i];
-    for (let i = 0; i < length; i++) result.values[k * stride + i * step] = most(down[i], up[i + size - 1]);
+  const [lines, length, step] = axis ? [height, width, 1] : [1, height, width];
+  const before = (size >> 1) * step; // of even sizes there is one more before than after
+  const block = size * step;
+  const whole = block * Math.ceil((length + size) / size + 1);
+  const [line, up, down] = [0, 1, 2].map(() => new Float32Array(whole));
+  for (let k = 0; k < lines * length * step; k += length * step) {
+    line.fill(-Infinity);
+    for (let i = 0; i < length * step; i++) line[before + i] = sign * values[k + i];
+    up.set(line);
+    down.set(line);
+    for (let start = 0; start < whole; start += block) {
+      const end = start + block;
+      for (let i = start + step; i < end; i++) if (up[i - step] > up[i]) up[i] = up[i - step];
+      for (let i = end - step - 1; i >= start; i--) if (down[i + step] > down[i]) down[i] = down[i + step];
+    }
+    for (let i = 0, last = block - step; i < length * step; i++, last++) {
+      result.values[k + i] = sign * (down[i] > up[last] ? down[i] : up[last]);
+    }
   }
   return result;
 }
 
 /** Means of size x size px; beyond the picture its border goes on. */
-function averaged(light, size) {
+function averaged({ values, width, height }, size) {
   const before = size >> 1;
-  let { values } = light;
-  const { width, height } = light;
   for (const [count, length, step, stride] of [[width, height, width, 1], [height, width, 1, width]]) {
     const result = new Float32Array(values.length);
+    const line = new Float64Array(length + size);
     for (let k = 0; k < count; k++) {
-      const at = (i) => values[k * stride + clip(i, 0, length - 1) * step];
+      for (let i = 0; i < line.length; i++) line[i] = values[k * stride + clip(i - before, 0, length - 1) * step];
       let sum = 0;
-      for (let i = -before; i < size - before; i++) sum += at(i);
+      for (let i = 0; i < size; i++) sum += line[i];
       for (let i = 0; i < length; i++) {
         result[k * stride + i * step] = sum / size;
-        sum += at(i + size - before) - at(i - before);
+        sum += line[i + size] - line[i];
       }
     }
     values = result;
@@ -431,30 +476,30 @@ function averaged(light, size) {
 
 /** Connected pixels, corners too, for which `test` holds: labels from 1, and each one's box and pixels. */
 function labelled({ values, width, height }, test) {
-  const labels = image(width, height, new Int32Array(values.length));
+  const ink = padded(mapped(image(width, height, values), (value, i) => (test(value, i) ? -1 : 0)), 1, 0); // -1: no label yet
+  const labels = ink.values;
+  const near = [-1, 0, 1].flatMap((y) => [-1, 0, 1].map((x) => y * ink.width + x));
   const boxes = [];
-  for (let start = 0; start < values.length; start++) {
-    if (labels.values[start] || !test(values[start], start)) continue;
+  for (let start = 0; start < labels.length; start++) {
+    if (labels[start] !== -1) continue;
     const label = boxes.length + 1;
-    const pixels = [start];
-    labels.values[start] = label;
-    const box = { label, left: width, top: height, right: 0, bottom: 0, pixels };
-    for (let k = 0; k < pixels.length; k++) {
-      const [x, y] = [pixels[k] % width, Math.floor(pixels[k] / width)];
-      box.left = Math.min(box.left, x);
-      box.right = Math.max(box.right, x + 1);
-      box.top = Math.min(box.top, y);
-      box.bottom = Math.max(box.bottom, y + 1);
-      for (let v = Math.max(y - 1, 0); v <= Math.min(y + 1, height - 1); v++) {
-        for (let u = Math.max(x - 1, 0); u <= Math.min(x + 1, width - 1); u++) {
-          const i = v * width + u;
-          if (labels.values[i] || !test(values[i], i)) continue;
-          labels.values[i] = label;
-          pixels.push(i);
-        }
+    labels[start] = label;
+    const found = [start];
+    const box = { label, left: width, top: height, right: 0, bottom: 0 };
+    for (let k = 0; k < found.length; k++) {
+      const [x, y] = [(found[k] % ink.width) - 1, Math.floor(found[k] / ink.width) - 1];
+      if (x < box.left) box.left = x;
+      if (x >= box.right) box.right = x + 1;
+      if (y < box.top) box.top = y;
+      if (y >= box.bottom) box.bottom = y + 1;
+      for (const step of near) {
+        if (labels[found[k] + step] !== -1) continue;
+        labels[found[k] + step] = label;
+        found.push(found[k] + step);
       }
+      found[k] = y * width + x;
     }
-    boxes.push(box);
+    boxes.push({ ...box, pixels: found });
   }
-  return { ...labels, boxes };
+  return { ...cropped(ink, 1, 1, width + 1, height + 1), boxes };
 }

@@ -369,7 +369,7 @@ async function say({ aloud, began }) {
   const without = failed || (all.length && !run ? "The network is still loading." : "");
   const words = [note, all.length && run ? doubts(all) : "", without].filter(Boolean).join(" ");
   $("answer").classList.toggle("doubt", Boolean(note));
-  $("answer").replaceChildren(...(run ? lines.map(lineOf) : []));
+  answerWith(run ? lines : []);
   $("note").textContent = words || "\u00a0";
   details(newest?.spelled ? newest : null, last);
   if (!newest?.spelled) look(newest?.image);
@@ -402,6 +402,12 @@ function doubts(all) {
 
 const nameOf = ({ text }) => text || "nothing";
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
+
+function answerWith(lines) {
+  const elements = lines.map(lineOf);
+  $("answer").replaceChildren(...elements);
+  $("answer").style.setProperty("--most", Math.max(...elements.map(({ children }) => children.length), 1));
+}
 
 function lineOf(line) {
   const element = document.createElement("div");
@@ -514,7 +520,7 @@ function fix(label) {
 }
 
 function judgedAll() {
-  $("answer").replaceChildren(...found.map(lineOf));
+  answerWith(found);
   buttons();
   paper.focus({ preventScroll: true, focusVisible: false });
 }
