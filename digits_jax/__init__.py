@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from digits_jax.api import (
         Prediction,
+        Reading,
         TrainedRun,
         get_config,
         load,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Prediction",
+    "Reading",
     "TrainedRun",
     "UserError",
     "get_base",

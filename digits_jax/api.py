@@ -27,10 +27,10 @@ from digits_jax.errors import UserError
 from digits_jax.report import artifacts, stats
 from digits_jax.training import predictor
 from digits_jax.training import train as loop
+from digits_jax.training.reader import Reader, Reading, shipped
 from digits_jax.types import Array, PyTree, Weights
 
 KEPT = "data.npz"  # in the workdir: the arrays that `train` was given
-DEMO = "demo"  # of the shipped results: what `load` reads without an argument
 
 
 class Prediction(NamedTuple):
@@ -134,6 +134,16 @@ class TrainedRun:
             labels = {head: np.asarray(self.classes[head])[i] for head, i in labels.items()}
         return Prediction(labels, averaged, each)
 
+    def read(self, picture: Any, ink: str = "auto") -> Reading:
+        """Reads what is written in a picture: numbers of any length, in lines.
+
+        picture: a path, the bytes of a file, an image of Pillow, or an array [h, w] or [h, w, 3] of
+        uint8 or of floats in [0, 1]; ink: 'bright' on dark, 'dark' on bright, or 'auto'. The
+        reading's `text` has a line for each of the picture's; `digits` has the probability, box and
+        image of each digit. Raises UserError for what is no picture, and in a run of pairs.
+        """
+        return Reader(self._run).picture(picture, ink)
+
     def evaluate(self, images: Array, labels: Any) -> dict[str, Any]:
         """How well it reads `images`: the part of a summary.json that a test split gives.
 
@@ -172,7 +182,7 @@ def load(path: str | Path | None = None) -> TrainedRun:
     Raises UserError where there is no run, or where it can't be read.
     """
     if path is None:
-        path = defaults.shipped("results") / DEMO / predictor.FILE
+        path = shipped()
     path = Path(path)
     return TrainedRun(predictor.Predictor(path), path if path.is_dir() else None)
 

@@ -28,6 +28,7 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
     help: str
     trains: bool = False  # can be stopped and resumed
+    alone: bool = False  # needs no --config
 
     def function(self) -> Callable[..., None]:
         name = "" if ":" in self.call else f":{self.call.rpartition('.')[2]}"
@@ -37,7 +38,12 @@ class Mode(NamedTuple):
 CLUSTER = ("distributed", "coordinator", "num_processes", "process_id")
 MODES = {  # those with --out read a finished run
     "train": Mode("training.train", CLUSTER, "train, or resume training (default)", True),
-    "eval": Mode("analysis.evaluate", ("data", "ink", "out"), "classify the test set or --data"),
+    "eval": Mode(
+        "analysis.evaluate", ("data", "ink", "labels", "out"), "classify the test set or --data"
+    ),
+    "read": Mode(
+        "analysis.read", ("data", "ink", "labels", "out"), "read numbers in --data", alone=True
+    ),
     "best-test-epoch": Mode(
         "analysis.best_test_epoch", ("out",), "accuracy at the best test epoch"
     ),
@@ -60,8 +66,13 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string("workdir", None, "The run's folder; default runs/NAME[-variant], or runs.")
 flags.DEFINE_string("mode", "train", "\n".join(("What to do, with its own flags:", *HELP)))
 flags.DEFINE_string("out", None, "The folder to write into, instead of the workdir.")
-flags.DEFINE_string("data", None, "Your images: a .npz, a .png or a folder of .png files.")
+flags.DEFINE_string(
+    "data", None, "Your pictures: a file, a folder, 'photos/*.jpg', or - (stdin); or a .npz."
+)
 flags.DEFINE_string("ink", "auto", "The ink of --data: auto, bright or dark.")
+flags.DEFINE_string(
+    "labels", None, "Where a picture's label is: its folder, or its name (photo_7.jpg is a 7)."
+)
 flags.DEFINE_integer("example", 0, "Which of the test images, from 0.")
 flags.DEFINE_list("variants", [], "Which variants of the config to train, in this order.")
 flags.DEFINE_list("runs", [], "Two finished runs; --config only says where their digits are.")
@@ -75,14 +86,17 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this
 def dispatch(argv: list[str]) -> None:
     """Calls the mode's function; heavy imports wait until the flags are known to be right."""
     if len(argv) > 1:
-        raise UserError(f"'{argv[1]}' is not a flag; flags look like --config=configs/mnist100.py")
+        way = "flags look like --config=configs/mnist100.py"
+        if FLAGS.data and os.path.exists(argv[1]):  # a shell has made several words of a pattern
+            way = "--data takes one folder, or a pattern in quotes: --data='photos/*.jpg'"
+        raise UserError(f"'{argv[1]}' is not a flag; {way}")
     errors.check_choice("--mode", FLAGS.mode, MODES)
     mode, config = MODES[FLAGS.mode], FLAGS.config
     for flag in (flag for other in MODES.values() for flag in other.flags):
         if FLAGS[flag].present and flag not in mode.flags:
             modes = ", ".join(name for name, other in MODES.items() if flag in other.flags)
             raise UserError(f"--{flag} is for --mode={modes}")
-    if config is None and not FLAGS.runs:
+    if config is None and not FLAGS.runs and not mode.alone:
         raise UserError("say what to run, for example --config=configs/mnist100.py")
     if mode.trains and not FLAGS.runs:
         exit_at_once()
@@ -109,7 +123,8 @@ def run_mode(mode: Mode, config: ConfigDict | None, several: bool) -> None:
         if mode.trains:
             function(config, FLAGS.workdir or None, listen, **values)
         elif "out" in mode.flags:
-            function(config, FLAGS.workdir or settings.finished(config), **values)
+            default = settings.finished(config) if config else None
+            function(config, FLAGS.workdir or default, **values)
         else:
             function(config)
 

@@ -29,8 +29,11 @@ from digits_jax.errors import UserError
 from digits_jax.report import artifacts, results
 from digits_jax.training.checkpoint import Checkpoints
 from digits_jax.training.predictor import FILE, Predictor
+from digits_jax.training.reader import Reader as NumberReader
+from digits_jax.training.reader import shipped
 from digits_jax.training.train import train
 
+HEADER = 64  # bytes
 _SECONDS = 20  # after which a reader counts as hanging
 
 
@@ -48,11 +51,15 @@ class Reader(NamedTuple):
     exact: bool = True
 
 
-def mutated(seed: bytes, rng: random.Random) -> bytes:
-    """`seed` with some bytes flipped, deleted, repeated or replaced, or with its end cut off."""
+def mutated(seed: bytes, rng: random.Random, end: int | None = None) -> bytes:
+    """`seed` with some bytes flipped, deleted, repeated or replaced, or with its end cut off.
+
+    end: only among its first bytes.
+    """
     data = bytearray(seed)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 16, 64))
+        at = rng.randrange(min(len(data), end or len(data)) + 1)
+        length = rng.choice((1, 2, 4, 16, 64))
         match rng.randrange(7):
             case 0:
                 data[at : at + 1] = bytes([rng.randrange(256)])
@@ -103,13 +110,18 @@ def _same(one: Any, other: Any) -> bool:
     return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
 
 
-def fuzz(reader: Reader, count: int, rng: random.Random, folder: Path) -> Counter:
-    """How many files were read or refused; none may hang, raise another error or be wrong."""
+def fuzz(
+    reader: Reader, count: int, rng: random.Random, folder: Path, end: int | None = None
+) -> Counter:
+    """How many files were read or refused; none may hang, raise another error or be wrong.
+
+    end: of every second file only so many bytes at its beginning are damaged.
+    """
     right, seed = reader.read(reader.seed), reader.seed.read_bytes()
     counts: Counter = Counter()
     path = folder / f"fuzzed{reader.seed.suffix}"
-    for _ in range(count):
-        data = mutated(seed, rng)
+    for i in range(count):
+        data = mutated(seed, rng, end if i % 2 else None)
         path.write_bytes(data)
 
         def attempt() -> str:
@@ -181,6 +193,57 @@ def readers(folder: Path, cache: Path) -> dict[str, Reader]:
         ),
         "summary.json": Reader(in_place("summary.json", results.read), run / "summary.json", False),
     }
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # of pictures: what Image.save is told
+    "PNG": ("PNG", {}),
+    "PNG of 16 bits": ("PNG", {}),
+    "PNG, animated": ("PNG", {"save_all": True}),
+    "JPEG": ("JPEG", {"quality": 80}),
+    "JPEG, progressive": ("JPEG", {"quality": 80, "progressive": True}),
+    "JPEG in CMYK": ("JPEG", {"quality": 80}),
+    "WebP": ("WEBP", {"quality": 80}),
+    "WebP without loss": ("WEBP", {"lossless": True}),
+    "WebP, animated": ("WEBP", {"save_all": True}),
+    "BMP": ("BMP", {}),
+    "GIF": ("GIF", {}),
+    "GIF, animated": ("GIF", {"save_all": True}),
+    "TIFF": ("TIFF", {}),
+    "TIFF, deflated": ("TIFF", {"compression": "tiff_deflate"}),
+    "TIFF with JPEG": ("TIFF", {"compression": "jpeg"}),
+    "TIFF of floats": ("TIFF", {"compression": "tiff_lzw"}),
+    "PPM": ("PPM", {}),
+    "AVIF": ("AVIF", {"quality": 70}),
+}
+
+
+def pictures_of_sevens(folder: Path) -> dict[str, Reader]:
+    """Writes a photograph of a 7 as every kind of file; returns readers of its text.
+
+    Where a kind can say so, it is stored upside down.
+    """
+    read = NumberReader(Predictor(shipped()))
+    rng, ink = np.random.default_rng(0), np.zeros((90, 140), np.uint8)
+    ink[20:28, 40:90] = ink[28:70, 74:84] = 150
+    grey = (225 - ink + rng.integers(-9, 10, ink.shape)).astype(np.uint8)
+    images = {
+        "PNG of 16 bits": Image.fromarray(grey.astype(np.uint16) * 257),
+        "TIFF of floats": Image.fromarray(grey.astype(np.float32) / 255),
+        "JPEG in CMYK": Image.fromarray(grey).convert("CMYK"),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    seeds = {}
+    for i, (name, (kind, how)) in enumerate(KINDS.items()):
+        image = images.get(name, Image.fromarray(grey).convert("RGB"))
+        more: dict[str, Any] = {}
+        if kind not in ("BMP", "GIF", "PPM"):
+            image, more = image.transpose(Image.Transpose.ROTATE_180), {"exif": exif}
+        if "save_all" in how:
+            more["append_images"] = [image.rotate(9)]
+        image.save(folder / f"{i}.{kind}", kind, **how, **more)
+        seeds[name] = Reader(lambda path: str(read.picture(path)), folder / f"{i}.{kind}", False)
+    return seeds
 
 
 def checkpoints(folder: Path, count: int, rng: random.Random) -> Counter:

@@ -87,6 +87,8 @@ def _measured(section: str, folder: Path, count: float) -> list[dict[str, Any]]:
         logging.disable(logging.WARNING)  # of checkpoints that cannot be read
         for name, reader in readers.items():
             counts[name] = inputs.fuzz(reader, times(900), rng, folder)
+        for name, reader in inputs.pictures_of_sevens(folder).items():
+            counts[name] = inputs.fuzz(reader, times(560), rng, folder, inputs.HEADER)
         counts["command lines"] = inputs.arguments(times(900), rng)
         counts["checkpoints"] = inputs.checkpoints(folder, times(200), rng)
         counts["all"] = sum(counts.values(), Counter())

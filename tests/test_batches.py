@@ -236,7 +236,7 @@ def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"No such file.*; pass --config\.data\.cache_dir"):
         dataset.cache_dir(config)
     config.cache_dir = "~nobody-of-that-name/x"
-    with pytest.raises(UserError, match=r"data\.cache_dir=~nobody.* write the path out"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=~nobody.* give the full path"):
         dataset.cache_dir(config)
 
 

@@ -90,6 +90,15 @@ def test_damaged_files_are_refused_or_read_as_they_were(cache, tmp_path):
         assert set(said) <= {"read", "refused"}, (name, said)
 
 
+def test_damaged_pictures_are_refused_or_read_somehow(tmp_path):
+    """A few of the thousands of `python -m reliability.run --sections=inputs`."""
+    rng = random.Random(0)
+    for name, reader in inputs.pictures_of_sevens(tmp_path).items():
+        assert reader.read(reader.seed) == "7", name
+        said = inputs.fuzz(reader, 4, rng, tmp_path, inputs.HEADER)
+        assert set(said) <= {"read", "refused"}, (name, said)
+
+
 def test_a_wrong_answer_would_be_noticed(tmp_path):
     """A reader that takes whatever it finds: the harness must not let that pass."""
     (tmp_path / "seed").write_bytes(b"0123456789")

@@ -31,10 +31,10 @@ LENET = "--config=configs/lenet5.py"
         ([CONFIG, "--config", "--mode=train"], "--mode=train"),
         ([CONFIG, "--mode=trian"], "did you mean 'train'"),
         ([CONFIG, "--workdr=x"], "workdr"),
-        ([CONFIG, "--data=mine.png"], "--data is for --mode=eval"),
+        ([CONFIG, "--data=mine.png"], "--data is for --mode=eval, read"),
         (
             [CONFIG, "--out=x"],
-            "for --mode=eval, best-test-epoch, more-pairs, robustness, explain, export, demo",
+            "for --mode=eval, read, best-test-epoch, more-pairs, robustness, explain, export, demo",
         ),
         ([CONFIG, "--example=3"], "--example is for --mode=explain"),
         (["--mode=compare", "--runs=a"], "--runs names two folders"),
@@ -54,6 +54,10 @@ LENET = "--config=configs/lenet5.py"
         ([CONFIG, "--config.optimizer.step_epochs=5x", "--workdir={tmp}"], "step_epochs must be"),
         ([CONFIG, "--config.seed=4294967296", "--workdir={tmp}"], "seed must lie below"),
         ([CONFIG, "extra"], "'extra' is not a flag"),
+        (
+            ["--mode=read", "--data", "README.md", "LICENSE"],
+            "'LICENSE' is not a flag; --data takes one folder, or a pattern in quotes",
+        ),
         ([], "--config"),
         ([CONFIG, "--config.epochs=0", "--workdir={tmp}"], "epochs must be at least 1"),
         ([CONFIG, "--config.data.validation=1.5", "--workdir={tmp}"], "data.validation must lie"),

@@ -238,7 +238,7 @@ def test_a_damaged_cache_is_rebuilt_and_says_so(
         path.write_bytes(content[:12] + b"(((" + content[15:])
     with pytest.raises(UserError, match="no download"):
         sources.load("", tmp_path)
-    assert f"{path} can't be used" in caplog.text
+    assert f"{path} is damaged or altered; it is written again" in caplog.text
 
     monkeypatch.setattr(sources, "download", lambda: sources.read(str(raw)))
     assert_same(sources.load("", tmp_path), arrays)
@@ -429,10 +429,10 @@ def test_without_a_network_the_program_ends_too(tmp_path):
 
 def test_a_home_that_is_not_there_is_one_line_that_names_the_field(tmp_path, tfds, monkeypatch):
     nobody = "~nobody-of-that-name"
-    with pytest.raises(UserError, match=rf"data\.raw_dir={nobody}/x: .* write the path out"):
+    with pytest.raises(UserError, match=rf"data\.raw_dir={nobody}/x: .* give the full path"):
         sources.load(f"{nobody}/x", tmp_path)
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", nobody)
-    with pytest.raises(UserError, match=rf"TFDS_DATA_DIR={nobody}.* write the path out"):
+    with pytest.raises(UserError, match=rf"TFDS_DATA_DIR={nobody}.* give the full path"):
         sources.load("", tmp_path)
 
 

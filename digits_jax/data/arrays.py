@@ -87,7 +87,7 @@ def as_bright(images: np.ndarray, ink: str) -> tuple[np.ndarray, list[str]]:
     if unlike:
         notes.append(
             f"{unlike:,} of {len(images):,} images are not bright ink on black paper, as MNIST's "
-            "are, and may be misread; --data finds the ink in .png files"
+            "are, and may be misread; --data finds the ink in pictures"
         )
     return images, notes
 

@@ -1,11 +1,49 @@
 """Ink from paper: the digits of a picture, cut out, scaled and centred as MNIST's are."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 LEAST_CONTRAST = 0.1  # between ink and paper, of the full range
 SPECK = 0.03  # a connected piece with a smaller share of the ink is dirt
+
+
+class Piece(NamedTuple):
+    """Connected ink: a digit, or several that touch.
+
+    box: left, top, right, bottom in px of the picture; image: [28, W] uint8, bright ink on dark.
+    """
+
+    box: tuple[int, int, int, int]
+    image: np.ndarray
+
+
+def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
+    """The lines of a picture, from top to bottom, each with its pieces from left to right.
+
+    picture: [h, w, 3] or [h, w] uint8; ink: 'auto', 'bright' or 'dark'. [] where there is no ink.
+    """
+    from scipy import ndimage
+
+    light = picture.astype(np.float32) / 255
+    light = light.mean(axis=2) if light.ndim == 3 else light
+    paper = np.median(light)
+    dark = ink == "dark" or (ink == "auto" and light.max() - paper < paper - light.min())
+    amount = lift(1 - light if dark else light)
+    label, count = ndimage.label(amount > 0, structure=np.ones((3, 3)))
+    mass = np.bincount(label.ravel(), weights=amount.ravel(), minlength=count + 1)
+    lines: list[list[Piece]] = []
+    for k, place in enumerate(ndimage.find_objects(label), 1):  # in the order of their tops
+        if mass[k] <= 5 * SPECK * mass.max():
+            continue
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in place)
+        piece = Piece((left, top, right, bottom), centred(amount[place] * (label[place] == k)))
+        if lines and top < np.mean([lines[-1][0].box[1], lines[-1][0].box[3]]):
+            lines[-1].append(piece)
+        else:
+            lines.append([piece])
+    return [sorted(line, key=lambda piece: piece.box[0]) for line in lines]
 
 
 def lift(amount: np.ndarray) -> np.ndarray:

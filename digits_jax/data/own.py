@@ -31,7 +31,6 @@ _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
 _IDX_NAME = re.compile(r"(^|.*[-_./])(train|test|t10k)[-_.](images|labels)[-_.]idx[13]([-_.]|$)")
 _LABEL_COLUMNS = ("label", "class")
-_NOT_PICTURES = ("thumbs.db", "desktop.ini")
 # (images, labels) of an .npz
 _NPZ_TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
 _NPZ_TEST = (("x_test", "y_test"), ("test_images", "test_labels"))
@@ -53,7 +52,7 @@ def read(path: Path) -> LabelledSet:
     """The set at `path`. Raises UserError, naming the file, where it can't be read.
 
     A folder has IDX files (train-images-idx3-ubyte.gz and so on, any prefix), or
-    CLASS/*.png, perhaps below train/ and test/. An .npz has `x_train` and `y_train`, or `images`
+    CLASS/PICTURE, perhaps below train/ and test/. An .npz has `x_train` and `y_train`, or `images`
     and `labels`, and perhaps `x_test` and `y_test`. A .csv has a label and 784 pixels in a row,
     with or without a header. Labels are whole numbers or names.
     """
@@ -267,7 +266,7 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
 def _folders(path: Path, where: str) -> LabelledSet:
     parts = {
         _PARTS[folder.name.lower()]: folder
-        for folder in _within(path)
+        for folder in pictures.within(path)
         if folder.is_dir() and folder.name.lower() in _PARTS
     }
     if "train" not in parts:
@@ -277,10 +276,10 @@ def _folders(path: Path, where: str) -> LabelledSet:
 
 
 def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """([N, 28, 28] uint8, [N] names) of the pictures in CLASS/*.png."""
-    classes = {child.name: child for child in _within(folder) if child.is_dir()}
+    """([N, 28, 28] uint8, [N] names) of a folder's CLASS/PICTURE."""
+    classes = {child.name: child for child in pictures.within(folder) if child.is_dir()}
     images, labels, unread = [], [], dict[str, str]()
-    files = [(name, file) for name in _in_order(classes) for file in _within(classes[name])]
+    files = [(name, file) for name in _in_order(classes) for file in pictures.within(classes[name])]
     for name, file in console.track(files, f"reading {len(files):,} pictures"):
         try:
             images.append(pictures.read_small(file, RECIPES["mnist"]))
@@ -294,16 +293,9 @@ def _classes(folder: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
         )
     if not images:
         raise UserError(
-            f"{where}: there are neither IDX files nor folders of .png files named after classes"
+            f"{where}: there are neither IDX files nor folders of pictures named after classes"
         )
     return np.stack(images), np.asarray(labels)
-
-
-def _within(folder: Path) -> list[Path]:
-    """The files and folders of a folder, by name; hidden ones and a system's own don't count."""
-    own = (path for path in folder.iterdir() if not path.name.startswith("."))
-    own = (path for path in own if path.name.lower() not in _NOT_PICTURES)
-    return sorted(own, key=lambda path: path.name)  # a Path of Windows sorts without case
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

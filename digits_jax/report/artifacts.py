@@ -285,7 +285,7 @@ def write_predictions(
 
     log_probabilities: {head: [N, C]} of one model; names: of the images. Columns: index, image
     (where `names` are given), then for each head HEAD, HEAD_probability and, where `labels` are
-    given, HEAD_label and HEAD_correct (0 or 1).
+    given, HEAD_label and HEAD_correct (0 or 1), both empty for a label of -1.
     """
     n = len(next(iter(log_probabilities.values())))
     columns: dict[str, Sequence] = {"index": range(n)}
@@ -296,8 +296,12 @@ def write_predictions(
         columns[head] = [classes[head][c] for c in predicted]
         columns[f"{head}_probability"] = [f"{np.exp(p):.6f}" for p in values.max(-1)]
         if labels is not None:
-            columns[f"{head}_label"] = [classes[head][c] for c in labels[head]]
-            columns[f"{head}_correct"] = (predicted == labels[head]).astype(int).tolist()
+            known = labels[head] >= 0
+            columns[f"{head}_label"] = [classes[head][c] if c >= 0 else "" for c in labels[head]]
+            correct = (predicted == labels[head]).astype(int).tolist()
+            columns[f"{head}_correct"] = [
+                x if k else "" for x, k in zip(correct, known, strict=True)
+            ]
     write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 

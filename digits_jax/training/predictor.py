@@ -136,9 +136,12 @@ class Predictor:
         """As a teacher for another run."""
         return Teacher(self._slices, self.normalizer)
 
-    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}."""
-        members, size = self.config.population.size, self.config.eval_batch_size
+    def predict(self, images: np.ndarray, batch: int = 0) -> dict[str, np.ndarray]:
+        """images: [N, H, W] uint8, ink bright on dark -> {head: [P, N, C] log-probabilities}.
+
+        batch: how many at once; 0 for `config.eval_batch_size`.
+        """
+        members, size = self.config.population.size, batch or self.config.eval_batch_size
         log_p = {
             head: np.empty((members, len(images), classes), jnp.result_type(float))
             for head, classes in self.recipe.heads.items()

@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from digits_jax.report.figures import draw
-from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, ORANGE, SIGNED, Style
+from digits_jax.report.figures.draw import BLUE, FAINT, GRID, HEAT, INK, ORANGE, SIGNED, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _GAP, _HEAD, _LINE = 0.065, 0.3, 0.15  # inches: between images, of the title, of a caption's line
 _ON_PAPER: Style = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
+
+
+class Part(NamedTuple):
+    """A piece of ink. box: left, top, right, bottom in px; image: [28, W] uint8; text: below it."""
+
+    box: np.ndarray
+    image: np.ndarray
+    text: str
+
+
+class Shown(NamedTuple):
+    """A picture that was read. pixels: [h, w, 3] uint8; wrong: is the title of a mistake?"""
+
+    pixels: np.ndarray
+    title: str
+    wrong: bool
+    parts: list[Part]
 
 
 @contextmanager
@@ -205,3 +222,61 @@ def attribution(
                 _place(ax, image * 0.3, x, y + 0.25, wide, **_ON_PAPER)
                 how: Style = {"cmap": heat, "alpha": depth, "vmin": 0, "vmax": 1}
                 _place(ax, depth, x, y + 0.25, wide, **how)
+
+
+def readings(shown: Sequence[Shown], path: Path) -> None:
+    """Each picture with a box around each piece of ink; below it the pieces as the network saw
+    them, and what it said. Of very many pieces the first two rows.
+    """
+    columns = min(len(shown), 3)
+    cell, tall = 8 / columns, (4.0, 2.6, 1.9)[columns - 1]
+    side, lines = 0.36, 2  # inches of a piece; rows of them
+    layout = []
+    for each in shown:
+        height, width = each.pixels.shape[:2]
+        inches = min(cell - 2 * _GAP, tall * width / height)
+        wide = [side * part.image.shape[1] / 28 + 0.1 for part in each.parts]
+        places, x, line = [], 0.0, 0
+        for part, room in zip(each.parts, wide, strict=True):
+            if x + room > cell - _GAP and x:
+                x, line = 0.0, line + 1
+            if line == lines:
+                break
+            places.append((part, x, line * (side + 0.2)))
+            x += room
+        layout.append((inches, inches * height / width, places))
+    foot = [(max((y for *_, y in places), default=-0.6) + side + 0.25) for *_, places in layout]
+    rows = [range(i, min(i + columns, len(shown))) for i in range(0, len(shown), columns)]
+    tops = [_HEAD + max(layout[i][1] for i in row) + max(foot[i] for i in row) for row in rows]
+    with _canvas(path, 8, _HEAD + sum(tops), "What was read, and what the network saw") as ax:
+        top = _HEAD
+        for row, height in zip(rows, tops, strict=True):
+            for i in row:
+                _reading(ax, shown[i], (i - row.start) * cell + _GAP, top, cell, *layout[i])
+            top += height
+
+
+def _reading(
+    ax: Axes,
+    shown: Shown,
+    left: float,
+    top: float,
+    cell: float,
+    wide: float,
+    tall: float,
+    places: Sequence[tuple[Part, float, float]],
+) -> None:
+    """One of `readings`: its title at (left, top), the picture, its pieces."""
+    text = draw.shortened(shown.title, cell - 2 * _GAP)
+    ax.text(left, top + 0.12, text, va="center", color=ORANGE if shown.wrong else INK)
+    top += 0.25
+    _place(ax, shown.pixels, left, top, wide)
+    for part in shown.parts:
+        x0, y0, x1, y1 = part.box * (wide / shown.pixels.shape[1])
+        x, y = np.array([x0, x1, x1, x0, x0]), np.array([y0, y0, y1, y1, y0])
+        ax.plot(left + x, top + y, color=BLUE, lw=0.8)
+    for part, right, down in places:
+        across = 0.36 * part.image.shape[1] / 28
+        at, below = left + right, top + tall + 0.06 + down
+        _place(ax, part.image, at, below, across, **_ON_PAPER)
+        ax.text(at + across / 2, below + 0.44, part.text, fontsize=5, ha="center", va="center")
