@@ -320,3 +320,39 @@ def test_the_command(command, album, tmp_path):
         1,
         "error: --mode=read needs --data: a picture, a folder of them, or 'photos/*.jpg'",
     )
+
+
+def log_of(*rows):
+    return np.log(np.asarray(rows) + 1e-12)
+
+
+CLASSES = {"first": ["0", "1", "?"], "second": ["0", "1", "?", ""]}
+
+
+def test_symbols_of_heads():
+    log_p = {
+        "first": log_of([0.1, 0.9, 0], [0.8, 0.1, 0.1], [0.1, 0, 0.9], [0.5, 0.3, 0.2]),
+        "second": log_of([0, 0, 0, 1], [0.7, 0.1, 0.1, 0.1], [0, 0, 0, 1], [0.1, 0, 0, 0.9]),
+    }
+
+    def said(threshold):
+        read = reader.symbols(log_p, 1.0, CLASSES, threshold)
+        return [[(name, round(p, 3)) for name, p in each] for each in read]
+
+    assert said(0.0) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("?", 0.9)], [("0", 0.5)]]
+    assert said(0.5) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("?", 0.9)], [("?", 0.55)]]
+
+
+def test_the_threshold_refuses_a_share_of_single_digits_alone(monkeypatch):
+    monkeypatch.setattr(reader, "REFUSALS", 0.2)
+    sure = np.linspace(0.5, 0.95, 10)  # of ten single digits; then a pair, and what is no digit
+    first = np.stack([sure, 1 - sure, 0 * sure], axis=1).tolist()
+    log_p = {
+        "first": log_of(*first, [0.4, 0.3, 0.3], [0.2, 0.2, 0.6]),
+        "second": log_of(*[[0, 0, 0, 1.0]] * 10, [0.4, 0.3, 0.2, 0.1], [0, 0, 0, 1.0]),
+    }
+    labels = {"first": np.array([0] * 11 + [2]), "second": np.array([3] * 10 + [0, 3])}
+    found = reader.threshold(labels, log_p, 1.0, CLASSES)
+    assert found == pytest.approx(0.6)
+    read = reader.symbols(log_p, 1.0, CLASSES, found)
+    assert sum(each[0][0] == "?" for each in read[:10]) == 2

@@ -47,8 +47,7 @@ def compose(images: Array) -> jax.Array:
     if jnp.issubdtype(images.dtype, jnp.integer):
         pixels = images.astype(jnp.float32) / 255
         return jnp.round(255 * jax.vmap(_compose)(pixels)).astype(images.dtype)
-    composed: jax.Array = jax.vmap(_compose)(images)
-    return composed
+    return jax.vmap(_compose)(images)
 
 
 def _key(images: Array) -> jax.Array:
@@ -58,7 +57,7 @@ def _key(images: Array) -> jax.Array:
     return jax.random.key((codes * weights).sum(dtype=jnp.uint32))
 
 
-def _compose(images: Array) -> Array:
+def _compose(images: Array) -> jax.Array:
     """[PLACES, 28, 28] float in [0, 1] -> [28, 56]."""
     dtype = images.dtype
     sizes, lines, overlaps, place = jax.random.split(_key(images), 4)

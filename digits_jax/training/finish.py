@@ -19,7 +19,7 @@ from digits_jax.data import batches, dataset
 from digits_jax.devices import backend
 from digits_jax.devices.mesh import fetch
 from digits_jax.report import artifacts, figures, stats
-from digits_jax.training import predictor, prune
+from digits_jax.training import predictor, prune, reader
 from digits_jax.training.epoch import Clock
 from digits_jax.training.run import Run
 from digits_jax.types import Metrics, Split
@@ -33,7 +33,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     status("evaluating the best weights")
     config, data = run.config, run.data
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
-    scores, temperatures = {}, None
+    scores, temperatures, refusal = {}, None, 0.0
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
             outputs = run.evaluate_best(split, answers=name == "validation")
@@ -41,9 +41,11 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
             if name == "validation":
                 folds = np.concatenate([members.fold for members in run.members])
                 shared = split.of(folds) if config.data.folds else split
-                temperatures = artifacts.fit_temperatures(
-                    dataset.labels(shared, data.recipe), _joined(outputs)
-                )
+                labels, log_p = dataset.labels(shared, data.recipe), _joined(outputs)
+                temperatures = artifacts.fit_temperatures(labels, log_p)
+                if config.data.dataset == "number":
+                    averaged = artifacts.averaged(log_p)
+                    refusal = reader.threshold(labels, averaged, temperatures[-1], data.classes)
     tested: tuple[Any, ...] = ()
     if config.report_test:
         images, labels = dataset.examples(data.test, data.recipe)
@@ -94,7 +96,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     _show_examples(run, workdir)
     calibration = np.ones(len(epoch_of) + 1) if temperatures is None else temperatures
     path, weights = workdir / predictor.FILE, run.gathered(best_weights)
-    predictor.write(path, facts["config"], weights, data.normalizer, epoch_of, calibration)
+    predictor.write(path, facts["config"], weights, data.normalizer, epoch_of, calibration, refusal)
     if config.prune.run:
         status("evaluating what was pruned")
         facts["pruning"] = table = _pruned(run)

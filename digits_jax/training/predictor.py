@@ -2,7 +2,8 @@
 
 `model.npz` holds the members of a finished run as NumPy arrays, without pickle. `config` is the
 run's config as JSON; `normalizer/...`, `weights/params/...` and `weights/model_state/...` are named
-by their paths in the trees; `epoch` [P] is the epoch of each member's weights; `temperature`
+by their paths in the trees; `epoch` [P] is the epoch of each member's weights; `threshold` is the
+probability below which a run of numbers refuses a piece; `temperature`
 [P + 1] calibrates each member and, last, their averaged probabilities.
 """
 
@@ -57,7 +58,7 @@ class Predictor:
         self.program = population.program(config, self._pipeline)
         self._predict = jax.jit(partial(population.predict, program=self.program))
         size = config.population.size
-        self.temperature = np.ones(size + 1)
+        self.temperature, self.threshold = np.ones(size + 1), 0.0
         if bare or (workdir / FILE).exists():
             self.read(workdir if bare else workdir / FILE)
         else:
@@ -78,6 +79,7 @@ class Predictor:
             mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
             self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
+            self.threshold = float(arrays.get("threshold", 0.0))
         except PermissionError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except Exception as error:  # as `files.read_array` says
@@ -185,6 +187,7 @@ def write(
     normalizer: Normalizer,
     epochs: list[int],
     temperature: np.ndarray,
+    threshold: float = 0.0,
 ) -> None:
     """Writes a `model.npz` whole or not at all; the arguments are `Predictor`'s attributes."""
     tree = {"weights": weights._asdict()}
@@ -197,6 +200,7 @@ def write(
             config=np.asarray(json.dumps(config)),
             epoch=np.asarray(epochs),
             temperature=np.asarray(temperature),
+            threshold=np.asarray(threshold),
             **{f"normalizer/{name}": np.asarray(x) for name, x in normalizer._asdict().items()},
             **flat,
         )

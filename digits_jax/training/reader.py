@@ -1,6 +1,7 @@
 """Reads what is written in a picture: its ink in pieces, and what a network says to each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from digits_jax.training.predictor import FILE, Predictor
 
 MOST_PIECES = 300  # of a picture; further ones are not read
 SHIPPED = "demo"  # of the results: the reader that comes with the package
+REFUSED = "?"
+REFUSALS = 0.003  # of the single digits of validation
 _BATCH = 16
 
 
@@ -47,35 +50,51 @@ class Reading(NamedTuple):
 
 
 class Reader:
-    """Reads with a trained run. Raises UserError for a run that doesn't read single images."""
+    """Reads with a trained run, of numbers or of single digits.
+
+    A piece of ink that a run of numbers takes for no digit, or of which it is less sure than its
+    `threshold`, is read as `?`. Raises UserError for a run of anything else.
+    """
 
     def __init__(self, predictor: Predictor):
-        recipe = predictor.recipe
-        if recipe.digits != 1:
+        config, recipe = predictor.config, predictor.recipe
+        self._cut = recipe.shape[1]  # columns of a piece that the network sees
+        if recipe.digits != 1 and config.data.dataset != "number":
             raise UserError(
-                f"a run of {predictor.config.name} reads {recipe.digits} digits at once, so it "
-                "can't read numbers of any length; take a run of single digits"
+                f"a run of {config.name} reads {recipe.digits} digits at once, so it can't read "
+                "numbers of any length; take a run of single digits, or of --config=reader"
             )
         self._predictor = predictor
-        ((self._head, classes),) = predictor.classes.items()
-        self.characters = tuple(classes)
+        self.characters = tuple(next(iter(predictor.classes.values())))
 
     def read(self, lines: Sequence[Sequence[Piece]]) -> Reading:
-        """What `ink.find` found, each piece as one digit."""
+        """What `ink.find` found."""
         count = sum(map(len, lines))
         pieces = [piece for line in lines for piece in line][:MOST_PIECES]
         if not pieces:
             return Reading("", [])
-        images = np.stack([_middle(piece.image) for piece in pieces])
-        log_p = artifacts.averaged(self._predictor.predict(images, _BATCH))[self._head]
-        p = stats.tempered(log_p, self._predictor.temperature[-1])
-        digits = [
-            Digit(self.characters[each.argmax()], float(each.max()), piece.box, image)
-            for each, piece, image in zip(p, pieces, images, strict=True)
+        images = np.stack([_middle(piece.image, self._cut) for piece in pieces])
+        run = self._predictor
+        log_p = artifacts.averaged(run.predict(images, _BATCH))
+        read = [
+            [
+                Digit(character, p, box, image)
+                for (character, p), box in zip(said, _parts(piece.box, len(said)), strict=True)
+            ]
+            for said, piece, image in zip(
+                symbols(log_p, run.temperature[-1], run.classes, run.threshold),
+                pieces,
+                images,
+                strict=True,
+            )
         ]
-        said = iter(digits)
-        texts = ["".join(d.character for _, d in zip(line, said, strict=False)) for line in lines]
-        return Reading("\n".join(filter(None, texts)), digits, count - len(digits))
+        rest = iter(read)
+        texts = []
+        for line in lines:
+            found = [digit for _, piece in zip(line, rest, strict=False) for digit in piece]
+            texts.append("".join(digit.character for digit in found))
+        digits = [digit for piece in read for digit in piece]
+        return Reading("\n".join(filter(None, texts)), digits, count - len(read))
 
     def picture(self, picture: Any, ink_is: str = "auto") -> Reading:
         """What is written in a picture: all that `pictures.opened` takes, or what it made of it.
@@ -100,6 +119,70 @@ def shipped() -> Path:
     return defaults.shipped("results") / SHIPPED / FILE
 
 
-def _middle(image: np.ndarray) -> np.ndarray:
-    left = (image.shape[1] - 28) // 2
-    return image[:, left : left + 28]
+def symbols(
+    log_p: Mapping[str, np.ndarray],
+    temperature: float,
+    classes: Mapping[str, Sequence[str]],
+    threshold: float = 0.0,
+) -> list[list[tuple[str, float]]]:
+    """What the heads say of N pieces of ink: [(symbol, its calibrated probability), ...] for each.
+
+    log_p: {head: [N, C]}; classes: {head: names}, '' where there is no further symbol. A piece is
+    [('?', 1 - p)] where the text has a `?`, or where its probability p is below `threshold`.
+    """
+    read = []
+    for said, p in _said(log_p, temperature, classes):
+        strange = any(name == REFUSED for name, _ in said)
+        if strange or p < threshold:
+            said = [(REFUSED, p if strange else 1 - p)]
+        read.append(said)
+    return read
+
+
+def _said(
+    log_p: Mapping[str, np.ndarray], temperature: float, classes: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[list[tuple[str, float]], float]]:
+    """For each piece its symbols with their probabilities, and the probability of the text."""
+    heads = [stats.tempered(log_p[head], temperature) for head in classes]
+    for answers in zip(*heads, strict=True):
+        said, p = list[tuple[str, float]](), 1.0
+        for each, names in zip(answers, classes.values(), strict=True):
+            name, sure = names[each.argmax()], float(each.max())
+            p *= sure
+            if not name:
+                break
+            said.append((name, sure))
+        yield said, p
+
+
+def threshold(
+    labels: Mapping[str, np.ndarray],
+    log_p: Mapping[str, np.ndarray],
+    temperature: float,
+    classes: Mapping[str, Sequence[str]],
+) -> float:
+    """The probability below which a piece is refused: REFUSALS of the single digits of validation
+    are, with those that the network itself takes for no digit.
+
+    labels: {head: [N]}; log_p: {head: [N, C]}.
+    """
+    truth = {head: np.asarray(names)[labels[head]] for head, names in classes.items()}
+    first, second, *_ = truth.values()
+    single = np.flatnonzero((first != REFUSED) & (second == ""))
+    read = _said({h: x[single] for h, x in log_p.items()}, temperature, classes)
+    sure = np.sort([0.0 if said[:1] and said[0][0] == REFUSED else p for said, p in read])
+    return float(sure[int(REFUSALS * len(sure))]) if len(sure) else 0.0
+
+
+def _middle(image: np.ndarray, width: int) -> np.ndarray:
+    left = (image.shape[1] - width) // 2
+    if left < 0:
+        return np.pad(image, ((0, 0), (-left, width - image.shape[1] + left)))
+    return image[:, left : left + width]
+
+
+def _parts(box: tuple[int, int, int, int], n: int) -> list[tuple[int, int, int, int]]:
+    """`box` in `n` parts of the same width: where in it a digit lies is not known."""
+    left, top, right, bottom = box
+    edges = np.rint(np.linspace(left, right, n + 1)).astype(int).tolist()
+    return [(a, top, b, bottom) for a, b in pairwise(edges)]
