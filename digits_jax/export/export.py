@@ -99,7 +99,8 @@ def export(
     try:
         if run.config.data.classes:
             raise UserError(_NO_PAGE)
-        site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
+        line = _line(run, summary)
+        site.write(folder / PAGE, folder / WHOLE, run.recipe, line, cache, run.threshold)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
     files.write_text(folder / CARD, _card(run, summary, folder, accuracy))

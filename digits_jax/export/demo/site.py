@@ -32,22 +32,23 @@ FILES = {  # of the runtime: {name: SHA-256}
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
     ),
 }
-THRESHOLD = 0.5  # of a line's network
 LOCAL = "127.0.0.1"
 _KINDS = 4  # of each digit, as examples
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
-def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> None:
+def write(
+    folder: Path, model: Path, recipe: Recipe, card: str, cache: Path, threshold: float = 0.0
+) -> None:
     """Fills `folder` with the page, its `runtime`, the ONNX file `model` and facts.json.
 
-    card: the page's line about its network. Raises UserError without onnxruntime-web.
+    card: the page's words about its network; threshold: the run's. Raises UserError without onnxruntime-web.
     """
     modules = runtime(cache)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     shutil.copytree(modules, folder / "runtime", dirs_exist_ok=True)
     shutil.copyfile(model, folder / model.name)
-    files.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
+    files.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card, threshold)))
 
 
 def whole(folder: Path) -> bool:
@@ -57,7 +58,7 @@ def whole(folder: Path) -> bool:
     return holds_both and (folder / "facts.json").is_file()
 
 
-def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
+def facts(model: str, recipe: Recipe, card: str, threshold: float = 0.0) -> dict[str, object]:
     """What the page reads about its network, from facts.json.
 
     kind: what an image holds: "digit", "pair", or "line", several digits that touch; classes: names
@@ -75,7 +76,7 @@ def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
         "kind": kind,
         "shape": [height, width],
         "classes": [pairs] if kind == "pair" else [names[:n] for n in recipe.heads.values()],
-        "threshold": THRESHOLD if kind == "line" else 0,
+        "threshold": threshold,
         "axis": int(height > width),
         "offset": max(height, width) - drawn.SIZE,
         "examples": examples(),

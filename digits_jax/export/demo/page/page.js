@@ -306,8 +306,7 @@ async function readAll(some) {
   return fresh;
 }
 
-/** What a piece is read as: `?` for what is no digit. */
-const textOf = ({ spelled }) => (spelled.text === "" || spelled.p < facts.threshold ? "?" : spelled.text);
+const textOf = ({ spelled }) => spelled.text;
 const textOfAll = (lines) => lines.map((line) => line.map(textOf).join("")).join("\n");
 
 /** What strokes are read as; else what there is to say of them. */
@@ -418,8 +417,7 @@ function lineOf(line) {
 /** A button for each character of a piece. */
 function buttonsOf(piece) {
   const whole = textOf(piece);
-  const characters = whole === "?" ? [{ text: "?", p: piece.spelled.p }] : piece.spelled.characters;
-  return characters.map(({ text, p }, i) => {
+  return piece.spelled.characters.map(({ text, p }, i) => {
     const button = document.createElement("button");
     button.textContent = text;
     button.dataset.p = `${(100 * p).toFixed(0)} %`;
@@ -486,7 +484,7 @@ $("where").addEventListener("click", async () => {
     const map = (heat = new Map());
     const whole = found;
     for (const piece of whole.flat()) {
-      const counts = await whereItLooked(run, piece.image, piece.spelled, facts);
+      const counts = await whereItLooked(run, piece, facts);
       if (heat !== map) return; // there is other ink by now
       heat.set(piece.key, counts);
       show();

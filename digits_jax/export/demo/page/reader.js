@@ -44,21 +44,22 @@ export async function open(facts, progress) {
 
 /**
  * What the heads say of one image: {text, p, characters}; a character is {text, p, others}, and
- * others are all answers in its place, [{text, p}, ...], the best first.
+ * others are all answers in its place, [{text, p}, ...], the best first. The text is `?` where no digit
+ * is seen, or where its probability is below the threshold; p is then that of no digit.
  */
-export function spell(heads, { classes }) {
+export function spell(heads, { classes, threshold }) {
   const characters = [];
+  let p = 1;
   for (const [i, probabilities] of heads.entries()) {
     const others = Array.from(probabilities, (p, k) => ({ text: classes[i][k], p })).sort((a, b) => b.p - a.p);
+    p *= others[0].p;
     if (others[0].text === "") break; // nothing more
     characters.push({ ...others[0], others });
-    if (others[0].text === "?") break;
   }
-  return {
-    text: characters.map(({ text }) => text).join(""),
-    p: characters.reduce((product, { p }) => product * p, 1),
-    characters,
-  };
+  const strange = characters.some(({ text }) => text === "?");
+  if (!strange && p >= threshold) return { text: characters.map(({ text }) => text).join(""), p, characters };
+  const refused = strange ? p : 1 - p;
+  return { text: "?", p: refused, characters: [{ text: "?", p: refused, others: characters[0].others }] };
 }
 
 /** Heads of two digits that are in every image as one head, of pairs. */
@@ -83,12 +84,15 @@ const [PATCH, STEP, AT_ONCE] = [6, 2, 32]; // px of the image, and images
  * How much each pixel counts for what is read: [0, 1] for each of the image's, 1 the most.
  *
  * The image is read again with a small patch of it blank (Zeiler and Fergus 2014): how much less the
- * network then believes in `spelled`, its answer to the whole, averaged over a pixel's patches.
+ * network then believes in its answer to the whole, averaged over a pixel's patches.
  */
-export async function whereItLooked(run, image, spelled, facts) {
+export async function whereItLooked(run, { image, heads }, facts) {
   const [height, width] = facts.shape;
-  const chosen = spelled.characters.map(({ text }, i) => facts.classes[i].indexOf(text));
-  const believes = (heads) => chosen.reduce((product, k, i) => product * heads[i][k], 1);
+  const best = heads.map((p) => p.indexOf(Math.max(...p)));
+  const end = heads.findIndex((_, i) => facts.classes[i][best[i]] === "");
+  const chosen = best.slice(0, end < 0 ? heads.length : end + 1); // what follows the end says nothing
+  const believes = (said) => chosen.reduce((product, k, i) => product * said[i][k], 1);
+  const before = believes(heads);
   const patches = [];
   for (let top = STEP - PATCH; top < height; top += STEP) {
     for (let left = STEP - PATCH; left < width; left += STEP) {
@@ -106,8 +110,8 @@ export async function whereItLooked(run, image, spelled, facts) {
       for (const i of pixels) other[i] = 0;
       return other;
     });
-    (await run(blanked)).forEach((heads, k) => {
-      const less = Math.max(spelled.p - believes(heads), 0);
+    (await run(blanked)).forEach((said, k) => {
+      const less = Math.max(before - believes(said), 0);
       for (const i of some[k]) {
         lost[i] += less;
         count[i] += 1;
