@@ -5,6 +5,7 @@
 
 export const SIDE = 28; // of a digit's image, in its own pixels
 const BOX = 20; // which the ink is scaled to fit
+export const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
 const WIDE = 1.4; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
 
 export const image = (width, height, values = new Float32Array(width * height)) => ({ values, width, height });
@@ -134,32 +135,37 @@ function hamming(x) {
 
 // ---- Pieces and lines
 
-/**
- * Boxes ({left, top, right, bottom, ...}) in groups that only one digit each can be: small ones near
- * a larger one, and those above each other. `above`: a small one may be so far above what it belongs
- * to, in parts of the digits' height.
- */
-export function joined(found, above = 0) {
-  const size = heightOf(found);
-  const high = ({ top, bottom }) => bottom - top;
-  const group = found.map((_, i) => i);
-  found.forEach((a, i) => {
-    found.slice(0, i).forEach((b, j) => {
-      const across = Math.max(a.left, b.left) - Math.min(a.right, b.right);
-      const down = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
-      const shared = -across > 0.5 * Math.min(a.right - a.left, b.right - b.left);
-      const small = Math.min(high(a), high(b)) < 0.6 * size;
-      const beside = small && Math.max(across, down) < 0.12 * size;
-      if (!beside && !(shared && down < (small ? above : 0.2) * size)) return;
+/** How far box `b` is from `a`: {across, down, shared}: whether they share half of the narrower's columns. */
+export function apart(a, b) {
+  const across = Math.max(a.left, b.left) - Math.min(a.right, b.right);
+  const down = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
+  return { across, down, shared: -across > 0.5 * Math.min(a.right - a.left, b.right - b.left) };
+}
+
+/** Boxes in groups, each of which is `near(a, b)` another one of its group. */
+export function grouped(boxes, near) {
+  const group = boxes.map((_, i) => i);
+  boxes.forEach((a, i) => {
+    boxes.slice(0, i).forEach((b, j) => {
       const [one, other] = [group[i], group[j]];
-      group.forEach((g, k) => g === other && (group[k] = one));
+      if (one !== other && near(a, b)) group.forEach((g, k) => g === other && (group[k] = one));
     });
   });
-  return [...new Set(group)].map((g) => found.filter((_, i) => group[i] === g));
+  return [...new Set(group)].map((g) => boxes.filter((_, i) => group[i] === g));
+}
+
+/** Parts in groups that only one digit each can be: small ones that are near, and those above each other. */
+function joined(found) {
+  const size = heightOf(found);
+  return grouped(found, (a, b) => {
+    const { across, down, shared } = apart(a, b);
+    if (Math.min(a.bottom - a.top, b.bottom - b.top) < SLIGHT * size) return Math.max(across, down) < 0.12 * size;
+    return shared && down < 0.2 * size;
+  });
 }
 
 /** The height of digits: the median of all at least half as high as the highest. */
-function heightOf(found) {
+export function heightOf(found) {
   const heights = found.map(({ top, bottom }) => bottom - top);
   const most = Math.max(...heights);
   return median(heights.filter((height) => height >= 0.5 * most));
