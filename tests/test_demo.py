@@ -481,15 +481,9 @@ def test_where_it_looked_is_on_the_ink(page):
 
 
 def pixels(page):
-    """[h, w, 4] of the paper."""
-    height, width, data = page.evaluate(
-        """() => {
-          const paper = document.getElementById("paper");
-          const { data } = paper.getContext("2d").getImageData(0, 0, paper.width, paper.height);
-          return [paper.height, paper.width, [...data]];
-        }"""
-    )
-    return np.reshape(np.array(data, float), (height, width, 4))
+    """[h, w, 3] of the paper as it is on the screen."""
+    picture = Image.open(io.BytesIO(page.locator("#paper").screenshot()))
+    return np.asarray(picture.convert("RGB"), float)
 
 
 # ---- Photographs

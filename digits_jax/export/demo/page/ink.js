@@ -231,7 +231,7 @@ function cut(light) {
   const [left, top] = [box.left, box.top].map((start) => Math.max(Math.floor(start / factor) * factor - near, 0));
   const right = Math.min(box.right + near, light.width);
   const bottom = Math.min(box.bottom + near, light.height);
-  let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), size / factor);
+  let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), 16 * Math.ceil(size / factor / 16)); // much the same for much the same
   found.sort((a, b) => b.bottom - b.top - (a.bottom - a.top)).splice(MOST);
   const high = heightOf(found);
   found = found.filter((part) => Math.max(part.bottom - part.top, part.right - part.left) > 0.3 * high);
@@ -292,7 +292,7 @@ function search(light) {
 
 /** Brightness -> 0 paper to 1 black, smooth and sharp, without lines fainter than ink; and its noise. */
 function darkness(light, size) {
-  const smooth = averaged(light, Math.max(Math.round(0.06 * size), 1));
+  const smooth = averaged(light, 2 * Math.floor(0.035 * size) + 1);
   const paper = closed(smooth, 2 * Math.round(0.35 * size) + 3).values;
   const part = (value, i) => 1 - value / Math.max(paper[i], 0.02);
   let dark = mapped(smooth, part);
