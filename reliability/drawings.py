@@ -84,7 +84,7 @@ def ready(page: Any, address: str) -> None:
 def draw(page: Any, strokes: Strokes) -> None:
     """Draws with the mouse; points in pixels of the paper."""
     box = page.locator("#paper").bounding_box()
-    scale = box["height"] / PAPER
+    scale = min(box["width"], box["height"]) / PAPER
     for stroke in strokes:
         (x, y), *rest = (stroke * scale + (box["x"], box["y"])).tolist()
         page.mouse.move(x, y)

@@ -669,7 +669,7 @@ def test_the_browser_reads_as_python_does(page, demo, reader, name):
     images = in_the_middle(drawn.digits(2, 200).images, reader.recipe.shape)
     ours = onnx_graph.run(demo / name, images)[0]
     theirs = exports.in_chromium(page, demo / name, images)[0]
-    assert len(set(ours.argmax(axis=1))) == 10
+    assert set(range(10)) <= set(ours.argmax(axis=1).tolist())
     apart = np.abs(ours - theirs).max(axis=1)
     assert apart.max() < (1e-5 if name == export.WHOLE else 0.1)
     assert np.mean(apart < 1e-5) > 0.95

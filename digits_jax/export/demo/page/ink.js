@@ -206,6 +206,7 @@ const MOST = 1000; // pieces of a picture; smaller ones are left out
 const SMALL = 100; // px: up to here a picture is taken as cut out around its digits
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
+const WEAK = 0.4; // of the level of most ink: what has less is none
 const FAINT = 0.2; // of the ink's darkness: this and less is paper
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
@@ -232,9 +233,13 @@ function cut(light) {
   const right = Math.min(box.right + near, light.width);
   const bottom = Math.min(box.bottom + near, light.height);
   let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), 16 * Math.ceil(size / factor / 16)); // much the same for much the same
-  found.sort((a, b) => b.bottom - b.top - (a.bottom - a.top)).splice(MOST);
+  if (!found.length) return { found, factor: 1, corner: [0, 0] };
+  const masses = found.map(({ level, ink }) => level * total(ink));
+  const { level } = found[masses.indexOf(Math.max(...masses))];
+  found = found.filter((part) => part.level > WEAK * level);
   const high = heightOf(found);
   found = found.filter((part) => Math.max(part.bottom - part.top, part.right - part.left) > 0.3 * high);
+  found.sort((a, b) => b.bottom - b.top - (a.bottom - a.top)).splice(MOST);
   return { found, factor, corner: [left - margin, top - margin] };
 }
 
@@ -336,6 +341,8 @@ function partsOf(light, size) {
   const ink = mapped(sharp, (value, i) =>
     clip((value / Math.max(wide.values[i], LEAST_CONTRAST) - FAINT) / (1 - FAINT), 0, 1),
   );
+  const darkest = ({ left, top, right, bottom }) =>
+    cropped(wide, left, top, right, bottom).values.reduce((most, value) => Math.max(most, value), LEAST_CONTRAST);
   const found = [];
   for (const box of large(core.boxes)) {
     const [left, top] = [Math.max(box.left - reach, 0), Math.max(box.top - reach, 0)];
@@ -345,10 +352,10 @@ function partsOf(light, size) {
     const own = mapped(cropped(ink, left, top, right, bottom), (value, i) =>
       near[i] && (labels.values[i] === box.label || labels.values[i] === 0) ? value : 0,
     );
-    const edges = inked(own, 0.4);
+    const edges = inked(own, 0.5);
     if (!edges) continue;
     const part = { left: left + edges.left, top: top + edges.top, right: left + edges.right, bottom: top + edges.bottom };
-    found.push({ ...part, ink: cropped(own, edges.left, edges.top, edges.right, edges.bottom) });
+    found.push({ ...part, level: darkest(box), ink: cropped(own, edges.left, edges.top, edges.right, edges.bottom) });
   }
   return found;
 }
