@@ -207,7 +207,7 @@ const SMALL = 100; // px: up to here a picture is taken as cut out around its di
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
 const WEAK = 0.4; // of the level of most ink: what has less is none
-const FAINT = 0.2; // of the ink's darkness: this and less is paper
+const FAINT = 0.25; // of the ink's darkness: this and less is paper
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
 export function find(picture) {
