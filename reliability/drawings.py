@@ -42,7 +42,7 @@ accuracy for new writers will be a little lower.
 _PAGE = flags.DEFINE_string("page", "results/demo/export/demo", "An exported page.")
 _STROKES = flags.DEFINE_string("strokes", None, "The .npz file of strokes.")
 
-# Reads drawings as the page does, one after the other: [[{width, points}, ...], ...] -> [text, ...].
+# Reads drawings as the page does: [[{width, points}, ...], ...] -> [text, ...].
 READ = """async (drawings) => {
   const { reads } = await import("./page.js");
   const answers = [];

@@ -311,7 +311,7 @@ def test_what_cannot_be_read_is_said(page):
     busy(page)
     assert page.inner_text("#note") == "Too small to read."
     page.keyboard.press("Escape")
-    drawings.draw(page, number("18") + [np.array([[300.0, 200.0]])])  # with a dot behind
+    drawings.draw(page, [*number("18"), np.array([[300.0, 200.0]])])  # with a dot behind
     assert drawings.answer(page) == "18"
 
 

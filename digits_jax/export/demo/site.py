@@ -42,7 +42,8 @@ def write(
 ) -> None:
     """Fills `folder` with the page, its `runtime`, the ONNX file `model` and facts.json.
 
-    card: the page's words about its network; threshold: the run's. Raises UserError without onnxruntime-web.
+    card: the page's words about its network; threshold: the run's. Raises UserError without
+    onnxruntime-web.
     """
     modules = runtime(cache)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
