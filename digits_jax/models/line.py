@@ -75,8 +75,8 @@ def emitted(says: Array, places: int) -> Array:
     C], the probability that the n-th symbol of the text is c; the rest is that there is no n-th.
     """
     batch, columns, width = says.shape
-    quiet = jnp.zeros((batch, places + 1, 1), says.dtype)
-    quiet = quiet.at[:, 0].set(1)  # [i]: i symbols so far, and the column said nothing
+    # [i]: the probability of i symbols so far, and that the last column said nothing.
+    quiet = jnp.pad(jnp.ones((batch, 1, 1), says.dtype), ((0, 0), (0, places), (0, 0)))
     saying = jnp.zeros((batch, places + 1, width - 1), says.dtype)  # [i, c]: the i-th was c
     total = jnp.zeros((batch, places, width - 1), says.dtype)
     for t in range(columns):
