@@ -181,9 +181,15 @@ def read(workdir: Path) -> Fields | None:
         ) from None
 
 
+_LATER: dict[str, Fields] = {  # fields that were added, and what they were before
+    "data": {"classes": [], "sha256": "", "nondigits": 0},
+    "augment": {"blur": 0.0, "noise": 0.0},
+}
+
+
 def complete(recorded: Fields) -> Fields:
     """A recorded config with the fields that earlier ones did not have."""
-    return recorded | {"data": {"classes": [], "sha256": "", **recorded["data"]}}
+    return recorded | {part: {**fields, **recorded[part]} for part, fields in _LATER.items()}
 
 
 def flatten(config: ConfigDict | Fields, prefix: str = "") -> Fields:

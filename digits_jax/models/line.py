@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.lax import slice_in_dim
 
 from digits_jax.errors import UserError
 from digits_jax.models.layers import SLOW, MaxPool, batch_norm, conv, dense, dropout, float_dtype
@@ -58,15 +60,16 @@ class Line(nn.Module):
         x = x.reshape(batch, width, self.mix)
         if train:
             x = dropout(x, dropout_rate, self.make_rng("dropout"))
-        quiet = jnp.zeros(first + 1).at[0].set(math.log(4 * first))
-        x = dense(first + 1, name="symbols")(x) + quiet.astype(x.dtype)[None, None]
+        quiet = np.eye(1, first + 1, dtype=x.dtype) * np.asarray(math.log(4 * first), x.dtype)
+        x = dense(first + 1, name="symbols")(x) + quiet[None]
         says = jax.nn.softmax(x.astype(float_dtype()))
         places = emitted(says, len(self.heads))
         nothing = jnp.maximum(1 - places.sum(axis=2, keepdims=True), 0)
         p = jnp.concatenate([places, nothing], axis=2)
         log_p: dict[str, Array] = {}
         for i, (head, classes) in enumerate(self.heads.items()):
-            log_p[head] = jnp.log(p[:, i, :classes] + _LEAST)
+            place = slice_in_dim(p, i, i + 1, axis=1).squeeze(1)
+            log_p[head] = jnp.log(slice_in_dim(place, 0, classes, axis=1) + _LEAST)
         return log_p
 
 
@@ -75,14 +78,16 @@ def emitted(says: Array, places: int) -> Array:
     C], the probability that the n-th symbol of the text is c; the rest is that there is no n-th.
     """
     batch, columns, width = says.shape
-    # [i]: the probability of i symbols so far, and that the last column said nothing.
-    quiet = jnp.pad(jnp.ones((batch, 1, 1), says.dtype), ((0, 0), (0, places), (0, 0)))
+    quiet = jnp.eye(places + 1, 1, dtype=says.dtype)  # [i]: i symbols so far, and nothing now
+    quiet = jnp.broadcast_to(quiet, (batch, places + 1, 1))
     saying = jnp.zeros((batch, places + 1, width - 1), says.dtype)  # [i, c]: the i-th was c
     total = jnp.zeros((batch, places, width - 1), says.dtype)
     for t in range(columns):
-        nothing, symbols = says[:, t, None, :1], says[:, t, None, 1:]
+        column = slice_in_dim(says, t, t + 1, axis=1)
+        nothing = slice_in_dim(column, 0, 1, axis=2)
+        symbols = slice_in_dim(column, 1, width, axis=2)
         here = saying.sum(axis=2, keepdims=True)
-        begun = (quiet + here - saying)[:, :places] * symbols
+        begun = slice_in_dim(quiet + here - saying, 0, places, axis=1) * symbols
         total = total + begun
         quiet = (quiet + here) * nothing
         saying = saying * symbols
