@@ -18,7 +18,8 @@ MOST = 1000  # pieces of a picture; smaller ones are left out
 SMALL = 100  # px: up to here a picture is taken as cut out around its digits
 SIZE = 64  # px: about the height to which larger digits are reduced before they are cut out
 CORE = 0.45  # of the ink's darkness: this is ink, and what it touches is one piece
-FAINT = 0.2  # of the ink's darkness: this and less is paper
+FAINT = 0.25  # of the ink's darkness: this and less is paper
+WEAK = 0.4  # of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 
 class Piece(NamedTuple):
@@ -33,13 +34,16 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Connected ink: its place in px, and the ink in it, [h, w] float32 from 0 paper to 1."""
+    """Connected ink: its place in px, the ink in it, [h, w] float32 from 0 paper to 1, and how much
+    darker than paper it is where it is 1.
+    """
 
     left: int
     top: int
     right: int
     bottom: int
     ink: np.ndarray
+    level: float
 
     @property
     def height(self) -> int:
@@ -86,7 +90,11 @@ def cut(light: np.ndarray) -> tuple[list[Part], int, tuple[int, int]]:
     left, top = (max(start // factor * factor - around, 0) for start in box[:2])
     view = _reduced(light[top : box[3] + around, left : box[2] + around], factor)
     found = parts(view, 16 * math.ceil(size / factor / 16))  # much the same for much the same
-    size = _height(found) if found else 0
+    if not found:
+        return [], 1, (0, 0)
+    most = max(found, key=lambda part: part.level * part.ink.sum())
+    found = [part for part in found if part.level > WEAK * most.level]
+    size = _height(found)
     found = [part for part in found if max(part.height, part.width) > 0.3 * size]
     found = sorted(found, key=lambda part: -part.height)[:MOST]
     return found, factor, (left - margin, top - margin)
@@ -212,15 +220,16 @@ def parts(light: np.ndarray, size: float) -> list[Part]:
     ink = np.clip((sharp / level - FAINT) / (1 - FAINT), 0, 1)
     found = []
     for k, (rows, columns) in large(label):
+        full = float(level[rows, columns].max())
         top, left = max(rows.start - reach, 0), max(columns.start - reach, 0)
         place = (slice(top, rows.stop + reach), slice(left, columns.stop + reach))
         near = ndimage.maximum_filter(label[place] == k, 2 * reach + 1)
         piece = ink[place] * (near & ((label[place] == k) | (label[place] == 0)))
-        inside = [np.flatnonzero(piece.max(axis) > 0.4).tolist() for axis in (1, 0)]
+        inside = [np.flatnonzero(piece.max(axis) > 0.5).tolist() for axis in (1, 0)]
         if all(inside):
             (y, *_, bottom), (x, *_, right) = ([*where, where[-1] + 1] for where in inside)
             part = piece[y:bottom, x:right]
-            found.append(Part(left + x, top + y, left + right, top + bottom, part))
+            found.append(Part(left + x, top + y, left + right, top + bottom, part, full))
     return found
 
 
@@ -262,7 +271,7 @@ def union(found: list[Part]) -> Part:
     for part in found:
         place = ink[part.top - top : part.bottom - top, part.left - left : part.right - left]
         np.maximum(place, part.ink, out=place)
-    return Part(left, top, right, bottom, ink)
+    return Part(left, top, right, bottom, ink, max(part.level for part in found))
 
 
 def _lines(found: list[Part]) -> list[list[Part]]:
