@@ -136,6 +136,13 @@ def test_wide_pieces_are_20_px_high_and_at_most_48_wide(ratio, size):
         assert abs((inked[0] + inked[-1]) / 2 - middle) <= 1
 
 
+@pytest.mark.parametrize("height", [30, 60, 90, 130, 200, 400])
+def test_a_straight_stroke_is_no_line_however_high_it_is(height):
+    close(boxes(ink.find(photo(bar(300, 40, height, height // 8)))), [[
+        (300, 40, 300 + height // 8, 40 + height)
+    ]], within=max(4, height // 25))  # fmt: skip
+
+
 def test_two_lines_are_read_from_left_to_right_even_where_they_rise():
     first = [(60 + 110 * i, 150 - 15 * i) for i in range(5)]
     second = [(90 + 110 * i, 330 - 15 * i) for i in range(4)]

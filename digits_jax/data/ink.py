@@ -186,8 +186,11 @@ def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, fl
     dark -= middle
     noise = 1.5 * float(np.median(np.abs(dark)))
     lines, long = np.zeros_like(dark), 2 * round(size)
-    for axis in (0, 1):  # straight, nearly along this axis, longer than a digit's strokes
-        near = ndimage.maximum_filter1d(dark, 5, 1 - axis)
+    thick = 2 * round(0.08 * size) + 1
+    for axis in (0, 1):  # straight, nearly along this axis, longer and thinner than strokes
+        wide = ndimage.minimum_filter1d(dark, thick, 1 - axis, mode="nearest")
+        thin = dark - ndimage.maximum_filter1d(wide, thick, 1 - axis, mode="nearest")
+        near = ndimage.maximum_filter(thin, (5, thick + 2) if axis else (thick + 2, 5))
         runs = ndimage.minimum_filter1d(near, long, axis, mode="nearest")
         lines = np.maximum(lines, ndimage.maximum_filter1d(runs, long, axis, mode="nearest"))
     faint = dark < 1.5 * lines
