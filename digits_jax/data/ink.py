@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digits_jax.data.numbers import WIDE, WIDEST, WIDTH
+
 LEAST_CONTRAST = 0.06  # between ink and paper, of the paper's brightness
 LONGEST = 1000  # px of the largest picture that is searched
 SIZES = 10, 72  # px: heights of digits that are searched for at each scale
@@ -25,8 +27,7 @@ WEAK = 0.4  # of the darkness of most of the ink: a weaker piece is a trace of l
 class Piece(NamedTuple):
     """Connected ink of one digit, or of several that touch.
 
-    box: left, top, right, bottom in px of the picture; image: [28, 56] uint8, bright ink on
-    dark.
+    box: left, top, right, bottom in px of the picture; image: [28, 56] uint8, bright ink on dark.
     """
 
     box: tuple[int, int, int, int]
@@ -77,8 +78,8 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
 def cut(light: np.ndarray) -> tuple[list[Part], int, tuple[int, int]]:
     """The connected pieces of ink in [h, w] brightness, without specks, at most MOST.
 
-    Returns them, in px that are so many of `light` wide, and the left, top corner in px of `light`
-    that their places count from.
+    -> (parts, factor, (left, top)): a pixel of a part is a square of `factor` px of `light`, and
+    its place counts from that corner of `light`.
     """
     margin = SMALL if max(light.shape) <= SMALL else 0  # digits may fill a small picture
     light = np.pad(light, margin, constant_values=1)
@@ -89,7 +90,9 @@ def cut(light: np.ndarray) -> tuple[list[Part], int, tuple[int, int]]:
     around = factor * math.ceil(1.5 * size / factor)
     left, top = (max(start // factor * factor - around, 0) for start in box[:2])
     view = _reduced(light[top : box[3] + around, left : box[2] + around], factor)
-    found = parts(view, 16 * math.ceil(size / factor / 16))  # much the same for much the same
+    found = parts(
+        view, 16 * math.ceil(size / factor / 16)
+    )  # in steps: similar pictures are cut alike
     if not found:
         return [], 1, (0, 0)
     most = max(found, key=lambda part: part.level * part.ink.sum())
@@ -318,8 +321,9 @@ def split_pair(pieces: np.ndarray, axis: int) -> list[np.ndarray]:
 def normalised(ink: np.ndarray) -> np.ndarray:
     """[h, w] -> [28, 56] uint8, as `find` has it."""
     rows, columns = (np.ptp(np.flatnonzero(ink.sum(axis))) + 1 for axis in (1, 0))
-    size = max(rows, columns) if columns <= 1.4 * rows else max(rows, columns / 2.4)
-    return _placed(ink, size / 20, 56)
+    if columns <= WIDE * rows:
+        return _placed(ink, max(rows, columns) / 20, WIDTH)
+    return _placed(ink, max(rows / 20, columns / WIDEST), WIDTH)
 
 
 def centred(ink: np.ndarray) -> np.ndarray:
