@@ -32,7 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
-_NO_PAGE = "the page is for runs of one or two digits, and this is none"
+_NO_PAGE = "the page is for digits, one or two at once; this run reads other classes, or more"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
