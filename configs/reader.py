@@ -2,6 +2,10 @@
 
 python launch.py --config=configs/reader.py
 python launch.py --config=configs/reader.py --mode=read --data=photo.jpg
+
+The second command reads with the network that the first one trains. No run of it is in results/
+yet: without a --config, --mode=read takes the one of configs/demo.py, which reads each piece of ink
+as one digit.
 """
 
 from ml_collections import ConfigDict

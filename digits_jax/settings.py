@@ -90,6 +90,14 @@ def check(config: ConfigDict) -> None:
             f"config.distill.views={config.distill.views} needs --config.distill.teacher=DIR, "
             "a run that reads single digits"
         )
+    numbers = config.data.dataset == "number"
+    if config.data.nondigits and not numbers:
+        raise UserError("config.data.nondigits is for config.data.dataset=number")
+    if numbers and (config.data.fresh_pairs or config.distill.views):
+        raise UserError(
+            "config.data.dataset=number goes without config.data.fresh_pairs and distill.views, "
+            "which are for one digit or two"
+        )
     if config.seed + config.population.size > _SEEDS:
         raise UserError(f"config.seed must lie below 2**32, with every member's, not {config.seed}")
     if not all(isinstance(epoch, int | float) for epoch in config.optimizer.step_epochs):
@@ -181,9 +189,15 @@ def read(workdir: Path) -> Fields | None:
         ) from None
 
 
+_LATER: dict[str, Fields] = {  # fields that were added, and what they were before
+    "data": {"classes": [], "sha256": "", "nondigits": 0},
+    "augment": {"blur": 0.0, "noise": 0.0},
+}
+
+
 def complete(recorded: Fields) -> Fields:
     """A recorded config with the fields that earlier ones did not have."""
-    return recorded | {"data": {"classes": [], "sha256": "", **recorded["data"]}}
+    return recorded | {part: {**fields, **recorded[part]} for part, fields in _LATER.items()}
 
 
 def flatten(config: ConfigDict | Fields, prefix: str = "") -> Fields:

@@ -87,7 +87,7 @@ def shrink(config, cache):
     config.data.update(
         source="drawn", test_source="", cache_dir=str(cache), drawn_train=200, drawn_test=50
     )
-    config.data.update(train=96, test=40)
+    config.data.update(train=96, test=40, nondigits=min(config.data.nondigits, 20))
     config.distill.update(teacher="", views=0)
     config.batch_size, config.eval_batch_size, config.epochs = 32, 32, 2
     return config

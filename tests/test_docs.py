@@ -190,7 +190,7 @@ def place(cache, tmp_path_factory):
         Image.fromarray(image).save(folder / "letters" / letter / f"{i}.png")
     Image.fromarray(np.hstack(images[:2])).save(folder / "two.png")
     (folder / "photos").mkdir()
-    for path in ("photo.png", "photos/IMG_0042_2.jpg"):
+    for path in ("photo.png", "photo.jpg", "photos/IMG_0042_2.jpg"):
         Image.fromarray(255 - np.repeat(np.repeat(images[0], 5, axis=0), 5, axis=1)).save(
             folder / path
         )

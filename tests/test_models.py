@@ -130,6 +130,7 @@ SMALL = TOWERS | {  # every family, as small as it can be made, with all that it
         "residual": True,
     },
     "lenet5": {"batch_norm": True, "skip": True},
+    "line": {"stem": 2, "features": (3,), "mix": 4},
     "mlp": {"hidden": (8, 4)},
     "resnet": {"stem": 2, "features": (3,), "squeeze": 2},
     "vgg": {"features": (2, 3), "depths": (1, 2), "hidden": (4,)},

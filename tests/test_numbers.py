@@ -1,17 +1,26 @@
 """Numbers of touching digits, what is no digit, and the network that reads along a line."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import config_of, shrink
 
-from digits_jax.data import drawn, nondigits, numbers
+from digits_jax import settings
+from digits_jax.analysis import evaluate, more_pairs
+from digits_jax.data import drawn, ink, nondigits, numbers
 from digits_jax.data.recipes import RECIPES, class_names
 from digits_jax.errors import UserError
+from digits_jax.export import export
 from digits_jax.models.line import Line, emitted
+from digits_jax.training.predictor import Predictor
+from digits_jax.training.reader import Reader
+from digits_jax.training.train import train
 
+ROOT = Path(__file__).parent.parent
 RECIPE = RECIPES["number"]
 EMPTY = np.zeros((28, 28), np.uint8)
 
@@ -49,7 +58,7 @@ def test_rows_are_digits_with_nothing_after_them_or_one_stranger():
     rows = numbers.draw(np.random.default_rng(0), 20_000, digits=100, strange=7)
     assert rows.shape == (20_000, numbers.PLACES)
     strange = (rows[:, 0] >= 100) & (rows[:, 0] < 107)
-    assert abs(strange.mean() - numbers.STRANGER) < 0.01
+    assert abs(strange.mean() - numbers.STRANGE_SHARE) < 0.01
     assert (rows[strange, 1:] == 107).all()
     count = (rows[~strange] < 100).sum(axis=1)
     assert (np.sort(rows[~strange] == 107, axis=1) == (rows[~strange] == 107)).all()
@@ -109,4 +118,45 @@ def test_nondigits_are_placed_as_digits_are():
         assert image.max() > 200
         spans = [np.ptp(np.flatnonzero(image.max(axis) > 25)) + 1 for axis in (0, 1)]
         assert 8 <= max(spans) <= 24
+    exam = ROOT / "reliability" / "nondigits.json"
+    assert not set(nondigits.kinds()) & set(nondigits.kinds(exam))  # the exam's are not trained on
+    assert nondigits.nondigits(0, 20, exam).shape == (20, 28, 28)
     assert len(set(nondigits.kinds()) & set("BDGIOQSTZbgiloqsyz")) == 0  # these look like digits
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"data.dataset": "mnist"}, "nondigits is for"),
+        ({"data.fresh_pairs": True}, "goes without"),
+        ({"distill.teacher": "x", "distill.views": 2}, "goes without"),
+    ],
+)
+def test_fields_that_do_not_go_with_numbers(fields, said):
+    config = config_of("reader")
+    settings.check(config)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=said):
+        settings.check(config)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unpictured")
+def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, capsys):
+    config = shrink(config_of("reader"), cache)
+    config.model.update(stem=2, features=(2, 3), mix=4)
+    config.epochs = 1
+    train(config, tmp_path)
+    run = Predictor(tmp_path)
+    assert 0 <= run.threshold <= 1
+    page = np.full((100, 200), 255, np.uint8)
+    page[30:70, 40:46] = page[30:70, 120:126] = 0
+    found = Reader(run).read(ink.find(page))
+    assert len(found.digits) >= 2
+    assert set(found.text) <= set("0123456789?")
+    export.export(config, tmp_path)
+    assert "without a page to draw on" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="--mode=read"):
+        evaluate.evaluate(config, tmp_path, "photo.png", "auto")
+    with pytest.raises(UserError, match="is for pairs"):
+        more_pairs.more_pairs(config, tmp_path)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import config_of, shrink, slow_except
+from PIL import Image
 
 from digits_jax import console
 from digits_jax.analysis import evaluate, more_pairs, robustness
@@ -16,6 +18,7 @@ from digits_jax.analysis.best_test_epoch import best_test_epoch
 from digits_jax.analysis.compare import compare, compare_runs
 from digits_jax.analysis.describe import describe
 from digits_jax.analysis.explain import explain
+from digits_jax.analysis.read import read
 from digits_jax.export import export
 from digits_jax.export.demo import site
 from digits_jax.search.search import search
@@ -79,6 +82,11 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
     searched.search.space.optimizer = {"learning_rate": ("log", 1e-4, 1e-2)}
     searched.search.update(trials=2, round=2, retrain=2)
 
+    drawn_seven = tmp_path / "seven.png"
+    pixels = np.full((90, 90), 255, np.uint8)
+    pixels[20:26, 25:60] = pixels[20:70, 54:60] = 0
+    Image.fromarray(pixels).save(drawn_seven)
+
     modes = {
         "train": lambda: (train(config, tmp_path / "new[/0.1]"), train(config, workdir)),
         "eval": lambda: evaluate.evaluate(config, workdir, None, "auto"),
@@ -91,6 +99,7 @@ def test_every_modes_output(monkeypatch, encoding, config, finished, tmp_path):
         "demo": lambda: export.demo(config, workdir, 0),
         "compare": lambda: compare([config, other], tmp_path / "[bold]", "two_head"),
         "runs": lambda: compare_runs(workdir, tmp_path / "new[/0.1]"),
+        "read": lambda: read(None, None, str(drawn_seven), "auto", tmp_path / "out"),
         "search": lambda: search(searched, tmp_path / "search[/0.1]"),
     }
     import launch

@@ -938,8 +938,13 @@ def test_the_other_ink_than_it_was_told(tmp_path):
 
 
 def test_too_little_ink_for_two_digits(tmp_path):
+    line = np.zeros((90, 60), np.uint8)
+    line[30:50, 20] = 255  # a pixel wide: nowhere to cut
+    Image.fromarray(line).save(tmp_path / "line.png")
+    with pytest.raises(UserError, match=r"line\.png: found one digit where the model reads 2"):
+        pictures.read(tmp_path / "line.png", "auto", NUMBER)
     Image.fromarray(np.eye(90, 1, -30, dtype=np.uint8) * 255).save(tmp_path / "dot.png")
-    with pytest.raises(UserError, match=r"dot\.png: found one digit where the model reads 2"):
+    with pytest.raises(UserError, match=r"dot\.png: no ink found"):
         pictures.read(tmp_path / "dot.png", "auto", NUMBER)
 
 

@@ -33,6 +33,8 @@ def evaluate(
     trained = open_run(config, workdir)
     path = writable(workdir, out, "predictions.csv") / "predictions.csv"
     names, note = None, ""
+    if data and trained.recipe.digits > 2:
+        raise UserError("a run of numbers reads pictures with --mode=read")
     status("reading the images", brief=True)
     if data:
         images, truth, names, unread, notes = pictures.read(

@@ -26,7 +26,7 @@ def more_pairs(config: ConfigDict, workdir: str | Path, out: str | Path | None =
     """
     trained = open_run(config, workdir)
     data, name = trained.config.data, "test" if trained.config.report_test else "validation"
-    if trained.recipe.digits == 1:
+    if trained.recipe.digits != 2:
         raise UserError(
             f"--mode=more-pairs is for pairs of digits; {data.dataset} tests every digit once"
         )

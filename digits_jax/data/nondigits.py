@@ -1,4 +1,4 @@
-"""Images of what is no digit: letters, shapes, scribbles, and digits that are crossed out.
+"""Images of what is no digit: letters, shapes, scribbles, crossed out and overwritten digits.
 
 A network that learns them as a class of its own refuses what it doesn't know (outlier exposure,
 Hendrycks et al. 2019, arXiv:1812.04606). `nondigits.json` holds skeletons of letters and shapes
@@ -19,8 +19,13 @@ from digits_jax.data import drawn
 from digits_jax.types import Array
 
 TABLE = Path(__file__).with_name("nondigits.json")
-SHARES = {"skeleton": 0.6, "scribble": 0.2, "crossed": 0.1, "overwritten": 0.1}
-_POINTS = 12  # of a scribble
+SHARES = {  # in the order of `made`
+    "letters and shapes": 0.6,
+    "scribbles": 0.2,
+    "crossed out digits": 0.1,
+    "a digit over a turned one": 0.1,
+}
+_POINTS = 12  # of half of the scribbles; the others have half as many
 
 
 def kinds(path: Path = TABLE) -> list[str]:
@@ -71,8 +76,8 @@ def _chunk(key: Array, n: int, path: Path) -> Array:
     crossed = jax.vmap(_crossed)(
         random.split(random.fold_in(lines, 0), n), first.astype(jnp.float32)
     )
-    upside_down = jnp.rot90(second, axes=(1, 2))
-    made = (skeletons, scribbles, crossed, jnp.maximum(first, upside_down))
+    turned = jnp.rot90(second, axes=(1, 2))
+    made = (skeletons, scribbles, crossed, jnp.maximum(first, turned))
     choice = random.choice(which, len(made), (n,), p=jnp.asarray([*SHARES.values()]))
     images = jnp.stack([x.astype(jnp.uint8) for x in made])
     return images[choice, jnp.arange(n)]

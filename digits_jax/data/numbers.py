@@ -14,9 +14,10 @@ from digits_jax.types import Array
 PLACES = 4
 HEIGHT, WIDTH = 28, 56
 STRANGE, NOTHING = 10, 11  # labels: of what is no digit, and of a place without a symbol
-STRANGER = 0.15  # share of examples that are no digit
+STRANGE_SHARE = 0.15  # of the examples
 COUNTS = (0.6, 0.22, 0.12, 0.06)  # shares of 1, 2, ... digits among the others
 WIDE = 1.4  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
+WIDEST = 48  # px
 _INK = 0.15  # what counts as ink
 
 
@@ -28,7 +29,7 @@ def draw(rng: np.random.Generator, n: int, digits: int, strange: int) -> np.ndar
     """
     rows = rng.integers(digits, size=(n, PLACES), dtype=np.int32)
     if strange:
-        none = rng.random(n) < STRANGER
+        none = rng.random(n) < STRANGE_SHARE
         rows[none, 0] = rng.integers(digits, digits + strange, none.sum(), dtype=np.int32)
     count = rng.choice(PLACES, n, p=COUNTS) + 1
     if strange:
@@ -68,12 +69,12 @@ def _compose(images: Array) -> jax.Array:
     top = 2.0 * jax.random.normal(lines, (PLACES,), dtype) - high / 2
     left = _lefts(images, box, scale, top, wide, overlaps)
 
-    low, high_end = _span(top, top + high, used)
+    upper, lower = _span(top, top + high, used)
     first, last = _span(left, left + wide, used)
-    height, width = high_end - low, last - first
+    height, width = lower - upper, last - first
     hardly_wider = (height < width) & (width <= WIDE * height)
     zoom = 20 / jnp.where(hardly_wider, width, height)
-    zoom = jnp.minimum(zoom, (WIDTH - 8) / width)
+    zoom = jnp.minimum(zoom, WIDEST / width)
     shake = jax.random.uniform(place, (3,), dtype, -1, 1)
     zoom = zoom * (1 + 0.05 * shake[0])
     mass = images.sum(axis=(1, 2)) * scale**2
@@ -83,18 +84,15 @@ def _compose(images: Array) -> jax.Array:
         profile = images.sum(axis=3 - axis)
         own = profile @ index / jnp.maximum(profile.sum(axis=1), _INK)
         middle.append(jnp.where(used, mass * (start + (own - edge) * scale), 0).sum() / mass.sum())
-    y, x = (
-        (jnp.arange(size, dtype=dtype) + 0.5 - size / 2 - offset) / zoom + at
-        for size, offset, at in zip(
-            (HEIGHT, WIDTH),
-            (shake[1], 2 * shake[2]),
-            (
-                _inside(middle[0], low, high_end, HEIGHT / zoom),
-                _inside(middle[1], first, last, WIDTH / zoom),
-            ),
-            strict=True,
-        )
-    )
+
+    def pixels(size: int, middle: Array, start: Array, end: Array, shift: Array) -> Array:
+        """Where the image's rows or columns lie in the piece, whose ink is from start to end."""
+        half = 0.48 * size / zoom  # all ink stays inside
+        middle = jnp.clip(middle, end - half, start + half)
+        return (jnp.arange(size, dtype=dtype) + 0.5 - size / 2 - shift) / zoom + middle
+
+    y = pixels(HEIGHT, middle[0], upper, lower, shake[1])
+    x = pixels(WIDTH, middle[1], first, last, 2 * shake[2])
 
     def drawn(image, box, scale, top, left):
         return _sample(image, (y - top) / scale + box[0] - 0.5, (x - left) / scale + box[2] - 0.5)
@@ -102,11 +100,6 @@ def _compose(images: Array) -> jax.Array:
     each = jax.vmap(drawn)(images, box, scale, top, left) * used[:, None, None].astype(dtype)
     line = each.max(axis=0)
     return line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
-
-
-def _inside(middle: Array, low: Array, high: Array, size: Array) -> Array:
-    """`middle`, moved so that an image of `size` around it holds all from `low` to `high`."""
-    return jnp.clip(middle, high - 0.48 * size, low + 0.48 * size)
 
 
 def _span(starts: Array, ends: Array, used: Array) -> tuple[Array, Array]:

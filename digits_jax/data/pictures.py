@@ -22,7 +22,17 @@ import numpy as np
 from digits_jax.console import track
 from digits_jax.data import arrays
 from digits_jax.data.arrays import FAINT, Names
-from digits_jax.data.ink import LEAST_CONTRAST, centred, connected, find, lift, split_pair
+from digits_jax.data.ink import (
+    brightness,
+    centred,
+    cut,
+    find,
+    is_dark,
+    laid,
+    parts,
+    split_pair,
+    union,
+)
 from digits_jax.data.recipes import Recipe
 from digits_jax.errors import UserError, check_choice
 
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+LEAST_CONTRAST = 0.1  # of the full range; less is a blank picture
 INKS = ("auto", "bright", "dark")
 LABELS = ("folder", "name")
 STDIN = Path("-")
@@ -286,22 +297,26 @@ def _several(pixels: np.ndarray, ink: str, recipe: Recipe) -> int:
 def _read_picture(pixels: np.ndarray, ink: str, recipe: Recipe) -> np.ndarray:
     """[h, w, 3] uint8 -> [H, W] uint8, ink bright on dark."""
     light = _brightness(pixels)
-    paper = np.median(light)
-    dark = ink == "dark" or (ink == "auto" and light.max() - paper < paper - light.min())
     if np.ptp(light) < LEAST_CONTRAST:
         raise UserError("no ink found, the picture is blank")
-    amount = 1 - light if dark else light
-    pieces = connected(lift(amount))
+    dark = ink == "dark" or (ink == "auto" and is_dark(light))
+    picture = brightness(np.rint(255 * light), "dark" if dark else "bright")
     if light.shape == tuple(recipe.shape):
-        for kept in (amount, pieces.sum(0)):  # MNIST's own, or on another paper
+        margin = max(light.shape)
+        found = parts(np.pad(picture, margin, constant_values=1), 20)
+        whole = laid(found, tuple(side + 2 * margin for side in light.shape)).sum(0)
+        lifted = whole[margin:-margin, margin:-margin].clip(0, 1)
+        for kept in (1 - light if dark else light, lifted):  # MNIST's own, or on another paper
             pixels = np.rint(255 * kept).astype(np.uint8)
             if _composed(pixels, recipe):
                 return pixels
-    if len(pieces) == 0:
+    found, *_ = cut(picture)
+    if not found:
         raise UserError(f"no ink found on the {'bright' if dark else 'dark'} paper")
     if recipe.digits == 1:
-        drawn = [pieces.sum(0)]
+        drawn = [union(found).ink]
     else:
+        pieces = laid(found, (max(p.bottom for p in found), max(p.right for p in found)))
         drawn = split_pair(pieces, axis=1 if recipe.shape[1] > recipe.shape[0] else 0)
     if not all(digit.any() for digit in drawn):
         raise UserError(f"found one digit where the model reads {recipe.digits}")

@@ -32,7 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
-_NO_PAGE = "the page is for digits, and this run has other classes"
+_NO_PAGE = "the page is for digits, one or two at once; this run reads other classes, or more"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
@@ -97,7 +97,7 @@ def export(
     status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
-        if run.config.data.classes:
+        if run.config.data.classes or run.recipe.digits > 2:
             raise UserError(_NO_PAGE)
         line = _line(run, summary)
         site.write(folder / PAGE, folder / WHOLE, run.recipe, line, cache, run.threshold)

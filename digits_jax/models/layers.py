@@ -103,21 +103,22 @@ class Conv(nn.Conv):
 
 def conv(
     features: int,
-    size: int = 3,
+    size: int | tuple[int, int] = 3,
     *,
     padding: str = "SAME",
     bias: bool = True,
     depthwise: bool = False,
     kernel_init: nn.initializers.Initializer = HE,
 ) -> Conv:
-    """A `size` x `size` convolution, [B, H, W, C] to [B, H', W', features].
+    """A convolution, [B, H, W, C] to [B, H', W', features].
 
-    depthwise: one kernel per channel; C must equal `features`.
+    size: of the kernel, in px, or its (rows, columns); depthwise: one kernel per channel, for which
+    C must equal `features`.
     """
     check_choice("model.padding", padding, PADDINGS)
     return Conv(
         features,
-        (size, size),
+        (size, size) if isinstance(size, int) else size,
         feature_group_count=features if depthwise else 1,
         padding=padding,
         use_bias=bias,

@@ -56,7 +56,7 @@ class Line(nn.Module):
         x = x.transpose(0, 2, 1, 3).reshape(batch, 1, width, height * channels)
         x = conv(self.mix, 1, bias=False)(x)
         x = nn.relu(batch_norm(train, SLOW)(x))
-        x = nn.relu(batch_norm(train, SLOW)(nn.Conv(self.mix, (1, 5), use_bias=False)(x)))
+        x = nn.relu(batch_norm(train, SLOW)(conv(self.mix, (1, 5), bias=False)(x)))
         x = x.reshape(batch, width, self.mix)
         if train:
             x = dropout(x, dropout_rate, self.make_rng("dropout"))

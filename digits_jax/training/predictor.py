@@ -53,7 +53,8 @@ class Predictor:
             config.data.source = str(kept)
         self.recipe = recipe_of(config.data)
         self.classes = class_names(config.data)
-        self.own_classes = self.classes if config.data.classes else None  # None: digits
+        named = config.data.classes or config.data.dataset == "number"
+        self.own_classes = self.classes if named else None  # None: digits alone
         self._pipeline = batches.pipeline_of(config, self.recipe, n=1)
         self.program = population.program(config, self._pipeline)
         self._predict = jax.jit(partial(population.predict, program=self.program))
