@@ -6,34 +6,57 @@
 export const SIDE = 28; // of a digit's image, in its own pixels
 const BOX = 20; // which the ink is scaled to fit
 export const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
+const WIDTH = 56; // of a piece's image
 const WIDE = 1.4; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
+const WIDEST = 48; // px of a piece's ink
 
 export const image = (width, height, values = new Float32Array(width * height)) => ({ values, width, height });
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 
+/** As Python rounds: a half to the even neighbour. */
+export const round = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
+
 // ---- A piece as the network's image
 
 /**
- * Ink [h, w] as an image [28, columns]: {values, width, height, left, top, pixel}, bright ink on
- * dark; the last three say where the image lies on the ink, in its pixels, and how wide a pixel is.
+ * Ink [h, w] as an image [28, 56]: {values, width, height, left, top, pixel}, bright ink on dark; the
+ * last three say where the image lies on the ink, in its pixels, and how wide a pixel is.
  *
- * 20 pixels high; fitted to 20x20 where it is hardly wider than high, or where there are but 28
- * columns; never wider than the columns less 8. The centre of mass is in the middle.
+ * The ink fits 20x20 px, with its centre of mass in the middle. Where it is more than 1.4 times as
+ * wide as high, it is 20 px high instead, but at most 48 wide.
  */
-export function centred({ values, width, height }, columns = SIDE) {
-  if (!values.some((value) => value > 0)) return { ...image(columns, SIDE), left: 0, top: 0, pixel: 1 };
-  const profiles = [new Float64Array(height), new Float64Array(width)]; // of rows, of columns
-  values.forEach((value, i) => {
-    profiles[0][Math.floor(i / width)] += value;
-    profiles[1][i % width] += value;
-  });
-  const spans = profiles.map(span);
-  const [high, wide] = spans.map(([start, end]) => end - start);
-  const pixel = Math.max(wide <= WIDE * high ? Math.max(high, wide) / BOX : high / BOX, wide / (columns - 8));
-  const [top, left] = profiles.map((profile, axis) => {
+export function normalised(ink) {
+  const [[top, bottom], [left, right]] = profilesOf(ink).map(span);
+  const [high, wide] = [bottom - top, right - left];
+  const pixel = wide <= WIDE * high ? Math.max(high, wide) / BOX : Math.max(high / BOX, wide / WIDEST);
+  return placed(ink, pixel, WIDTH);
+}
+
+/** Ink [h, w] as an image [28, 28], as MNIST has it. */
+export function centred(ink) {
+  const [[top, bottom], [left, right]] = profilesOf(ink).map(span);
+  return placed(ink, Math.max(bottom - top, right - left) / BOX, SIDE);
+}
+
+/** The sums of rows and of columns. */
+function profilesOf({ values, width, height }) {
+  const [rows, columns] = [new Float64Array(height), new Float64Array(width)];
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      rows[y] += values[i];
+      columns[x] += values[i];
+    }
+  }
+  return [rows, columns];
+}
+
+/** Ink as an image [28, columns] whose pixels are `pixel` of the ink's; its centre of mass is in the middle. */
+function placed(ink, pixel, columns) {
+  const { values, width, height } = ink;
+  const [top, left] = profilesOf(ink).map((profile, axis) => {
     const half = [SIDE, columns][axis] / 2;
-    const [start, end] = spans[axis];
-    // All ink stays inside, however lopsided.
+    const [start, end] = span(profile);
+    // All ink stays inside, however far its centre of mass is from the middle.
     return clip(mean(profile), end - (half - 0.5) * pixel, start + (half + 0.5) * pixel) - (half + 0.5) * pixel;
   });
 
@@ -56,7 +79,7 @@ export function centred({ values, width, height }, columns = SIDE) {
   // Thin strokes fade when they are made small.
   const most = Math.max(...digit);
   const strong = median(digit.filter((value) => value > 0.5 * most));
-  const pixels = Float32Array.from(digit, (value) => Math.round(255 * clip(value / strong, 0, 1)) / 255);
+  const pixels = Float32Array.from(digit, (value) => round(255 * clip(value / strong, 0, 1)) / 255);
   return { ...image(columns, SIDE, pixels), left, top, pixel };
 }
 
@@ -76,7 +99,7 @@ function mean(profile) {
 }
 
 /** Of an array of numbers; 0 of none. */
-function median(values) {
+export function median(values) {
   if (!values.length) return 0;
   const some = new Float64Array(values);
   const half = some.length >> 1;
@@ -206,19 +229,20 @@ const MOST = 1000; // pieces of a picture; smaller ones are left out
 const SMALL = 100; // px: up to here a picture is taken as cut out around its digits
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
-const WEAK = 0.4; // of the level of most ink: what has less is none
 const FAINT = 0.25; // of the ink's darkness: this and less is paper
+const WEAK = 0.4; // of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
 export function find(picture) {
   const { found, factor, corner } = cut(brightness(picture));
-  const parts = joined(found).map((group) => {
-    const part = group.length > 1 ? union(group) : group[0];
-    const place = (x, y) => [clip(factor * x + corner[0], 0, picture.width), clip(factor * y + corner[1], 0, picture.height)];
-    const [[left, top], [right, bottom]] = [place(part.left, part.top), place(part.right, part.bottom)];
-    return { left, top, right, bottom, ink: part.ink, scale: factor };
-  });
-  return linesOf(parts);
+  const pieces = joined(found).map((group) => (group.length > 1 ? union(group) : group[0]));
+  return linesOf(pieces).map((line) =>
+    line.map(({ left, top, right, bottom, ink }) => {
+      const [x, end] = [left, right].map((at) => clip(factor * at + corner[0], 0, picture.width));
+      const [y, below] = [top, bottom].map((at) => clip(factor * at + corner[1], 0, picture.height));
+      return { left: x, top: y, right: end, bottom: below, ink, scale: factor };
+    }),
+  );
 }
 
 /** The connected pieces of ink, in px that are `factor` of the picture wide, from `corner` on. */
@@ -227,12 +251,13 @@ function cut(light) {
   light = padded(light, margin, 1);
   const { size, box } = search(light);
   if (!size) return { found: [], factor: 1, corner: [0, 0] };
-  const factor = Math.max(Math.round(size / SIZE), 1);
+  const factor = Math.max(round(size / SIZE), 1);
   const near = factor * Math.ceil((1.5 * size) / factor);
   const [left, top] = [box.left, box.top].map((start) => Math.max(Math.floor(start / factor) * factor - near, 0));
   const right = Math.min(box.right + near, light.width);
   const bottom = Math.min(box.bottom + near, light.height);
-  let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), 16 * Math.ceil(size / factor / 16)); // much the same for much the same
+  // In steps: similar pictures are cut alike.
+  let found = partsOf(reduced(cropped(light, left, top, right, bottom), factor), 16 * Math.ceil(size / factor / 16));
   if (!found.length) return { found, factor: 1, corner: [0, 0] };
   const masses = found.map(({ level, ink }) => level * total(ink));
   const { level } = found[masses.indexOf(Math.max(...masses))];
@@ -298,17 +323,19 @@ function search(light) {
 /** Brightness -> 0 paper to 1 black, smooth and sharp, without lines fainter than ink; and its noise. */
 function darkness(light, size) {
   const smooth = averaged(light, 2 * Math.floor(0.035 * size) + 1);
-  const paper = closed(smooth, 2 * Math.round(0.35 * size) + 3).values;
+  const paper = closed(smooth, 2 * round(0.35 * size) + 3).values;
   const part = (value, i) => 1 - value / Math.max(paper[i], 0.02);
   let dark = mapped(smooth, part);
   const middle = median(dark.values);
   dark = mapped(dark, (value) => value - middle);
   const noise = 1.5 * median(mapped(dark, Math.abs).values);
-  // Straight, nearly along an axis, longer than a digit's strokes.
-  const long = 2 * Math.round(size);
+  const [long, thick] = [2 * round(size), 2 * round(0.08 * size) + 1];
   const [down, across] = [0, 1].map((axis) => {
-    const runs = filtered(filtered(dark, 5, 1 - axis, HIGHEST), long, axis, LOWEST);
-    return filtered(runs, long, axis, HIGHEST).values;
+    // Straight, nearly along this axis, longer and thinner than strokes.
+    const wide = filtered(filtered(dark, thick, 1 - axis, LOWEST), thick, 1 - axis, HIGHEST).values;
+    const thin = mapped(dark, (value, i) => value - wide[i]);
+    const near = filtered(filtered(thin, 5, 1 - axis, HIGHEST), thick + 2, axis, HIGHEST);
+    return filtered(filtered(near, long, axis, LOWEST), long, axis, HIGHEST).values;
   });
   const faint = mapped(dark, (value, i) => value < 1.5 * Math.max(down[i], across[i], 0)).values;
   return {
@@ -323,7 +350,7 @@ function partsOf(light, size) {
   const { width, height } = light;
   const { dark, sharp, noise } = darkness(light, size);
   const least = Math.max(LEAST_CONTRAST, 5 * noise);
-  const reach = Math.max(Math.round(0.04 * size), 1);
+  const reach = Math.max(round(0.04 * size), 1);
   const large = (boxes) => boxes.filter((box) => Math.max(box.right - box.left, box.bottom - box.top) > 0.2 * size);
 
   // Each piece has its own level of ink: that of most of its darker half.

@@ -1,8 +1,8 @@
 // The page: a paper, a pen, and what the network says of it.
 
-import { SIDE, around, centred, linesOf } from "./ink.js";
+import { SIDE, centred, linesOf, normalised } from "./ink.js";
 import { openPicture } from "./photo.js";
-import { compose, get, joint, open, spell, whereItLooked } from "./reader.js";
+import { compose, get, joint, middle, open, spell, whereItLooked } from "./reader.js";
 import { bounds, cutOut, legible, paint, part, pieces } from "./strokes.js";
 import * as tallies from "./tally.js";
 
@@ -275,7 +275,7 @@ function ready(piece) {
   const known = cache.get(piece.key);
   if (known) return known;
   const part = piece.part ?? cutOut(piece.strokes);
-  const place = centred(part.ink, facts?.shape[1] ?? SIDE);
+  const place = middle(normalised(part.ink), facts?.shape[1] ?? SIDE);
   return { ...piece, part, place, image: place.values };
 }
 
@@ -314,6 +314,13 @@ export async function reads(strokes) {
   const { lines, note } = prepare(strokes);
   await readAll(lines.flat());
   return lines.length ? textOfAll(lines) : note;
+}
+
+/** What a picture (a Blob) is read as: {text, boxes}, a box of each piece. */
+export async function readsPicture(blob) {
+  const lines = (await openPicture(blob)).lines.map((line) => line.map(ready));
+  await readAll(lines.flat());
+  return { text: textOfAll(lines), boxes: lines.map((line) => line.map(({ left, top, right, bottom }) => [left, top, right, bottom])) };
 }
 
 let waiting = false;

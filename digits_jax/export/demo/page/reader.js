@@ -62,6 +62,14 @@ export function spell(heads, { classes, threshold }) {
   return { text: "?", p: refused, characters: [{ text: "?", p: refused, others: characters[0].others }] };
 }
 
+/** The middle columns of a piece's image, which a network of single digits sees. */
+export function middle({ values, width, height, left, top, pixel }, columns) {
+  const before = (width - columns) / 2;
+  const part = new Float32Array(columns * height);
+  for (let y = 0; y < height; y++) part.set(values.subarray(y * width + before, y * width + before + columns), y * columns);
+  return { values: part, width: columns, height, left: left + before * pixel, top, pixel };
+}
+
 /** Heads of two digits that are in every image as one head, of pairs. */
 export const joint = (heads) => [heads.reduce((first, second) => Array.from(first).flatMap((p) => Array.from(second, (q) => p * q)))];
 
