@@ -1,5 +1,6 @@
 """The page to draw on: what it is made of, and what it does in a real Chromium."""
 
+import base64
 import http.client
 import io
 import json
@@ -16,7 +17,7 @@ from conftest import ROOT, config_of, in_the_middle
 from PIL import Image, ImageDraw
 
 from digits_jax import models
-from digits_jax.data import dataset, drawn, own
+from digits_jax.data import dataset, drawn, ink, own, pictures
 from digits_jax.data.ink import centred
 from digits_jax.data.recipes import RECIPES
 from digits_jax.errors import UserError
@@ -24,7 +25,8 @@ from digits_jax.export import export, onnx_graph
 from digits_jax.export.demo import site
 from digits_jax.models import layers
 from digits_jax.training.predictor import Predictor
-from reliability import drawings, exports
+from digits_jax.training.reader import Reader
+from reliability import drawings, exports, photographs
 
 # ---- The folder and its server
 
@@ -502,6 +504,86 @@ def photograph(text, size=90, width=900, height=420):
     colour = np.array([1, 0.97, 0.9], np.float32)
     noise = np.random.default_rng(0).normal(0, 2, (height, width, 1)).astype(np.float32)
     return np.clip(light * colour * (1 - 0.8 * ink) + noise, 0, 255).astype(np.uint8)
+
+
+def developed(count):
+    """(name, [h, w, 3] uint8) of digits that a program draws: all kinds in turn, of all layouts."""
+    labels = np.arange(100) % 10
+    images = np.asarray(drawn.draw(jax.random.key(5), jnp.asarray(labels)))
+    kinds, layouts = list(photographs.DEVELOPMENT.items()), photographs.LAYOUTS
+    for i in range(count):
+        rng, (kind, made) = np.random.default_rng([0, i]), kinds[i % len(kinds)]
+        layout, sides = layouts[i // len(kinds) % 3], (1000, 1300) if i % 20 == 19 else (300, 600)
+        sheet = photographs.sheet(rng, images, labels, layout, 0, *sides)
+        yield f"{i}, {kind}, {layout}", made(rng, sheet)
+
+
+def png(picture):
+    """A PNG file in base 64."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", compress_level=1)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+BLOB = """async (code, type) => {
+  const bytes = Uint8Array.from(atob(code), (c) => c.charCodeAt(0));
+  return new Blob([bytes], { type });
+}"""
+
+
+@pytest.mark.slow
+def test_the_page_finds_and_reads_the_same_in_photographs(page, reader):
+    """The two finders of ink, in Python and in the browser."""
+    ours, texts, boxes = Reader(reader), [], []
+    for name, picture in developed(200):
+        found = page.evaluate(
+            f"""async (code) => {{
+              const {{ readsPicture }} = await import("./page.js");
+              return readsPicture(await ({BLOB})(code, "image/png"));
+            }}""",
+            png(picture),
+        )
+        lines = ink.find(picture)
+        expected = [[list(piece.box) for piece in line] for line in lines]
+        if found["boxes"] != expected:
+            boxes.append(f"{name}: {found['boxes']}, not {expected}")
+        if found["text"] != (text := ours.read(lines).text):
+            texts.append(f"{name}: {found['text']!r}, not {text!r}")
+    print("boxes that differ:", *boxes, "texts that differ:", *texts, sep="\n")
+    assert len(texts) <= 2
+    assert len(boxes) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["png", "jpeg", "transparent", "ink alone"])
+def test_the_page_reduces_a_large_picture_as_python_does(page, kind):
+    """At the very most the decoders of JPEG differ."""
+    height, width = 1550, 3450 if kind == "jpeg" else 2150
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    waves = [np.sin(x / (9 + k)) * np.sin(y / (15 - k)) for k in range(3)]
+    pixels = np.rint(127 + 120 * np.stack(waves, axis=2)).astype(np.uint8)
+    content = io.BytesIO()
+    if kind in ("transparent", "ink alone"):
+        share = 0.3 if kind == "transparent" else 0.9
+        alpha = np.where((x / 100) % 1 < share, 0, np.where((y / 50) % 1 < 0.5, 128, 255))
+        pixels = np.concatenate([pixels, alpha[..., None].astype(np.uint8)], axis=2)
+    Image.fromarray(pixels).save(content, "JPEG" if kind == "jpeg" else "PNG", quality=90)
+    expected = pictures.open_picture(content.getvalue())
+    width, height, found = page.evaluate(
+        f"""async ([code, type]) => {{
+          const {{ opened }} = await import("./photo.js");
+          const {{ data, width, height }} = await opened(await ({BLOB})(code, type));
+          return [width, height, [...data.filter((_, i) => (i >> 2) % 101 === 0 && i % 4 < 3)]];
+        }}""",
+        [
+            base64.b64encode(content.getvalue()).decode(),
+            f"image/{kind if kind == 'jpeg' else 'png'}",
+        ],
+    )
+    assert expected.shape == (height, width, 3)
+    apart = np.abs(np.reshape(found, (-1, 3)) - expected.reshape(-1, 3)[::101].astype(int))
+    assert apart.max() <= {"png": 0, "jpeg": 40}.get(kind, 2)
+    assert apart.mean() < {"png": 1e-9, "jpeg": 2.0}.get(kind, 0.5)
 
 
 @pytest.mark.slow

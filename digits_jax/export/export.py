@@ -32,7 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
-_NO_PAGE = "the page is for digits, one or two at once; this run reads other classes, or more"
+_NO_PAGE = "the page is for digits; this run reads other classes"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
@@ -97,7 +97,7 @@ def export(
     status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
-        if run.config.data.classes or run.recipe.digits > 2:
+        if run.config.data.classes:
             raise UserError(_NO_PAGE)
         line = _line(run, summary)
         site.write(folder / PAGE, folder / WHOLE, run.recipe, line, cache, run.threshold)
@@ -228,7 +228,9 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         page = _PAGE.format(folder=PAGE, whole=WHOLE, runtime=site.RUNTIME)
     classes = len(config.data.classes) or len(DIGITS)
     reading = f" of {classes} x left + right" if classes**2 in recipe.heads.values() else ""
-    limits = _DIGITS_ALONE
+    looks, limits = _AS_MNIST, _DIGITS_ALONE
+    if config.data.dataset == "number":
+        looks, limits, reading = _PIECES, _NUMBERS_ALONE, _UNTIL_NOTHING
     if config.data.classes:
         limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
     tested = f"`{_name(facts['test_source'])}`"
@@ -242,6 +244,7 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         source=_source(facts),
         sure=sure,
         page=page,
+        looks=looks,
         limits=limits,
         tested=f"a sixth of {tested}, held out" if facts["held_out"] else tested,
         dataset=f" of `{facts['dataset']}`" if not config.data.classes else "",
@@ -255,8 +258,7 @@ _CARD = """# {name}
 
 {table}
 
-**Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. A digit fills a box of
-20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do.
+**Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. {looks}
 **Says** {says}.
 
 **Trained on** {train:,} examples{dataset} ({source});
@@ -267,9 +269,19 @@ _CARD = """# {name}
 """
 
 
+_AS_MNIST = """A digit fills a box of
+20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do."""
+_PIECES = """One
+holds connected ink: a digit, or up to four that touch. It fits 20x20 pixels; where it is more than
+1.4 times as wide as high, it is 20 pixels high instead, but at most 48 wide. Its centre of mass is
+in the middle."""
+_UNTIL_NOTHING = """ of 0 to 9, `?` (no digit) and, of all but the first, nothing more; the text
+ends with the first head that says so"""
 _DIGITS_ALONE = """It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's
 writers were American clerks and students of the 1990s; other hands, pens and crossed sevens are
 read less well."""
+_NUMBERS_ALONE = """It knows the digits 0 to 9, and a few things that are none. MNIST's writers were
+American clerks and students of the 1990s; other hands, pens and crossed sevens are read less well."""
 _CLASSES_ALONE = """It knows these classes and nothing else, and any picture gets an answer: {}."""
 
 
