@@ -1,6 +1,8 @@
 """Numbers of touching digits, what is no digit, and the network that reads along a line."""
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from digits_jax.data import drawn, ink, nondigits, numbers
 from digits_jax.data.recipes import RECIPES, class_names
 from digits_jax.errors import UserError
 from digits_jax.export import export
+from digits_jax.export.demo import site
 from digits_jax.models.line import Line, emitted
 from digits_jax.training.predictor import Predictor
 from digits_jax.training.reader import Reader
@@ -142,7 +145,7 @@ def test_fields_that_do_not_go_with_numbers(fields, said):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unpictured")
-def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, capsys):
+def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, monkeypatch):
     config = shrink(config_of("reader"), cache)
     config.model.update(stem=2, features=(2, 3), mix=4)
     config.epochs = 1
@@ -154,8 +157,15 @@ def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path,
     found = Reader(run).read(ink.find(page))
     assert len(found.digits) >= 2
     assert set(found.text) <= set("0123456789?")
+    (cache / site.RUNTIME).mkdir(exist_ok=True)
+    (cache / site.RUNTIME / "x.mjs").write_text("module")
+    monkeypatch.setattr(site, "FILES", {"x.mjs": hashlib.sha256(b"module").hexdigest()})
     export.export(config, tmp_path)
-    assert "without a page to draw on" in " ".join(capsys.readouterr().out.split())
+    facts = json.loads((tmp_path / export.FOLDER / export.PAGE / "facts.json").read_text())
+    assert (facts["kind"], facts["threshold"]) == ("line", run.threshold)
+    card = " ".join((tmp_path / export.FOLDER / export.CARD).read_text().split())
+    assert "`first` [B, 11], `second` [B, 12]" in card
+    assert "connected ink: a digit, or up to four that touch." in card
     with pytest.raises(UserError, match="--mode=read"):
         evaluate.evaluate(config, tmp_path, "photo.png", "auto")
     with pytest.raises(UserError, match="is for pairs"):

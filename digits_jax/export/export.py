@@ -280,8 +280,9 @@ ends with the first head that says so"""
 _DIGITS_ALONE = """It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's
 writers were American clerks and students of the 1990s; other hands, pens and crossed sevens are
 read less well."""
-_NUMBERS_ALONE = """It knows the digits 0 to 9, and a few things that are none. MNIST's writers were
-American clerks and students of the 1990s; other hands, pens and crossed sevens are read less well."""
+_NUMBERS_ALONE = """It knows the digits 0 to 9, and a few things that are none: others may be read
+as digits. MNIST's writers were American clerks and students of the 1990s; other hands, pens and
+crossed sevens are read less well."""
 _CLASSES_ALONE = """It knows these classes and nothing else, and any picture gets an answer: {}."""
 
 
