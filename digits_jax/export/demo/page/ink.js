@@ -274,16 +274,18 @@ function brightness({ data, width, height }) {
   const grey = image(width, height);
   for (let i = 0; i < grey.values.length; i++) grey.values[i] = (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 765;
   const bright = !isDark(grey);
-  const of = (i, channel) => (bright ? 255 - data[4 * i + channel] : data[4 * i + channel]) / 255;
+  const levels = Float32Array.from({ length: 256 }, (_, value) => (bright ? 255 - value : value) / 255);
   const [down, across] = [height, width].map((side) => Math.floor(side / 200) + 1);
   const paper = [0, 1, 2].map((channel) => {
     const sample = [];
-    for (let y = 0; y < height; y += down) for (let x = 0; x < width; x += across) sample.push(of(y * width + x, channel));
+    for (let y = 0; y < height; y += down) for (let x = 0; x < width; x += across) sample.push(levels[data[4 * (y * width + x) + channel]]);
     return median(sample);
   });
   if (Math.max(...paper) < LEAST_CONTRAST) return image(width, height, light.values.fill(1)); // nothing can be darker
-  const most = paper.map((value) => Math.max(value, LEAST_CONTRAST));
-  for (let i = 0; i < light.values.length; i++) light.values[i] = Math.min(of(i, 0) / most[0], of(i, 1) / most[1], of(i, 2) / most[2]);
+  const [red, green, blue] = paper.map((value) => levels.map((level) => level / Math.max(value, LEAST_CONTRAST)));
+  for (let i = 0, k = 0; i < light.values.length; i++, k += 4) {
+    light.values[i] = Math.min(red[data[k]], green[data[k + 1]], blue[data[k + 2]]);
+  }
   return light;
 }
 
@@ -448,16 +450,17 @@ function reduced(light, factor) {
   if (factor === 1) return light;
   const { values, width, height } = light;
   const small = image(Math.ceil(width / factor), Math.ceil(height / factor));
-  const count = new Float32Array(small.values.length);
   for (let y = 0, i = 0; y < height; y++) {
     const row = Math.floor(y / factor) * small.width;
-    for (let x = 0; x < small.width; x++) {
-      const end = Math.min((x + 1) * factor, width);
-      count[row + x] += end - x * factor;
-      for (let u = x * factor; u < end; u++, i++) small.values[row + x] += values[i];
+    for (let x = 0, end = factor; x < width; end += factor) {
+      const last = Math.min(end, width);
+      let sum = 0;
+      for (; x < last; x++, i++) sum += values[i];
+      small.values[row + end / factor - 1] += sum;
     }
   }
-  return mapped(small, (sum, i) => sum / count[i]);
+  const inside = (place, length) => Math.min(factor, length - place * factor);
+  return mapped(small, (sum, i) => sum / inside(i % small.width, width) / inside(Math.floor(i / small.width), height));
 }
 
 const highest = (light, size) => filtered(filtered(light, size, 0, HIGHEST), size, 1, HIGHEST);
@@ -465,6 +468,14 @@ const lowest = (light, size) => filtered(filtered(light, size, 0, LOWEST), size,
 
 const HIGHEST = 1;
 const LOWEST = -1;
+
+let used = new Float32Array(0); // by each call of `filtered` anew: to ask for memory takes its time
+
+/** Two arrays of a length. */
+function room(length) {
+  if (used.length < 2 * length) used = new Float32Array(2 * length);
+  return [used.subarray(0, length), used.subarray(length, 2 * length)];
+}
 
 /**
  * The highest or lowest of `size` neighbours along an axis (0: down), in three operations for each
@@ -476,19 +487,20 @@ function filtered({ values, width, height }, size, axis, sign) {
   const before = (size >> 1) * step; // of even sizes there is one more before than after
   const block = size * step;
   const whole = block * Math.ceil((length + size) / size + 1);
-  const [line, up, down] = [0, 1, 2].map(() => new Float32Array(whole));
-  for (let k = 0; k < lines * length * step; k += length * step) {
-    line.fill(-Infinity);
-    for (let i = 0; i < length * step; i++) line[before + i] = sign * values[k + i];
-    up.set(line);
-    down.set(line);
+  const [up, down] = room(whole);
+  const [extent, last] = [length * step, block - step];
+  for (let k = 0; k < lines * extent; k += extent) {
+    up.fill(-Infinity);
+    for (let i = 0; i < extent; i++) up[before + i] = sign * values[k + i];
+    down.set(up);
     for (let start = 0; start < whole; start += block) {
       const end = start + block;
       for (let i = start + step; i < end; i++) if (up[i - step] > up[i]) up[i] = up[i - step];
       for (let i = end - step - 1; i >= start; i--) if (down[i + step] > down[i]) down[i] = down[i + step];
     }
-    for (let i = 0, last = block - step; i < length * step; i++, last++) {
-      result.values[k + i] = sign * (down[i] > up[last] ? down[i] : up[last]);
+    for (let i = 0; i < extent; i++) {
+      const [from, to] = [down[i], up[last + i]];
+      result.values[k + i] = sign * (from > to ? from : to);
     }
   }
   return result;

@@ -73,9 +73,11 @@ function show() {
   }
   if (photo) {
     context.drawImage(photo.canvas, 0, 0);
-    context.strokeStyle = style.outlineColor;
     context.lineWidth = (3 * height) / DIGIT;
-    for (const { left, top, right, bottom } of found.flat()) context.strokeRect(left, top, right - left, bottom - top);
+    for (const { left, top, right, bottom, spelled } of found.flat()) {
+      context.strokeStyle = spelled?.text === "?" ? style.getPropertyValue("--doubt") : style.outlineColor;
+      context.strokeRect(left, top, right - left, bottom - top);
+    }
   }
   context.strokeStyle = style.color;
   paint(context, strokes);

@@ -45,41 +45,49 @@ function reduced(bitmap, jpeg) {
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(round(scale * side), 1));
   const times = Math.min(Math.floor(bitmap.width / width), Math.floor(bitmap.height / height));
   const square = jpeg ? [8, 4, 2, 1].find((side) => side <= times) : 1;
-  const [columns, rows] = [cells(bitmap.width, width, square), cells(bitmap.height, height, square)];
+  const [columns, rows] = [ends(bitmap.width, width, square), ends(bitmap.height, height, square)];
 
   const some = Math.max(Math.floor(AT_ONCE / bitmap.width), 1); // rows at once
-  const context = new OffscreenCanvas(bitmap.width, some).getContext("2d", { willReadFrequently: true });
+  const how = { willReadFrequently: true, alpha: !jpeg };
+  const context = new OffscreenCanvas(bitmap.width, some).getContext("2d", how);
   context.globalCompositeOperation = "copy";
-  const sums = new Float32Array(4 * width * height);
-  const row = new Float64Array(4 * width);
-  for (let start = 0; start < bitmap.height; start += some) {
+  const means = new Float32Array(4 * width * height);
+  for (let start = 0, row = 0; start < bitmap.height; start += some) {
     const end = Math.min(start + some, bitmap.height);
     context.drawImage(bitmap, 0, -start);
     const { data } = context.getImageData(0, 0, bitmap.width, end - start);
     for (let y = start, i = 0; y < end; y++) {
-      row.fill(0);
-      for (let x = 0; x < bitmap.width; x++, i += 4) {
-        const at = 4 * columns.of[x];
-        const alpha = data[i + 3] / 255;
-        row[at] += data[i] * alpha;
-        row[at + 1] += data[i + 1] * alpha;
-        row[at + 2] += data[i + 2] * alpha;
-        row[at + 3] += data[i + 3];
+      if (y === rows[row]) row++;
+      for (let column = 0, at = 4 * width * row, x = 0; column < width; column++, at += 4) {
+        let [red, green, blue, alpha] = [0, 0, 0, 0];
+        const count = columns[column] - x;
+        for (; x < columns[column]; x++, i += 4) {
+          const part = data[i + 3] / 255;
+          red += data[i] * part;
+          green += data[i + 1] * part;
+          blue += data[i + 2] * part;
+          alpha += data[i + 3];
+        }
+        means[at] += Math.floor(red / count + 0.5);
+        means[at + 1] += Math.floor(green / count + 0.5);
+        means[at + 2] += Math.floor(blue / count + 0.5);
+        means[at + 3] += Math.floor(alpha / count + 0.5);
       }
-      const below = row.length * rows.of[y];
-      for (let k = 0; k < row.length; k++) sums[below + k] += Math.floor(row[k] / columns.count[k >> 2] + 0.5);
     }
   }
-  return { means: sums.map((sum, k) => sum / rows.count[Math.floor(k / row.length)]), width, height };
+  for (let row = 0, i = 0; row < height; row++) {
+    const count = rows[row] - (rows[row - 1] ?? 0);
+    for (const end = i + 4 * width; i < end; i++) means[i] /= count;
+  }
+  return { means, width, height };
 }
 
-/** Into which of `count` cells each of `length` pixels falls, and how many fall into each: {of, count}. */
-function cells(length, count, square) {
+/** The pixels of a side of `length` as `count` cells: where each of these ends. */
+function ends(length, count, square) {
   const cell = Math.ceil(length / square) / count;
-  const of = Uint32Array.from({ length }, (_, i) => Math.min(Math.ceil((Math.floor(i / square) + 0.5) / cell) - 1, count - 1));
-  const counts = new Uint32Array(count);
-  for (const k of of) counts[k]++;
-  return { of, count: counts };
+  return Uint32Array.from({ length: count }, (_, k) =>
+    k + 1 < count ? square * Math.floor((k + 1) * cell + 0.5) : length,
+  );
 }
 
 /** What is transparent becomes paper: most of the picture is. Where most is transparent, the rest is ink. */
