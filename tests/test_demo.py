@@ -25,7 +25,7 @@ from digits_jax.export import export, onnx_graph
 from digits_jax.export.demo import site
 from digits_jax.models import layers
 from digits_jax.training.predictor import Predictor
-from digits_jax.training.reader import Reader
+from digits_jax.training.reader import Reader, symbols
 from reliability import drawings, exports, photographs
 
 # ---- The folder and its server
@@ -552,6 +552,28 @@ def test_the_page_finds_and_reads_the_same_in_photographs(page, reader):
     print("boxes that differ:", *boxes, "texts that differ:", *texts, sep="\n")
     assert len(texts) <= 2
     assert len(boxes) <= 10
+
+
+@pytest.mark.slow
+def test_what_the_heads_say_is_spelled_as_in_python(page):
+    rng, head = np.random.default_rng(0), RECIPES["number"].heads
+    facts = site.facts("model.onnx", RECIPES["number"], "", threshold=0.2)
+    said = {name: rng.dirichlet(np.full(n, 0.05), 100) + 1e-9 for name, n in head.items()}
+    theirs = page.evaluate(
+        """async ([said, facts]) => {
+          const { spell } = await import("./reader.js");
+          const read = said.map((heads) => spell(heads, facts).characters);
+          return read.map((piece) => piece.map(({ text, p }) => [text, p]));
+        }""",
+        [[[p[i].tolist() for p in said.values()] for i in range(100)], facts],
+    )
+    classes = dict(zip(head, facts["classes"], strict=True))
+    ours = symbols({name: np.log(p) for name, p in said.items()}, 1.0, classes, 0.2)
+    texts = ["".join(text for text, _ in piece) for piece in ours]
+    assert texts == ["".join(text for text, _ in piece) for piece in theirs]
+    assert 0 < texts.count("?") < 90
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose([p for _, p in one], [p for _, p in other], atol=1e-6)
 
 
 @pytest.mark.slow
