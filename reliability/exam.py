@@ -28,7 +28,7 @@ import digits_jax
 from digits_jax import files
 from digits_jax.analysis.read import shown_of
 from digits_jax.console import console, percent, track
-from digits_jax.data import dataset, drawn, nondigits, pictures, recipes, sources
+from digits_jax.data import dataset, drawn, nondigits, numbers, pictures, recipes, sources
 from digits_jax.report import artifacts, figures
 from digits_jax.training import reader
 from digits_jax.training.predictor import Predictor
@@ -152,10 +152,7 @@ def refused(read: Callable[[np.ndarray], str], pictures: Iterator[np.ndarray]) -
 
 def of_mnist(run: Predictor, test: Digits) -> list[Row]:
     """MNIST's test images: those read right before refusing, and those refused."""
-    side = (run.recipe.shape[1] - test.images.shape[2]) // 2
-    log_p = artifacts.averaged(
-        run.predict(np.pad(test.images, ((0, 0), (0, 0), (side, side))), 100)
-    )
+    log_p = artifacts.averaged(run.predict(numbers.widened(np.asarray(test.images)), 100))
     said = (log_p, run.temperature[-1], run.classes)
     texts = ["".join(name for name, _ in each) for each in reader.symbols(*said)]
     no = [each[0][0] == reader.REFUSED for each in reader.symbols(*said, run.threshold)]

@@ -17,7 +17,7 @@ from digits_jax.training.predictor import FILE, Predictor
 MOST_PIECES = 300  # of a picture; further ones are not read
 SHIPPED = "demo"  # of the results: the reader that comes with the package
 REFUSED = "?"
-REFUSALS = 0.003  # of the single digits of validation
+REFUSALS = 0.004  # of the single digits of validation
 UNMEASURED = 0.5  # the threshold of a run without validation
 _BATCH = 16
 
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 class Reader:
     """Reads with a trained run, of numbers or of single digits.
 
-    A piece of ink of which a run of numbers is less sure than its `threshold` is read as `?`.
+    A piece of ink that is digits with a probability below a run's `threshold` is read as `?`.
     Raises UserError for a run of anything else.
     """
 
@@ -129,7 +129,7 @@ def symbols(
     """What the heads say of N pieces of ink: [(symbol, its calibrated probability), ...] for each.
 
     log_p: {head: [N, C]}; classes: {head: names}, '' where there is no further symbol. These are
-    the likeliest digits, `?` left out; a piece whose digits have together a probability p below
+    the likeliest digits, `?` left out; a piece that is digits with a probability p below
     `threshold` is [('?', 1 - p)].
     """
     read = []
@@ -141,19 +141,17 @@ def symbols(
 def _digits(
     log_p: Mapping[str, np.ndarray], temperature: float, classes: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[list[tuple[str, float]], float]]:
-    """For each piece its likeliest digits with their probabilities, and that of all together."""
-    heads = [
-        stats.tempered(log_p[head], temperature) * (np.asarray(names) != REFUSED)
-        for head, names in classes.items()
-    ]
+    """For each piece its likeliest digits with their probabilities, and that none is a `?`."""
+    heads = [stats.tempered(log_p[head], temperature) for head in classes]
     for answers in zip(*heads, strict=True):
         said, p = list[tuple[str, float]](), 1.0
         for each, names in zip(answers, classes.values(), strict=True):
-            name, sure = names[each.argmax()], float(each.max())
-            p *= sure
-            if not name:
+            strange = np.asarray(names) == REFUSED
+            best = np.where(strange, 0, each).argmax()
+            if not names[best]:
                 break
-            said.append((name, sure))
+            said.append((names[best], float(each[best])))
+            p *= 1 - float(each[strange].sum())
         yield said, p
 
 
@@ -163,7 +161,8 @@ def threshold(
     temperature: float,
     classes: Mapping[str, Sequence[str]],
 ) -> float:
-    """The probability below which a piece is refused: REFUSALS of validation's single digits are.
+    """The probability of being digits below which a piece is refused, as REFUSALS of validation's
+    single digits are.
 
     labels: {head: [N]}; log_p: {head: [N, C]}.
     """
