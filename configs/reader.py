@@ -26,6 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 64
     config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, decoupled=True)
     config.optimizer.update(schedule="one_cycle", ema=0.999)
-    config.augment.update(rotate=8.0, shear=8.0, scale=0.05)
-    config.augment.update(elastic=0.5, pen=1.5, blur=0.8, noise=0.1)
+    config.augment.update(shift_x=1.0, shift_y=1.0, rotate=8.0, shear=8.0, scale=0.1)
+    config.augment.update(elastic=0.5, pen=1.5, blur=0.6, noise=0.05)
     return config

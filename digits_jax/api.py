@@ -6,6 +6,7 @@ Nothing here changes the process, prints a banner or exits: mistakes raise `User
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import warnings
@@ -21,13 +22,13 @@ from ml_collections import ConfigDict
 
 from digits_jax import defaults, errors, files, models
 from digits_jax.core.step import apply
-from digits_jax.data import arrays, augment, batches, own
+from digits_jax.data import arrays, augment, batches, numbers, own
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
 from digits_jax.report import artifacts, stats
 from digits_jax.training import predictor
 from digits_jax.training import train as loop
-from digits_jax.training.reader import Reader, Reading, shipped
+from digits_jax.training.reader import Reader, Reading, shipped, symbols
 from digits_jax.types import Array, PyTree, Weights
 
 KEPT = "data.npz"  # in the workdir: the arrays that `train` was given
@@ -36,9 +37,11 @@ KEPT = "data.npz"  # in the workdir: the arrays that `train` was given
 class Prediction(NamedTuple):
     """What a run answers to N images; a key for each head, such as 'digit'.
 
-    labels: {head: [N]}, int32 digits or numbers, of a run on your own classes their names;
-    probabilities: {head: [N, C] float64}, of the ensemble, calibrated, in the order of
-    `TrainedRun.classes[head]`; members: {head: [P, N, C]}, of each member, calibrated, or None.
+    labels: {head: [N]}, int32 digits or numbers, of a run on your own classes their names; of a run
+    of numbers, such as the one that comes with the package, the likeliest digit for 'digit', int32,
+    and for 'number' all that stands there, `?` where that is no digit. probabilities: {head: [N, C]
+    float64}, of the ensemble, calibrated, in the order of `TrainedRun.classes[head]`; members:
+    {head: [P, N, C]}, of each member, calibrated, or None.
     """
 
     labels: dict[str, np.ndarray]
@@ -60,6 +63,7 @@ class TrainedRun:
         self.model: nn.Module = run.program.model
         self.shape: tuple[int, int] = run.recipe.shape
         self.classes = run.classes
+        self._numbers = run.config.data.dataset == "number"
         self.summary: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             if workdir:
@@ -103,14 +107,14 @@ class TrainedRun:
     def predict(self, images: Array, members: bool = False, ink: str = "auto") -> Prediction:
         """Reads digits.
 
-        images: [H, W], [N, H, W], [N, H, W, 1] or [N, H * W], of the run's `shape`: uint8, or
-        floats or bool from 0 (black) to 1 (white), which are rounded to 255 steps. ink: 'bright' on
-        dark, as MNIST's, 'dark' on bright, or 'auto', decided for all images together (by a run
-        that learned from data of your own they are taken as they are). members: also return each
-        member's probabilities. Raises UserError for images of another shape or range; warns of
-        images that don't look like MNIST's.
+        images: [H, W], [N, H, W], [N, H, W, 1] or [N, H * W], of the run's `shape`, or of a run of
+        numbers 28x28: uint8, or floats or bool from 0 (black) to 1 (white), which are rounded to
+        255 steps. ink: 'bright' on dark, as MNIST's, 'dark' on bright, or 'auto', decided for all
+        images together (by a run that learned from data of your own they are taken as they are).
+        members: also return each member's probabilities. Raises UserError for images of another
+        shape or range; warns of images that don't look like MNIST's.
         """
-        pixels = _pixels(images, self.shape)
+        pixels = self._pixels(images)
         if ink != "auto" or self.config.data.source in ("mnist", "drawn"):
             pixels, notes = arrays.as_bright(pixels, ink)
             for note in notes:
@@ -130,9 +134,25 @@ class TrainedRun:
                 for head, values in log_p.items()
             }
         labels = {head: p.argmax(-1).astype(np.int32) for head, p in averaged.items()}
-        if self._run.own_classes:
+        if self._numbers:
+            digit = averaged["digit"][:, : numbers.STRANGE].argmax(-1).astype(np.int32)
+            labels = {"digit": digit, "number": self._texts(log_p)}
+        elif self._run.own_classes:
             labels = {head: np.asarray(self.classes[head])[i] for head, i in labels.items()}
         return Prediction(labels, averaged, each)
+
+    def _pixels(self, images: Any) -> np.ndarray:
+        """[N, H, W] uint8; a run of numbers takes 28x28, too."""
+        sides, wide = np.shape(images)[-2:], {self.shape[1], math.prod(self.shape)}
+        if self._numbers and not wide & {*sides}:
+            return numbers.widened(_pixels(images, (28, 28)))
+        return _pixels(images, self.shape)
+
+    def _texts(self, log_p: dict[str, np.ndarray]) -> np.ndarray:
+        """[N]: the numbers that a run of numbers reads."""
+        run = self._run
+        said = symbols(artifacts.averaged(log_p), run.temperature[-1], run.classes, run.threshold)
+        return np.array(["".join(name for name, _ in each) for each in said])
 
     def read(self, picture: Any, ink: str = "auto") -> Reading:
         """Reads what is written in a picture: numbers of any length, in lines.
@@ -148,15 +168,24 @@ class TrainedRun:
         """How well it reads `images`: the part of a summary.json that a test split gives.
 
         images: as in `predict`, bright ink on dark; labels: [N] integers, [N, heads] where there
-        are several heads, or {head: [N]}; of a run on your own classes as `train` takes them. Keys:
+        are several heads, or {head: [N]}; of a run on your own classes as `train` takes them, of a
+        run of numbers also [N] numbers, as text where one begins with 0. Keys:
         `test` (loss, accuracy, heads), `members`, `mean`, `std`, `interval`, `hardest` and, of
         several members, `ensemble`. Raises UserError where images or labels don't fit.
         """
-        pixels, heads = _pixels(images, self.shape), self._run.recipe.heads
+        pixels, heads = self._pixels(images), self._run.recipe.heads
         if isinstance(labels, Mapping):
             for head in heads:
                 errors.check_choice("labels", head, labels)
             labels = np.stack([np.asarray(labels[head]) for head in heads], axis=-1)
+        if self._numbers and np.ndim(labels) == 1:
+            places = numbers.spelled([str(label) for label in np.asarray(labels).tolist()])
+            if len(places) != len(pixels):
+                raise UserError(
+                    f"`labels` must be {len(pixels)}, one for each image, not {len(places)}"
+                )
+            truth = dict(zip(heads, places.T, strict=True))
+            return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
         truth = arrays.check_labels(np.asarray(labels), len(pixels), heads, self._run.own_classes)
         return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
 

@@ -1,103 +1,286 @@
-"""How well digits are found and read in photographs that a program makes.
+"""How well photographs that a program makes are read.
 
 python -m reliability.exam [--split=development] [--count=200] [--seed=0] [--raw_dir=FOLDER]
-    [--kinds=clean,blur] [--pictures=FOLDER]
+    [--workdir=results/demo] [--kinds=clean,blur] [--out=FOLDER] [--pictures=FOLDER]
 
 Development photographs are of MNIST's validation digits and of the kinds in
 photographs.DEVELOPMENT. Those of the exam are of MNIST's test digits and of digits drawn by a
-program, and of all kinds: the exam is taken once. With `--pictures` they are written as PNG files,
-named after their digits, and nothing is read.
+program, in turns, and of all kinds; the exam is taken once. It also reads images of what is no
+digit, of kinds that no run trains on, and MNIST's test images as they are.
+
+With `--out` a row is kept in FOLDER/exam.jsonl as soon as it is measured, and is not measured
+again; `--report` makes FOLDER/reading.md and reading.png of these rows. With `--pictures` the
+photographs are written as PNG files, named after their digits, and nothing is read.
 """
 
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
-from PIL import Image
+from jax import random
+from PIL import Image, ImageDraw
 
 import digits_jax
-from digits_jax.console import console, percent
-from digits_jax.data import dataset, drawn, ink, recipes, sources
+from digits_jax import files
+from digits_jax.analysis.read import shown_of
+from digits_jax.console import console, percent, track
+from digits_jax.data import dataset, drawn, nondigits, numbers, pictures, recipes, sources
+from digits_jax.report import artifacts, figures
+from digits_jax.training import reader
+from digits_jax.training.predictor import Predictor
 from digits_jax.types import Digits
 from reliability import photographs
 
 SPLITS = {"development": photographs.DEVELOPMENT, "exam": photographs.KINDS}
-DRAWN_SEED = 1_000_003  # no run trains on these
+DRAWN_SEED, NONDIGITS_SEED = 1_000_003, 1_000_004  # no run trains on these
+NONDIGITS = Path(__file__).with_name("nondigits.json")
+LINES = ("scribble", "coil")  # further kinds of what is no digit
+ROWS, REPORT, FAILURES = "exam.jsonl", "reading.md", "reading.png"
+SHOWN = 20  # failures in FAILURES
+Row = dict[str, Any]
 
 _SPLIT = flags.DEFINE_enum("split", "development", list(SPLITS), "Of which digits and kinds.")
 _COUNT = flags.DEFINE_integer("count", 200, "Photographs of each kind and layout.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the photographs.")
 _RAW_DIR = flags.DEFINE_string("raw_dir", "", "MNIST's files; '' for the cache, or a download.")
+_WORKDIR = flags.DEFINE_string("workdir", "results/demo", "The run that reads.")
 _KINDS = flags.DEFINE_list("kinds", [], "Only these kinds; by default all of the split.")
+_OUT = flags.DEFINE_string("out", "", "A folder for the rows; '' prints them only.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report of the rows in --out.")
 _PICTURES = flags.DEFINE_string("pictures", "", "A folder: only write the photographs there.")
 
 
-def digits(split: str, mnist: tuple[Digits, Digits], n_drawn: int = 10_000) -> Digits:
-    """The digits of which a split's photographs are made; mnist: its training and test digits."""
+class Photo(NamedTuple):
+    """pixels: [h, w, 3] uint8; text: its digits, a line each; source: whose digits they are."""
+
+    pixels: np.ndarray
+    text: str
+    source: str
+
+
+def digits(split: str, mnist: tuple[Digits, Digits], n_drawn: int = 10_000) -> dict[str, Digits]:
+    """The digits of which a split's photographs are made, by their source.
+
+    mnist: its training and test digits.
+    """
     train, test = mnist
     if split == "exam":
-        more = drawn.digits(DRAWN_SEED, n_drawn)
-        return Digits(*map(np.concatenate, zip(test, more, strict=True)))
+        return {"mnist": test, "drawn": drawn.digits(DRAWN_SEED, n_drawn)}
     rng = recipes.generator(0, "split")  # as runs of seed 0 hold them out
     _, held_out = recipes.split_digits(rng, len(train.labels), 0.1)
-    return Digits(train.images[held_out], train.labels[held_out])
+    return {"mnist": Digits(train.images[held_out], train.labels[held_out])}
 
 
-def taken(
-    source: Digits, split: str, kind: str, layout: str, count: int, seed: int = 0
-) -> Iterator[tuple[np.ndarray, str]]:
-    """`count` photographs [h, w, 3] uint8 and their digits; each depends on the seed and its place.
-
-    A kind's photographs are the same whichever other kinds are asked for.
-    """
+def photo(
+    sources: dict[str, Digits], split: str, kind: str, layout: str, i: int, seed: int = 0
+) -> Photo:
+    """The i-th photograph, of the sources in turns; it depends on the seed and its place alone."""
     place = [list(SPLITS).index(split), list(photographs.KINDS).index(kind)]
     place.append(photographs.LAYOUTS.index(layout))
-    for i in range(count):
-        rng = np.random.default_rng([seed, *place, i])
-        yield photographs.picture(
-            rng, kind, np.asarray(source.images), np.asarray(source.labels), layout
+    source = list(sources)[i % len(sources)]
+    images, labels = map(np.asarray, sources[source])
+    rng = np.random.default_rng([seed, *place, i])
+    return Photo(*photographs.picture(rng, kind, images, labels, layout), source)
+
+
+def measured(read: Callable[[np.ndarray], str], photos: Iterator[Photo]) -> list[Row]:
+    """A row for each source: of how many photographs the text is right, and of how many it has a
+    `?`.
+
+    found: as many characters in every line as there are digits. failures: [place among the
+    photographs, what was read] of each that is misread.
+    """
+    rows = dict[str, Row]()
+    for i, (pixels, truth, source) in enumerate(photos):
+        text = read(pixels)
+        row = rows.setdefault(
+            source, dict.fromkeys(("photographs", "right", "refused", "found"), 0)
         )
+        row["photographs"] += 1
+        row["right"] += text == truth
+        row["refused"] += reader.REFUSED in text
+        row["found"] += [*map(len, text.split("\n"))] == [*map(len, truth.split("\n"))]
+        row["failures"] = row.get("failures", []) + [[i, text]] * (text != truth)
+    return [{"source": source, **row} for source, row in rows.items()]
 
 
-def measured(photos: Iterator[tuple[np.ndarray, str]], layout: str) -> dict[str, str]:
-    """How many have as many pieces as digits, or lines where they touch, and how many are read."""
-    found = total = 0
-    images, labels = [], []
-    for photo, text in photos:
-        lines, rows = ink.find(photo), text.split("\n")
-        total += 1
-        if layout == "touching":
-            found += len(lines) == len(rows)
-        elif [len(line) for line in lines] == [len(row) for row in rows]:
-            found += 1
-            for piece in (piece for line in lines for piece in line):
-                left = (piece.image.shape[1] - 28) // 2
-                images.append(piece.image[:, left : left + 28])
-            labels += [int(label) for row in rows for label in row]
-    row = {"found": percent(found / total)}
-    if images:
-        answers = digits_jax.load().predict(np.stack(images)).labels["digit"]
-        right = float(np.mean(answers == np.array(labels)))
-        row["digits read of these"] = percent(right)
-    return row
+def _scribble(rng: np.random.Generator) -> np.ndarray:
+    """[200, 200] uint8: straight lines back and forth."""
+    paper = Image.new("L", (200, 200))
+    points = rng.uniform(10, 190, (rng.integers(8, 16), 2))
+    ImageDraw.Draw(paper).line([*map(tuple, points)], fill=255, width=int(rng.integers(6, 16)))
+    return np.asarray(paper)
+
+
+def _coil(rng: np.random.Generator) -> np.ndarray:
+    """[120, 240] uint8: a row of loops."""
+    turns = np.linspace(0, 2 * np.pi * rng.integers(3, 7), 200)
+    x = 30 + 180 * turns / turns[-1] + 25 * np.cos(turns)
+    y = 60 + rng.uniform(25, 50) * np.sin(turns)
+    paper = Image.new("L", (240, 120))
+    line = [*zip(x.tolist(), y.tolist(), strict=True)]
+    ImageDraw.Draw(paper).line(line, fill=255, width=int(rng.integers(4, 10)), joint="curve")
+    return np.asarray(paper)
+
+
+def nondigit(kind: str, count: int) -> Iterator[np.ndarray]:
+    """`count` pictures [h, w] uint8 of a kind of what is no digit, dark on white paper."""
+    rng, made = np.random.default_rng(NONDIGITS_SEED), {"scribble": _scribble, "coil": _coil}
+    if kind in made:
+        images = [made[kind](rng) for _ in range(count)]
+    else:
+        label = nondigits.kinds(NONDIGITS).index(kind)
+        key = random.fold_in(random.key(NONDIGITS_SEED), label)
+        small = drawn.draw(key, np.full(count, label), path=NONDIGITS)
+        images = [
+            np.asarray(Image.fromarray(image).resize((140, 140))) for image in np.asarray(small)
+        ]
+    for image in images:
+        yield 255 - np.pad(image, 150)
+
+
+def refused(read: Callable[[np.ndarray], str], pictures: Iterator[np.ndarray]) -> list[Row]:
+    """Of how many pictures nothing but `?` is read."""
+    texts = [read(picture).replace("\n", "") for picture in pictures]
+    count = sum(bool(text) and set(text) == {reader.REFUSED} for text in texts)
+    return [{"photographs": len(texts), "refused": count}]
+
+
+def of_mnist(run: Predictor, test: Digits) -> list[Row]:
+    """MNIST's test images: those read right before refusing, and those refused."""
+    log_p = artifacts.averaged(run.predict(numbers.widened(np.asarray(test.images)), 100))
+    said = (log_p, run.temperature[-1], run.classes)
+    texts = ["".join(name for name, _ in each) for each in reader.symbols(*said)]
+    no = [each[0][0] == reader.REFUSED for each in reader.symbols(*said, run.threshold)]
+    right = int(np.sum(np.array(texts) == np.asarray(test.labels).astype(str)))
+    return [{"photographs": len(texts), "right": right, "refused": sum(no)}]
+
+
+def sentence(row: Row) -> str:
+    """A row as it is printed."""
+    name = " ".join(str(row[key]) for key in ("kind", "layout", "source") if key in row)
+    shares = [
+        f"{what} {percent(row[what] / row['photographs'])}"
+        for what in ("right", "refused", "found")
+        if what in row
+    ]
+    return f"{name}: {', '.join(shares)} of {row['photographs']:,}"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each kind and one for all, a column for each layout and source."""
+    columns = list(dict.fromkeys((row["layout"], row["source"]) for row in rows))
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    lines = [["kind", *map(", ".join, columns)], ["---", *["---:"] * len(columns)]]
+    for name, chosen in [*((kind, [kind]) for kind in kinds), ("**all**", kinds)]:
+        line = [name]
+        for column in columns:
+            cell = [r for r in rows if r["kind"] in chosen and (r["layout"], r["source"]) == column]
+            right, no, count = (
+                sum(r[k] for r in cell) for k in ("right", "refused", "photographs")
+            )
+            line.append(f"{percent(right / count)} ({percent(no / count)})" if count else "–")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+INTRO = """# Reading photographs
+
+Made by `python -m reliability.exam --split=exam` with the network of results/demo, of photographs
+that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's test digits and
+half of digits that `digits_jax.data.drawn` draws. One digit, or one to three lines of two to six
+separate or touching digits; right is a photograph whose whole text is right. In brackets: those
+with a `?` in what was read. The kinds {held_out} were in no development.
+The digits that a program draws are not all legible: people and other networks misread some, too.
+"""
+
+
+def report(
+    out: Path, rows: list[Row], reads: reader.Reader, again: Callable[[Row, int], Photo]
+) -> None:
+    """Writes REPORT and FAILURES; again: makes the i-th photograph of a row once more."""
+    photos = [row for row in rows if "found" in row]
+    strange = [row for row in rows if row["layout"] == "no digit"]
+    (mnist,) = [row for row in rows if row["layout"] == "as they are"]
+    first = [row["photographs"] for row in photos if row["kind"] == photos[0]["kind"]]
+    each = sum(first) // len(photographs.LAYOUTS)
+    intro = INTRO.format(each=each, held_out=", ".join(photographs.HELD_OUT))
+    no = [f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |" for row in strange]
+    total, count = (sum(row[key] for row in strange) for key in ("refused", "photographs"))
+    parts = [
+        intro,
+        table(photos),
+        f"## What is no digit\n\nLetters, shapes and lines of kinds that no run trains on, "
+        f"{strange[0]['photographs']} pictures of each: nothing but `?` is read.",
+        "\n".join(
+            ["| kind | `?` |", "| --- | ---: |", *no, f"| **all** | {percent(total / count)} |"]
+        ),
+        "## MNIST's test images\n\n"
+        f"{percent(mnist['right'] / mnist['photographs'])} are read right before any is refused; "
+        f"{percent(mnist['refused'] / mnist['photographs'])} are refused.",
+        f"## {SHOWN} photographs that are misread\n\n![Photographs that are misread]({FAILURES})",
+    ]
+    files.write_text(out / REPORT, "\n\n".join(part.strip() for part in parts) + "\n")
+    failed = [(row, failure) for row in photos for failure in row["failures"][:1]]
+    step = max(len(failed) / SHOWN, 1)
+    shown = []
+    for row, (place, _) in [failed[int(k * step)] for k in range(min(SHOWN, len(failed)))]:
+        made = again(row, place)
+        picture = pictures.opened(made.pixels)
+        name = f"{row['kind']}, {row['layout']}"
+        label = made.text.replace("\n", "")
+        shown.append(shown_of(name, picture, reads.picture(picture), label))
+    figures.readings(shown, out / FAILURES)
+
+
+def write(photos: Iterator[Photo], folder: Path) -> None:
+    """Photographs as PNG files, named after their digits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, each in enumerate(photos):
+        Image.fromarray(each.pixels).save(folder / f"{i}_{each.text.replace(chr(10), '-')}.png")
 
 
 def main(_: list[str]) -> None:
-    split = _SPLIT.value
-    cache = dataset.cache_dir(digits_jax.get_base("exam").data)
-    source = digits(split, sources.load(_RAW_DIR.value, cache))
+    split, seed, out = _SPLIT.value, _SEED.value, Path(_OUT.value)
+    kept = _OUT.value and (out / ROWS).exists()
+    lines = (out / ROWS).read_text(encoding="utf-8").splitlines() if kept else []
+    rows = [json.loads(line) for line in lines]
+    mnist = sources.load(_RAW_DIR.value, dataset.cache_dir(digits_jax.get_base("exam").data))
+    of = digits(split, mnist)
+    run = Predictor(_WORKDIR.value)
+    reads = reader.Reader(run)
+    if _REPORT.value:
+        again = functools.partial(photo, of, split, seed=seed)
+        report(out, rows, reads, lambda row, i: again(row["kind"], row["layout"], i))
+        return
+    done = {(row["kind"], row["layout"]) for row in rows}
+
+    def read(picture: np.ndarray) -> str:
+        return reads.picture(picture).text
+
+    def keep(kind: str, layout: str, measure: Callable[[], list[Row]]) -> None:
+        if (kind, layout) not in done:
+            found = [{"kind": kind, "layout": layout, **row} for row in measure()]
+            console.print(*map(sentence, found), sep="\n")
+            if _OUT.value:
+                files.append_rows(out / ROWS, found)
+
     for kind in _KINDS.value or SPLITS[split]:
         for layout in photographs.LAYOUTS:
-            photos = taken(source, split, kind, layout, _COUNT.value, _SEED.value)
-            if not _PICTURES.value:
-                console.print(f"{kind}, {layout}: {measured(photos, layout)}")
+            of_kind = functools.partial(photo, of, split, kind, layout, seed=seed)
+            if _PICTURES.value:
+                write(map(of_kind, range(_COUNT.value)), Path(_PICTURES.value) / kind / layout)
                 continue
-            folder = Path(_PICTURES.value) / kind / layout
-            folder.mkdir(parents=True, exist_ok=True)
-            for i, (photo, text) in enumerate(photos):
-                name = text.replace("\n", "-")
-                Image.fromarray(photo).save(folder / f"{i}_{name}.png")
+            photos = map(of_kind, track(range(_COUNT.value), f"{kind}, {layout}"))
+            keep(kind, layout, functools.partial(measured, read, photos))
+    if split == "exam" and not (_KINDS.value or _PICTURES.value):
+        for kind in (*nondigits.kinds(NONDIGITS), *LINES):
+            keep(kind, "no digit", functools.partial(refused, read, nondigit(kind, _COUNT.value)))
+        keep("MNIST's test images", "as they are", functools.partial(of_mnist, run, mnist[1]))
 
 
 if __name__ == "__main__":

@@ -213,8 +213,11 @@ def digits():
     [*((kind, "separate") for kind in photographs.KINDS), ("clean", "one"), ("clean", "touching")],
 )
 def test_photographs_depend_on_their_seed_alone(digits, kind, layout):
-    (photo, text), (other, _) = exam.taken(digits, "exam", kind, layout, 2, seed=3)
-    ((again, same),) = exam.taken(digits, "exam", kind, layout, 1, seed=3)
+    of = {"mnist": digits, "drawn": digits}
+    photo, text, source = exam.photo(of, "exam", kind, layout, 0, seed=3)
+    other, _, turn = exam.photo(of, "exam", kind, layout, 1, seed=3)
+    again, same, _ = exam.photo(of, "exam", kind, layout, 0, seed=3)
+    assert (source, turn) == ("mnist", "drawn")
     np.testing.assert_array_equal(photo, again)
     assert text == same
     assert photo.shape != other.shape or (photo != other).any()
@@ -232,10 +235,37 @@ def test_held_out_kinds_and_digits_are_in_the_exam_alone(digits):
     assert photographs.HELD_OUT.keys() < exam.SPLITS["exam"].keys()
     mnist = (type(digits)(*(part[:40] for part in digits)),) * 2
     developed = exam.digits("development", mnist)
-    assert len(developed.labels) == 4
+    assert len(developed["mnist"].labels) == 4
     both = exam.digits("exam", mnist, n_drawn=10)
-    assert len(both.labels) == 50
-    np.testing.assert_array_equal(both.images[:40], mnist[1].images)
+    assert len(both["drawn"].labels) == 10
+    np.testing.assert_array_equal(both["mnist"].images, mnist[1].images)
+
+
+def test_an_exam_counts_whole_texts():
+    photos = [
+        exam.Photo(np.zeros((1, 1, 3)), truth, source)
+        for truth, source in (("12\n34", "mnist"), ("5", "drawn"), ("67", "mnist"), ("8", "drawn"))
+    ]
+    answers = iter(("12\n34", "?", "6?", "88"))
+    mnist, made = exam.measured(lambda _: next(answers), iter(photos))
+    counts = {"photographs": 2, "right": 1, "refused": 1, "found": 2}
+    assert mnist == {"source": "mnist", **counts, "failures": [[2, "6?"]]}
+    counts = {"photographs": 2, "right": 0, "refused": 1, "found": 1}
+    assert made == {"source": "drawn", **counts, "failures": [[1, "?"], [3, "88"]]}
+    texts = iter(("?", "?\n?", "?7", ""))
+    (row,) = exam.refused(lambda _: next(texts), iter([np.zeros(1)] * 4))
+    assert row == {"photographs": 4, "refused": 2}
+
+
+@pytest.mark.parametrize("kind", ["J", "scribble", "coil"])
+def test_what_is_no_digit_is_ink_on_white_paper(kind):
+    first, second = exam.nondigit(kind, 2)
+    (again,) = exam.nondigit(kind, 1)
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any()
+    (line,) = ink.find(first)
+    assert line
+    assert first[0, 0] == 255
 
 
 def test_touching_digits_touch_and_separate_ones_do_not(digits):

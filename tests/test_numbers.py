@@ -69,20 +69,11 @@ def test_rows_are_digits_with_nothing_after_them_or_one_stranger():
         assert abs((count == n).mean() - share) < 0.015
 
 
-def test_a_digit_alone_stays_as_it_is_but_for_a_small_shift_and_scale():
+def test_a_digit_alone_stays_as_it_is():
     digits = drawn.digits(0, 20).images
     images = np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)
     composed = np.asarray(RECIPE.compose(images))
-    assert composed.shape == (20, 28, 56)
-    assert composed.dtype == np.uint8
-    np.testing.assert_array_equal(composed, RECIPE.compose(images))
-    for digit, line in zip(digits, composed, strict=True):
-        y, x = (np.mgrid[:28, :56] * line).sum((1, 2)) / line.sum()
-        assert abs(y - 13.5) < 1.7
-        assert abs(x - 27.5) < 2.7
-        rows = np.flatnonzero(line.max(1) > 60)
-        before = np.flatnonzero(digit.max(1) > 60)
-        assert abs(np.ptp(rows) - np.ptp(before)) <= 3
+    np.testing.assert_array_equal(composed, np.pad(digits, ((0, 0), (0, 0), (14, 14))))
 
 
 def test_digits_touch_in_their_order():
@@ -104,10 +95,10 @@ def test_labels_and_names():
     labels = np.asarray([[3, 1, 11, 11], [10, 11, 11, 11], [0, 0, 0, 9]])
     found = {head: np.asarray(x).tolist() for head, x in RECIPE.label(labels).items()}
     assert found == {
-        "first": [3, 10, 0], "second": [1, 11, 0], "third": [11, 11, 0], "fourth": [11, 11, 9],
+        "digit": [3, 10, 0], "second": [1, 11, 0], "third": [11, 11, 0], "fourth": [11, 11, 9],
     }  # fmt: skip
     names = class_names({"dataset": "number", "classes": ()})
-    assert names["first"] == [*"0123456789", "?"]
+    assert names["digit"] == [*"0123456789", "?"]
     assert names["second"] == [*"0123456789", "?", ""]
     assert {head: len(x) for head, x in names.items()} == RECIPE.heads
 

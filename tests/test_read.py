@@ -339,14 +339,15 @@ def test_symbols_of_heads():
         read = reader.symbols(log_p, 1.0, CLASSES, threshold)
         return [[(name, round(p, 3)) for name, p in each] for each in read]
 
-    assert said(0.0) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("?", 0.9)], [("0", 0.5)]]
-    assert said(0.5) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("?", 0.9)], [("?", 0.55)]]
+    assert said(0.0) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("0", 0.1)], [("0", 0.5)]]
+    assert said(0.5) == [[("1", 0.9)], [("0", 0.8), ("0", 0.7)], [("?", 0.9)], [("0", 0.5)]]
+    assert said(0.85)[3] == [("?", 0.2)]
 
 
 def test_the_threshold_refuses_a_share_of_single_digits_alone(monkeypatch):
     monkeypatch.setattr(reader, "REFUSALS", 0.2)
     sure = np.linspace(0.5, 0.95, 10)  # of ten single digits; then a pair, and what is no digit
-    first = np.stack([sure, 1 - sure, 0 * sure], axis=1).tolist()
+    first = np.stack([sure, 0 * sure, 1 - sure], axis=1).tolist()
     log_p = {
         "first": log_of(*first, [0.4, 0.3, 0.3], [0.2, 0.2, 0.6]),
         "second": log_of(*[[0, 0, 0, 1.0]] * 10, [0.4, 0.3, 0.2, 0.1], [0, 0, 0, 1.0]),

@@ -69,7 +69,7 @@ def read(
             told = [label or "", "" if label is None else str(int(right))] if labels else []
             rows.append([name, *_row(reading), *told])
             mistake = label is not None and not right  # these come first
-            shown.append((not mistake, len(rows), _shown(name, picture, reading, label)))
+            shown.append((not mistake, len(rows), shown_of(name, picture, reading, label)))
             shown = sorted(shown, key=lambda each: each[:2])[:_SHOWN]
     finally:  # also what was read before an interrupt
         if rows:
@@ -139,7 +139,7 @@ def _row(reading: Reading) -> list[str]:
     ]
 
 
-def _shown(
+def shown_of(
     name: str, picture: pictures.Opened, reading: Reading, label: str | None
 ) -> figures.Shown:
     """What the page needs of a picture, which is reduced."""

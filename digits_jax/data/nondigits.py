@@ -1,4 +1,4 @@
-"""Images of what is no digit: letters, shapes, scribbles, crossed out and overwritten digits.
+"""Images of what is no digit: letters, shapes, signs, scribbles and crossed out digits.
 
 A network that learns them as a class of its own refuses what it doesn't know (outlier exposure,
 Hendrycks et al. 2019, arXiv:1812.04606). `nondigits.json` holds skeletons of letters and shapes
@@ -20,12 +20,13 @@ from digits_jax.types import Array
 
 TABLE = Path(__file__).with_name("nondigits.json")
 SHARES = {  # in the order of `made`
-    "letters and shapes": 0.6,
-    "scribbles": 0.2,
+    "letters and shapes": 0.5,
+    "scribbles": 0.15,
+    "signs": 0.25,
     "crossed out digits": 0.1,
-    "a digit over a turned one": 0.1,
 }
 _POINTS = 12  # of half of the scribbles; the others have half as many
+_STROKES = 4  # of a sign, at most
 
 
 def kinds(path: Path = TABLE) -> list[str]:
@@ -33,16 +34,36 @@ def kinds(path: Path = TABLE) -> list[str]:
     return [*json.loads(path.read_text(encoding="utf-8"))["families"]]
 
 
+def _drawn(key: Array, strokes: Array) -> Array:
+    """[28, 28]: `strokes` [S, P, 2], a smooth line through each one's points."""
+    width, softness = random.split(key)
+    count, points, _ = strokes.shape
+    samples = drawn.SAMPLES // count
+    basis = jnp.asarray(drawn.curve_basis(np.zeros(points), samples), jnp.float32)
+    curve = jnp.concatenate([basis @ stroke for stroke in strokes])
+    radius = random.uniform(width, (), jnp.float32, 0.7, 2.0) * jnp.ones(len(curve))
+    soft = random.uniform(softness, (), jnp.float32, 0.4, 1.0)
+    down = np.arange(1, len(curve)) % samples != 0
+    line = drawn.ink(drawn.fit(curve, radius), radius, jnp.asarray(down), soft)
+    return drawn.centre(jnp.round(255 * line))
+
+
 def _scribble(key: Array, points: int) -> Array:
     """[28, 28]: a smooth line through random points."""
-    place, _, width, softness = random.split(key, 4)
-    steps = random.normal(place, (points, 2), jnp.float32)
-    basis = jnp.asarray(drawn.curve_basis(np.zeros(points), drawn.SAMPLES), jnp.float32)
-    radius = random.uniform(width, (), jnp.float32, 0.7, 2.0) * jnp.ones(drawn.SAMPLES)
-    soft = random.uniform(softness, (), jnp.float32, 0.4, 1.0)
-    down = jnp.ones(drawn.SAMPLES - 1, bool)
-    curve = drawn.fit(basis @ steps, radius)
-    return drawn.centre(jnp.round(255 * drawn.ink(curve, radius, down, soft)))
+    place, pen = random.split(key)
+    return _drawn(pen, random.normal(place, (1, points, 2), jnp.float32))
+
+
+def _sign(key: Array) -> Array:
+    """[28, 28]: three or four random strokes; half are straight, half begin where the last ends."""
+    ends, bend, join, count, pen = random.split(key, 5)
+    a, b, c = random.uniform(ends, (3, _STROKES, 2), jnp.float32)
+    joined = random.bernoulli(join, 0.5, (_STROKES, 1))
+    a = jnp.where(joined, jnp.roll(c, 1, axis=0), a)  # the first one's: where the fourth ends
+    bent = jnp.maximum(random.uniform(bend, (_STROKES, 1), jnp.float32, -1.5, 1.5), 0)
+    strokes = jnp.stack([a, (1 - bent) * (a + c) / 2 + bent * b, c], axis=1)
+    last = random.randint(count, (), 2, _STROKES)
+    return _drawn(pen, strokes[jnp.minimum(jnp.arange(_STROKES), last)])
 
 
 def _crossed(key: Array, digit: Array) -> Array:
@@ -67,17 +88,12 @@ def _chunk(key: Array, n: int, path: Path) -> Array:
         for k in (_POINTS // 2, _POINTS)
     )
     scribbles = jnp.where(jnp.arange(n)[:, None, None] % 2 == 0, few, many)
-    first, second = (
-        drawn.draw(
-            random.fold_in(digits, i), random.randint(random.fold_in(labels, i), (n,), 0, 10)
-        )
-        for i in (1, 2)
-    )
+    signs = jax.vmap(_sign)(random.split(random.fold_in(lines, 1), n))
+    plain = drawn.draw(digits, random.randint(random.fold_in(labels, 1), (n,), 0, 10))
     crossed = jax.vmap(_crossed)(
-        random.split(random.fold_in(lines, 0), n), first.astype(jnp.float32)
+        random.split(random.fold_in(lines, 0), n), plain.astype(jnp.float32)
     )
-    turned = jnp.rot90(second, axes=(1, 2))
-    made = (skeletons, scribbles, crossed, jnp.maximum(first, turned))
+    made = (skeletons, scribbles, signs, crossed)
     choice = random.choice(which, len(made), (n,), p=jnp.asarray([*SHARES.values()]))
     images = jnp.stack([x.astype(jnp.uint8) for x in made])
     return images[choice, jnp.arange(n)]

@@ -2,13 +2,17 @@
 
 Examples look as a photograph's pieces of ink do (`ink.find`): 20 px high; fitted to MNIST's 20x20
 px where the piece is hardly wider than high, and to 48 px where it is very wide; the centre of mass
-is in the middle of 28x56.
+is in the middle of 28x56. So a digit alone is as it is in MNIST.
 """
+
+import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from digits_jax.errors import UserError
 from digits_jax.types import Array
 
 PLACES = 4
@@ -38,11 +42,27 @@ def draw(rng: np.random.Generator, n: int, digits: int, strange: int) -> np.ndar
     return rows
 
 
+def spelled(texts: Sequence[str]) -> np.ndarray:
+    """[N, PLACES] int32: the labels of '42', or of '?', which is no digit; UserError for others."""
+    labels = np.full((len(texts), PLACES), NOTHING, np.int32)
+    for row, text in zip(labels, texts, strict=True):
+        if not re.fullmatch(rf"\?|[0-9]{{1,{PLACES}}}", text):
+            raise UserError(f"the label '{text}' is neither '?' nor one to {PLACES} digits")
+        row[: len(text)] = [STRANGE if c == "?" else int(c) for c in text]
+    return labels
+
+
+def widened(images: np.ndarray) -> np.ndarray:
+    """[N, 28, W] -> [N, 28, 56]: in the middle of empty columns."""
+    left = (WIDTH - images.shape[2]) // 2
+    return np.pad(images, ((0, 0), (0, 0), (left, WIDTH - images.shape[2] - left)))
+
+
 def compose(images: Array) -> jax.Array:
     """[B, PLACES, 28, 28] -> [B, 28, 56] of the same dtype.
 
-    Sizes, base lines and how far digits overlap are random; they follow from the pixels alone, so
-    that an example always looks the same.
+    Sizes, base lines and how far several digits overlap are random; they follow from the pixels
+    alone, so that an example always looks the same.
     """
     images = jnp.asarray(images)
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -95,11 +115,13 @@ def _compose(images: Array) -> jax.Array:
     x = pixels(WIDTH, middle[1], first, last, 2 * shake[2])
 
     def drawn(image, box, scale, top, left):
-        return _sample(image, (y - top) / scale + box[0] - 0.5, (x - left) / scale + box[2] - 0.5)
+        y_in, x_in = (y - top) / scale + box[0] - 0.5, (x - left) / scale + box[2] - 0.5
+        return _sample(image, y_in, x_in, jnp.maximum(1 / (zoom * scale), 1))
 
     each = jax.vmap(drawn)(images, box, scale, top, left) * used[:, None, None].astype(dtype)
     line = each.max(axis=0)
-    return line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
+    line = line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
+    return jnp.where(used[1:].any(), line, jnp.pad(images[0], ((0, 0), (14, 14))))
 
 
 def _span(starts: Array, ends: Array, used: Array) -> tuple[Array, Array]:
@@ -138,8 +160,13 @@ def _lefts(
     return jnp.stack(lefts)
 
 
-def _sample(image: Array, y: Array, x: Array) -> Array:
-    """[len(y), len(x)]: `image` [28, 28] at these rows and columns, bilinear; outside is 0."""
+def _sample(image: Array, y: Array, x: Array, pixel: Array | float = 1.0) -> Array:
+    """[len(y), len(x)]: `image` [28, 28] at these rows and columns, bilinear; outside is 0.
+
+    pixel: how far they lie apart, at least 1.
+    """
     index = jnp.arange(28, dtype=image.dtype)
-    rows, columns = (jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None])) for v in (y, x))
+    rows, columns = (
+        jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None]) / pixel) / pixel for v in (y, x)
+    )
     return rows.astype(image.dtype) @ image @ columns.astype(image.dtype).T

@@ -71,7 +71,7 @@ def _target_of_pair(p: Array, head: str) -> dict[str, jax.Array]:
     return {head: (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), p.shape[2] ** 2)}
 
 
-_PLACES = ("first", "second", "third", "fourth")
+_PLACES = ("digit", "second", "third", "fourth")
 
 
 @cache  # equal recipes are one object: programs that are compiled for it are found again

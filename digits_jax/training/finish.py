@@ -33,7 +33,8 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     status("evaluating the best weights")
     config, data = run.config, run.data
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
-    scores, temperatures, refusal = {}, None, 0.0
+    numbers = config.data.dataset == "number"
+    scores, temperatures, refusal = {}, None, reader.UNMEASURED if numbers else 0.0
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
             outputs = run.evaluate_best(split, answers=name == "validation")
@@ -43,7 +44,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
                 shared = split.of(folds) if config.data.folds else split
                 labels, log_p = dataset.labels(shared, data.recipe), _joined(outputs)
                 temperatures = artifacts.fit_temperatures(labels, log_p)
-                if config.data.dataset == "number":
+                if numbers:
                     averaged = artifacts.averaged(log_p)
                     refusal = reader.threshold(labels, averaged, temperatures[-1], data.classes)
     tested: tuple[Any, ...] = ()

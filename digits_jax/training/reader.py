@@ -17,7 +17,8 @@ from digits_jax.training.predictor import FILE, Predictor
 MOST_PIECES = 300  # of a picture; further ones are not read
 SHIPPED = "demo"  # of the results: the reader that comes with the package
 REFUSED = "?"
-REFUSALS = 0.003  # of the single digits of validation
+REFUSALS = 0.004  # of the single digits of validation
+UNMEASURED = 0.5  # the threshold of a run without validation
 _BATCH = 16
 
 
@@ -52,8 +53,8 @@ class Reading(NamedTuple):
 class Reader:
     """Reads with a trained run, of numbers or of single digits.
 
-    A piece of ink that a run of numbers takes for no digit, or of which it is less sure than its
-    `threshold`, is read as `?`. Raises UserError for a run of anything else.
+    A piece of ink that is digits with a probability below a run's `threshold` is read as `?`.
+    Raises UserError for a run of anything else.
     """
 
     def __init__(self, predictor: Predictor):
@@ -127,31 +128,30 @@ def symbols(
 ) -> list[list[tuple[str, float]]]:
     """What the heads say of N pieces of ink: [(symbol, its calibrated probability), ...] for each.
 
-    log_p: {head: [N, C]}; classes: {head: names}, '' where there is no further symbol. A piece is
-    [('?', 1 - p)] where the text has a `?`, or where its probability p is below `threshold`.
+    log_p: {head: [N, C]}; classes: {head: names}, '' where there is no further symbol. These are
+    the likeliest digits, `?` left out; a piece that is digits with a probability p below
+    `threshold` is [('?', 1 - p)].
     """
     read = []
-    for said, p in _said(log_p, temperature, classes):
-        strange = any(name == REFUSED for name, _ in said)
-        if strange or p < threshold:
-            said = [(REFUSED, p if strange else 1 - p)]
-        read.append(said)
+    for said, p in _digits(log_p, temperature, classes):
+        read.append([(REFUSED, 1 - p)] if p < threshold else said)
     return read
 
 
-def _said(
+def _digits(
     log_p: Mapping[str, np.ndarray], temperature: float, classes: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[list[tuple[str, float]], float]]:
-    """For each piece its symbols with their probabilities, and the probability of the text."""
+    """For each piece its likeliest digits with their probabilities, and that none is a `?`."""
     heads = [stats.tempered(log_p[head], temperature) for head in classes]
     for answers in zip(*heads, strict=True):
         said, p = list[tuple[str, float]](), 1.0
         for each, names in zip(answers, classes.values(), strict=True):
-            name, sure = names[each.argmax()], float(each.max())
-            p *= sure
-            if not name:
+            strange = np.asarray(names) == REFUSED
+            best = np.where(strange, 0, each).argmax()
+            if not names[best]:
                 break
-            said.append((name, sure))
+            said.append((names[best], float(each[best])))
+            p *= 1 - float(each[strange].sum())
         yield said, p
 
 
@@ -161,17 +161,17 @@ def threshold(
     temperature: float,
     classes: Mapping[str, Sequence[str]],
 ) -> float:
-    """The probability below which a piece is refused: REFUSALS of the single digits of validation
-    are, with those that the network itself takes for no digit.
+    """The probability of being digits below which a piece is refused, as REFUSALS of validation's
+    single digits are.
 
     labels: {head: [N]}; log_p: {head: [N, C]}.
     """
     truth = {head: np.asarray(names)[labels[head]] for head, names in classes.items()}
     first, second, *_ = truth.values()
     single = np.flatnonzero((first != REFUSED) & (second == ""))
-    read = _said({h: x[single] for h, x in log_p.items()}, temperature, classes)
-    sure = np.sort([0.0 if said[:1] and said[0][0] == REFUSED else p for said, p in read])
-    return float(sure[int(REFUSALS * len(sure))]) if len(sure) else 0.0
+    read = _digits({h: x[single] for h, x in log_p.items()}, temperature, classes)
+    sure = np.sort([p for _, p in read])
+    return float(sure[int(REFUSALS * len(sure))]) if len(sure) else UNMEASURED
 
 
 def _middle(image: np.ndarray, width: int) -> np.ndarray:
