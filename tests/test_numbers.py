@@ -155,7 +155,7 @@ def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path,
     facts = json.loads((tmp_path / export.FOLDER / export.PAGE / "facts.json").read_text())
     assert (facts["kind"], facts["threshold"]) == ("line", run.threshold)
     card = " ".join((tmp_path / export.FOLDER / export.CARD).read_text().split())
-    assert "`first` [B, 11], `second` [B, 12]" in card
+    assert "`digit` [B, 11], `second` [B, 12]" in card
     assert "connected ink: a digit, or up to four that touch." in card
     with pytest.raises(UserError, match="--mode=read"):
         evaluate.evaluate(config, tmp_path, "photo.png", "auto")

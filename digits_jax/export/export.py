@@ -230,7 +230,8 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     reading = f" of {classes} x left + right" if classes**2 in recipe.heads.values() else ""
     looks, limits = _AS_MNIST, _DIGITS_ALONE
     if config.data.dataset == "number":
-        looks, limits, reading = _PIECES, _NUMBERS_ALONE, _UNTIL_NOTHING
+        looks, limits = _PIECES, _NUMBERS_ALONE
+        reading = _UNTIL_NOTHING.format(run.threshold)
     if config.data.classes:
         limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
     tested = f"`{_name(facts['test_source'])}`"
@@ -276,7 +277,8 @@ holds connected ink: a digit, or up to four that touch. It fits 20x20 pixels; wh
 1.4 times as wide as high, it is 20 pixels high instead, but at most 48 wide. Its centre of mass is
 in the middle."""
 _UNTIL_NOTHING = """ of 0 to 9, `?` (no digit) and, of all but the first, nothing more; the text
-ends with the first head that says so"""
+is the likeliest of these, `?` left out, up to the first nothing. It is `?` where the probability
+that there is no `?` is below {:.3f}"""
 _DIGITS_ALONE = """It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's
 writers were American clerks and students of the 1990s; other hands, pens and crossed sevens are
 read less well."""

@@ -63,9 +63,9 @@ def facts(model: str, recipe: Recipe, card: str, threshold: float = 0.0) -> dict
     """What the page reads about its network, from facts.json.
 
     kind: what an image holds: "digit", "pair", or "line", several digits that touch; classes: names
-    of each head's, of a pair those of both digits together; threshold: a piece of ink that is read
-    with less probability is no digit. Of pairs, axis: 0 where the digits are side by side, 1 where
-    one is above the other; offset: pixels from one to the next.
+    of each head's, of a pair those of both digits together; threshold: what is digits with less
+    probability is `?`. Of pairs, axis: 0 where the digits are side by side, 1 where one is above
+    the other; offset: pixels from one to the next.
     """
     height, width = recipe.shape
     kind = {1: "digit", 2: "pair"}.get(recipe.digits, "line")

@@ -408,7 +408,7 @@ function doubts(all) {
   ].filter(Boolean).join(" ");
 }
 
-const nameOf = ({ text }) => text || "nothing";
+const nameOf = ({ text }) => (text === "?" ? "no digit" : text || "nothing");
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 
 function answerWith(lines) {

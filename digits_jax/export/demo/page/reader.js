@@ -44,22 +44,23 @@ export async function open(facts, progress) {
 
 /**
  * What the heads say of one image: {text, p, characters}; a character is {text, p, others}, and
- * others are all answers in its place, [{text, p}, ...], the best first. The text is `?` where no digit
- * is seen, or where its probability is below the threshold; p is then that of no digit.
+ * others are all answers in its place, [{text, p}, ...], the best first. The text is the likeliest
+ * digits, with the probability p. It is `?` where the probability that all are digits is below the
+ * threshold; p is then that of no digit.
  */
 export function spell(heads, { classes, threshold }) {
   const characters = [];
-  let p = 1;
+  let [p, known] = [1, 1];
   for (const [i, probabilities] of heads.entries()) {
     const others = Array.from(probabilities, (p, k) => ({ text: classes[i][k], p })).sort((a, b) => b.p - a.p);
-    p *= others[0].p;
-    if (others[0].text === "") break; // nothing more
-    characters.push({ ...others[0], others });
+    const best = others.find(({ text }) => text !== "?");
+    p *= best.p;
+    if (best.text === "") break; // nothing more
+    known *= 1 - (others.find(({ text }) => text === "?")?.p ?? 0);
+    characters.push({ ...best, others });
   }
-  const strange = characters.some(({ text }) => text === "?");
-  if (!strange && p >= threshold) return { text: characters.map(({ text }) => text).join(""), p, characters };
-  const refused = strange ? p : 1 - p;
-  return { text: "?", p: refused, characters: [{ text: "?", p: refused, others: characters[0].others }] };
+  if (known >= threshold) return { text: characters.map(({ text }) => text).join(""), p, characters };
+  return { text: "?", p: 1 - known, characters: [{ text: "?", p: 1 - known, others: characters[0].others }] };
 }
 
 /** The middle columns of a piece's image, which a network of single digits sees. */
