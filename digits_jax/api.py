@@ -96,11 +96,14 @@ class TrainedRun:
     def apply(self, variables: Mapping[str, PyTree], images: Array) -> Mapping[str, Array]:
         """Logits {head: [N, C]} of one member: a pure function, to be differentiated or vmapped.
 
-        images: [N, H, W] uint8, or floats in [0, 1]; they are normalised as in training.
+        images: [N, H, W] uint8, or floats in [0, 1], of a run of numbers also 28x28; they are
+        normalised as in training.
         """
         images = jnp.asarray(images)
         if jnp.issubdtype(images.dtype, jnp.integer):
             images = batches.to_float(images)
+        if self._numbers:
+            images = numbers.widened(images)
         weights = Weights(variables["params"], variables.get("batch_stats", {}))
         return apply(self.model, weights, batches.normalize(images, self._run.normalizer))[0]
 
@@ -145,7 +148,7 @@ class TrainedRun:
         """[N, H, W] uint8; a run of numbers takes 28x28, too."""
         sides, wide = np.shape(images)[-2:], {self.shape[1], math.prod(self.shape)}
         if self._numbers and not wide & {*sides}:
-            return numbers.widened(_pixels(images, (28, 28)))
+            return np.asarray(numbers.widened(_pixels(images, (28, 28))))
         return _pixels(images, self.shape)
 
     def _texts(self, log_p: dict[str, np.ndarray]) -> np.ndarray:

@@ -152,7 +152,8 @@ def refused(read: Callable[[np.ndarray], str], pictures: Iterator[np.ndarray]) -
 
 def of_mnist(run: Predictor, test: Digits) -> list[Row]:
     """MNIST's test images: those read right before refusing, and those refused."""
-    log_p = artifacts.averaged(run.predict(numbers.widened(np.asarray(test.images)), 100))
+    images = np.asarray(numbers.widened(np.asarray(test.images)))
+    log_p = artifacts.averaged(run.predict(images, 100))
     said = (log_p, run.temperature[-1], run.classes)
     texts = ["".join(name for name, _ in each) for each in reader.symbols(*said)]
     no = [each[0][0] == reader.REFUSED for each in reader.symbols(*said, run.threshold)]

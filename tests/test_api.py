@@ -31,6 +31,11 @@ def demo_run():
     return digits_jax.load()
 
 
+def wide(digits):
+    """As the reader that ships sees them: in the middle of twice as many columns."""
+    return np.pad(digits.images, ((0, 0), (0, 0), (14, 14)))
+
+
 def test_public_names_are_what_they_were_after_every_submodule_was_imported():
     for module in pkgutil.walk_packages(digits_jax.__path__, "digits_jax."):
         if module.name != "digits_jax.__main__":
@@ -81,7 +86,7 @@ def test_it_reads_digits_in_every_form_of_array(demo_run, digits):
 def test_probabilities_are_the_calibrated_ones(demo_run, digits):
     """Of one member: softmax(log p / T), by hand."""
     run = Predictor(ROOT / "results" / "demo")
-    log_p, temperature = run.predict(digits.images)["digit"][0], run.temperature[-1]
+    log_p, temperature = run.predict(wide(digits))["digit"][0], run.temperature[-1]
     assert temperature != 1
     powers = np.exp(np.float64(log_p)) ** (1 / temperature)
     found = demo_run.predict(digits.images, members=True)
@@ -114,21 +119,48 @@ def test_images_that_make_no_sense(demo_run, images, message):
 
 def test_evaluate_counts(demo_run, digits):
     found = demo_run.evaluate(digits.images, digits.labels)
-    right = demo_run.predict(digits.images).labels["digit"] == digits.labels
-    assert found["test"]["accuracy"] == pytest.approx(right.mean())
-    assert demo_run.evaluate(digits.images, {"digit": digits.labels}) == found
+    best = demo_run.predict(digits.images).probabilities["digit"].argmax(axis=1)
+    heads = found["test"]["heads"]
+    assert heads["digit"] == pytest.approx((best == digits.labels).mean())
+    assert heads["fourth"] == 1
+    assert demo_run.evaluate(wide(digits), [str(label) for label in digits.labels]) == found
+    for labels, said in (([4], "must be 40"), (["1a"] * 40, "'1a' is neither")):
+        with pytest.raises(UserError, match=said):
+            demo_run.evaluate(digits.images, labels)
+
+
+def test_evaluate_counts_single_digits(digits):
+    run = digits_jax.load(ROOT / "results" / "mnist-mlp10")
+    found = run.evaluate(digits.images, digits.labels)
+    right = run.predict(digits.images, members=True).members["digit"].argmax(-1) == digits.labels
+    np.testing.assert_allclose([m["test"] for m in found["members"]], right.mean(axis=1))
+    assert run.evaluate(digits.images, {"digit": digits.labels}) == found
     with pytest.raises(UserError, match="0 to 9"):
-        demo_run.evaluate(digits.images, digits.labels.astype(int) + 1)
+        run.evaluate(digits.images, digits.labels.astype(int) + 1)
+
+
+def test_the_reader_that_ships_answers_numbers(demo_run, digits):
+    both = np.concatenate([digits.images[:-1], digits.images[1:]], axis=2)  # apart, not touching
+    found = demo_run.predict(np.concatenate([wide(digits)[:-1], both]))
+    assert found.labels["number"].shape == (2 * len(both),)
+    single = found.labels["number"][: len(both)]
+    same = [digit == str(label) for digit, label in zip(single, digits.labels, strict=False)]
+    assert np.mean(same) > 0.8
+    refused = single == "?"
+    np.testing.assert_array_equal(
+        single[~refused].astype(int), found.labels["digit"][: len(both)][~refused]
+    )
 
 
 def test_the_network_is_plain_flax(demo_run, digits):
+    images = wide(digits)
     logits = jax.vmap(demo_run.apply, (0, None))(demo_run.variables, digits.images)["digit"]
-    log_p = Predictor(ROOT / "results" / "demo").predict(digits.images)["digit"]
+    log_p = Predictor(ROOT / "results" / "demo").predict(images)["digit"]
     np.testing.assert_allclose(jax.nn.log_softmax(logits), log_p, atol=1e-5)
     one = demo_run.member(0)
     assert jax.tree.structure(one["params"]) == jax.tree.structure(demo_run.params)
     np.testing.assert_allclose(
-        demo_run.model.apply(one, digits.images / 255)["digit"], logits[0], atol=1e-5
+        demo_run.model.apply(one, images / 255)["digit"], logits[0], atol=1e-5
     )  # this run normalises by 1/255 alone
     slope = jax.grad(lambda x: demo_run.apply(one, x)["digit"].sum())(digits.images / 255)
     assert slope.shape == digits.images.shape
@@ -142,7 +174,7 @@ def test_a_folder_a_bare_file_and_what_is_neither(tmp_path, demo_run, digits):
     loaded = digits_jax.load(folder)
     assert loaded.summary["model"]["name"] == loaded.config.model.name
     assert (loaded.workdir, demo_run.workdir, demo_run.summary) == (folder, None, {})
-    assert "demo, 1 members, 28x28, digit: 10 classes" in repr(loaded)
+    assert "demo, 1 members, 28x56, digit: 11 classes, second: 12 classes" in repr(loaded)
     with pytest.raises(UserError, match="holds no run"):
         digits_jax.load(tmp_path)
     (tmp_path / "model.npz").write_bytes(b"PK no archive")

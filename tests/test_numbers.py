@@ -127,7 +127,7 @@ def test_nondigits_are_placed_as_digits_are():
     ],
 )
 def test_fields_that_do_not_go_with_numbers(fields, said):
-    config = config_of("reader")
+    config = config_of("demo")
     settings.check(config)
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=said):
@@ -137,7 +137,7 @@ def test_fields_that_do_not_go_with_numbers(fields, said):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unpictured")
 def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, monkeypatch):
-    config = shrink(config_of("reader"), cache)
+    config = shrink(config_of("demo"), cache)
     config.model.update(stem=2, features=(2, 3), mix=4)
     config.epochs = 1
     train(config, tmp_path)

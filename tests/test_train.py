@@ -60,7 +60,7 @@ def small(cache, **fields):
 RUN = (
     *FAMILIES,
     *("mnist", "mnist100:numpy", "lenet5:numpy", "records", "records:stacked", "records:p690"),
-    "reader",
+    "demo",
 )
 
 

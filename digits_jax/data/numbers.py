@@ -18,8 +18,8 @@ from digits_jax.types import Array
 PLACES = 4
 HEIGHT, WIDTH = 28, 56
 STRANGE, NOTHING = 10, 11  # labels: of what is no digit, and of a place without a symbol
-STRANGE_SHARE = 0.15  # of the examples
-COUNTS = (0.6, 0.22, 0.12, 0.06)  # shares of 1, 2, ... digits among the others
+STRANGE_SHARE = 0.2  # of the examples
+COUNTS = (0.6, 0.24, 0.11, 0.05)  # shares of 1, 2, ... digits among the others
 WIDE = 1.4  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
 WIDEST = 48  # px
 _INK = 0.15  # what counts as ink
@@ -52,10 +52,11 @@ def spelled(texts: Sequence[str]) -> np.ndarray:
     return labels
 
 
-def widened(images: np.ndarray) -> np.ndarray:
-    """[N, 28, W] -> [N, 28, 56]: in the middle of empty columns."""
+def widened(images: Array) -> Array:
+    """[N, 28, 28] -> [N, 28, 56]: in the middle of empty columns; wide ones as they are."""
     left = (WIDTH - images.shape[2]) // 2
-    return np.pad(images, ((0, 0), (0, 0), (left, WIDTH - images.shape[2] - left)))
+    pad = jnp.pad if isinstance(images, jax.Array) else np.pad
+    return pad(images, ((0, 0), (0, 0), (left, left)))
 
 
 def compose(images: Array) -> jax.Array:

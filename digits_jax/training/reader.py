@@ -147,7 +147,7 @@ def _digits(
         said, p = list[tuple[str, float]](), 1.0
         for each, names in zip(answers, classes.values(), strict=True):
             strange = np.asarray(names) == REFUSED
-            best = np.where(strange, 0, each).argmax()
+            best = int(np.where(strange, 0, each).argmax())
             if not names[best]:
                 break
             said.append((names[best], float(each[best])))
