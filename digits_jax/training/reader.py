@@ -63,7 +63,7 @@ class Reader:
         if recipe.digits != 1 and config.data.dataset != "number":
             raise UserError(
                 f"a run of {config.name} reads {recipe.digits} digits at once, so it can't read "
-                "numbers of any length; take a run of single digits, or of --config=reader"
+                "numbers of any length; take a run of single digits, or of --config=demo"
             )
         self._predictor = predictor
         self.characters = tuple(next(iter(predictor.classes.values())))
