@@ -66,7 +66,8 @@ class Reader:
                 "numbers of any length; take a run of single digits, or of --config=demo"
             )
         self._predictor = predictor
-        self.characters = tuple(next(iter(predictor.classes.values())))
+        names = next(iter(predictor.classes.values()))
+        self.characters = tuple(name for name in names if name != REFUSED)
 
     def read(self, lines: Sequence[Sequence[Piece]]) -> Reading:
         """What `ink.find` found."""
