@@ -191,12 +191,12 @@ def table(rows: list[Row]) -> str:
 
 INTRO = """# Reading photographs
 
-Made by `python -m reliability.exam --split=exam` with the network of results/demo, of photographs
-that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's test digits and
-half of digits that `digits_jax.data.drawn` draws. One digit, or one to three lines of two to six
-separate or touching digits; right is a photograph whose whole text is right. In brackets: those
-with a `?` in what was read. The kinds {held_out} were in no development.
-The digits that a program draws are not all legible: people and other networks misread some, too.
+Made by `python -m reliability.exam --split=exam` with the network of {workdir},
+of photographs that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's
+test digits and half of digits that `digits_jax.data.drawn` draws. They show one digit, or one or
+two lines of two to six digits, which are separate, or of which at least two touch. A photograph is
+right if its whole text is right; in brackets are those with a `?` in what was read. The kinds
+{held_out} were in no development. The digits that a program draws are not all legible.
 """
 
 
@@ -206,10 +206,16 @@ def report(
     """Writes REPORT and FAILURES; again: makes the i-th photograph of a row once more."""
     photos = [row for row in rows if "found" in row]
     strange = [row for row in rows if row["layout"] == "no digit"]
-    (mnist,) = [row for row in rows if row["layout"] == "as they are"]
+    mnist = next((row for row in rows if row["layout"] == "as they are"), None)
+    if mnist is None:
+        raise SystemExit(
+            f"{out / ROWS} has not all rows of this exam; first take it without --report"
+        )
     first = [row["photographs"] for row in photos if row["kind"] == photos[0]["kind"]]
     each = sum(first) // len(photographs.LAYOUTS)
-    intro = INTRO.format(each=each, held_out=", ".join(photographs.HELD_OUT))
+    intro = INTRO.format(
+        each=each, workdir=_WORKDIR.value, held_out=", ".join(photographs.HELD_OUT)
+    )
     no = [f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |" for row in strange]
     total, count = (sum(row[key] for row in strange) for key in ("refused", "photographs"))
     parts = [
@@ -247,13 +253,14 @@ def write(photos: Iterator[Photo], folder: Path) -> None:
 
 def main(_: list[str]) -> None:
     split, seed, out = _SPLIT.value, _SEED.value, Path(_OUT.value)
-    kept = _OUT.value and (out / ROWS).exists()
-    lines = (out / ROWS).read_text(encoding="utf-8").splitlines() if kept else []
-    rows = [json.loads(line) for line in lines]
     mnist = sources.load(_RAW_DIR.value, dataset.cache_dir(digits_jax.get_base("exam").data))
     of = digits(split, mnist)
     run = Predictor(_WORKDIR.value)
     reads = reader.Reader(run)
+    this = {"split": split, "seed": seed, "count": _COUNT.value, "weights": run.digest()[:16]}
+    kept = _OUT.value and (out / ROWS).exists()
+    lines = (out / ROWS).read_text(encoding="utf-8").splitlines() if kept else []
+    rows = [row for row in map(json.loads, lines) if this.items() <= row.items()]
     if _REPORT.value:
         again = functools.partial(photo, of, split, seed=seed)
         report(out, rows, reads, lambda row, i: again(row["kind"], row["layout"], i))
@@ -265,7 +272,7 @@ def main(_: list[str]) -> None:
 
     def keep(kind: str, layout: str, measure: Callable[[], list[Row]]) -> None:
         if (kind, layout) not in done:
-            found = [{"kind": kind, "layout": layout, **row} for row in measure()]
+            found = [{"kind": kind, "layout": layout, **this, **row} for row in measure()]
             console.print(*map(sentence, found), sep="\n")
             if _OUT.value:
                 files.append_rows(out / ROWS, found)

@@ -69,6 +69,14 @@ def test_rows_are_digits_with_nothing_after_them_or_one_stranger():
         assert abs((count == n).mean() - share) < 0.015
 
 
+def test_texts_as_labels():
+    labels = numbers.spelled(["07", "?", "1234"])
+    assert labels.tolist() == [[0, 7, 11, 11], [10, 11, 11, 11], [1, 2, 3, 4]]
+    for text in ("", "12345", "1?", "-1"):
+        with pytest.raises(UserError, match="is neither"):
+            numbers.spelled([text])
+
+
 def test_a_digit_alone_stays_as_it_is():
     digits = drawn.digits(0, 20).images
     images = np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)
@@ -124,6 +132,7 @@ def test_nondigits_are_placed_as_digits_are():
         ({"data.dataset": "mnist"}, "nondigits is for"),
         ({"data.fresh_pairs": True}, "goes without"),
         ({"distill.teacher": "x", "distill.views": 2}, "goes without"),
+        ({"data.folds": 2, "population.size": 2}, "goes without"),
     ],
 )
 def test_fields_that_do_not_go_with_numbers(fields, said):

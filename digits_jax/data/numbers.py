@@ -2,11 +2,12 @@
 
 Examples look as a photograph's pieces of ink do (`ink.find`): 20 px high; fitted to MNIST's 20x20
 px where the piece is hardly wider than high, and to 48 px where it is very wide; the centre of mass
-is in the middle of 28x56. So a digit alone is as it is in MNIST.
+is in the middle of 28x56. A digit alone stays as it is in MNIST.
 """
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +53,16 @@ def spelled(texts: Sequence[str]) -> np.ndarray:
     return labels
 
 
-def widened(images: Array) -> Array:
-    """[N, 28, 28] -> [N, 28, 56]: in the middle of empty columns; wide ones as they are."""
-    left = (WIDTH - images.shape[2]) // 2
+def widened(images: Array) -> Any:
+    """[..., 28, 28] -> [..., 28, 56], in the middle of empty columns; others as they are.
+
+    In JAX or NumPy, as the images are.
+    """
+    if images.shape[-1] != HEIGHT:
+        return images
+    sides = ((0, 0),) * (images.ndim - 1)
     pad = jnp.pad if isinstance(images, jax.Array) else np.pad
-    return pad(images, ((0, 0), (0, 0), (left, left)))
+    return pad(images, (*sides, ((WIDTH - HEIGHT) // 2,) * 2))
 
 
 def compose(images: Array) -> jax.Array:
@@ -122,7 +128,7 @@ def _compose(images: Array) -> jax.Array:
     each = jax.vmap(drawn)(images, box, scale, top, left) * used[:, None, None].astype(dtype)
     line = each.max(axis=0)
     line = line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
-    return jnp.where(used[1:].any(), line, jnp.pad(images[0], ((0, 0), (14, 14))))
+    return jnp.where(used[1:].any(), line, widened(images[0]))
 
 
 def _span(starts: Array, ends: Array, used: Array) -> tuple[Array, Array]:
@@ -161,13 +167,13 @@ def _lefts(
     return jnp.stack(lefts)
 
 
-def _sample(image: Array, y: Array, x: Array, pixel: Array | float = 1.0) -> Array:
+def _sample(image: Array, y: Array, x: Array, spacing: Array | float = 1.0) -> Array:
     """[len(y), len(x)]: `image` [28, 28] at these rows and columns, bilinear; outside is 0.
 
-    pixel: how far they lie apart, at least 1.
+    spacing: how far they lie apart, in px of `image`, at least 1.
     """
     index = jnp.arange(28, dtype=image.dtype)
     rows, columns = (
-        jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None]) / pixel) / pixel for v in (y, x)
+        jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None]) / spacing) / spacing for v in (y, x)
     )
     return rows.astype(image.dtype) @ image @ columns.astype(image.dtype).T
