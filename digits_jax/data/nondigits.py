@@ -55,7 +55,7 @@ def _scribble(key: Array, points: int) -> Array:
 
 
 def _sign(key: Array) -> Array:
-    """[28, 28]: three or four random strokes; half are straight, half begin at the end of another."""
+    """[28, 28]: three or four random strokes; half are straight, half begin where another ends."""
     ends, bend, join, count, pen = random.split(key, 5)
     a, b, c = random.uniform(ends, (3, _STROKES, 2), jnp.float32)
     joined = random.bernoulli(join, 0.5, (_STROKES, 1))
