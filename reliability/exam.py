@@ -8,7 +8,7 @@ photographs.DEVELOPMENT. Those of the exam are of MNIST's test digits and of dig
 program, in turns, and of all kinds; the exam is taken once. It also reads images of what is no
 digit, of kinds that no run trains on, and MNIST's test images as they are.
 
-With `--out` a row is kept in FOLDER/exam.jsonl as soon as it is measured, and is not measured
+With `--out` a row is kept in FOLDER/reading.jsonl as soon as it is measured, and is not measured
 again; `--report` makes FOLDER/reading.md and reading.png of these rows. With `--pictures` the
 photographs are written as PNG files, named after their digits, and nothing is read.
 """
@@ -39,7 +39,7 @@ SPLITS = {"development": photographs.DEVELOPMENT, "exam": photographs.KINDS}
 DRAWN_SEED, NONDIGITS_SEED = 1_000_003, 1_000_004  # no run trains on these
 NONDIGITS = Path(__file__).with_name("nondigits.json")
 LINES = ("scribble", "coil")  # further kinds of what is no digit
-ROWS, REPORT, FAILURES = "exam.jsonl", "reading.md", "reading.png"
+ROWS, REPORT, FAILURES = "reading.jsonl", "reading.md", "reading.png"
 SHOWN = 20  # failures in FAILURES
 Row = dict[str, Any]
 
