@@ -150,8 +150,18 @@ def test_in_a_classroom_others_can_open_the_page(tmp_path, capsys, monkeypatch):
     )
     with site.server(tmp_path, 0, "0.0.0.0") as server:
         assert server.server_address[0] == "0.0.0.0"
-    with pytest.raises(UserError, match=r"--host=256\.1\.1\.1 --port=0 can't be had"):
-        site.server(tmp_path, 0, "256.1.1.1")
+    for host in ("256.1.1.1", "a..b"):
+        with pytest.raises(UserError, match=rf"--host={re.escape(host)} --port=0 can't be had .*"):
+            site.server(tmp_path, 0, host)
+
+
+@pytest.mark.parametrize(("host", "alone"), [("localhost", True), ("", False)])
+def test_who_can_open_the_page_follows_from_the_address(tmp_path, capsys, monkeypatch, host, alone):
+    monkeypatch.setattr(site._Server, "serve_forever", lambda _: None)
+    site.serve(tmp_path, 0, host)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.match(r"http://127\.0\.0\.1:\d+/ " if alone else r"http://[\w.-]+:\d+/ ", said)
+    assert ("Anyone in this network" not in said) == alone
 
 
 def test_the_server_shows_the_folder_and_nothing_else(tmp_path):
@@ -177,7 +187,7 @@ def test_the_server_shows_the_folder_and_nothing_else(tmp_path):
         assert get("/runtime/")[0] == 404
         for path in ("/../secret", "/%2e%2e/secret", "//../secret", "/runtime/../../secret"):
             assert get(path)[0] == 404
-        with pytest.raises(UserError, match=f"--port={port} can't be had"):
+        with pytest.raises(UserError, match=rf"--port={port} can't be had .* --port \(0 finds"):
             site.server(tmp_path, int(port))
     with pytest.raises(UserError, match="--port=70000"):
         site.server(tmp_path, 70000)
