@@ -471,6 +471,40 @@ def test_right_and_wrong_are_counted_kept_and_saved(page, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threshold", "text", "columns"), [(0.3, "3", (0, 28)), (0.9, "?", (28, 56))]
+)
+def test_where_it_looked_is_about_what_it_read(page, threshold, text, columns):
+    """A network that sees a three by the ink on the left, and no digit by the ink on the right."""
+    facts = site.facts("model.onnx", RECIPES["number"], "", threshold)
+    read, counts = page.evaluate(
+        """async (facts) => {
+          const { spell, whereItLooked } = await import("./reader.js");
+          const image = new Float32Array(28 * 56);
+          const [left, right] = [14 * 56 + 14, 14 * 56 + 42];
+          image[left] = image[right] = 1;
+          const nothing = [...Array(11).fill(0), 1];
+          const heads = (image) => {
+            const first = Array(11).fill(0);
+            first[3] = image[left] ? 0.4 : 0.1;
+            first[10] = image[right] ? 0.5 : 0.1;
+            first[7] = 1 - first[3] - first[10];
+            if (!image[left]) [first[7], first[8]] = [first[7] / 2, first[7] / 2];
+            if (!image[right]) [first[7], first[8]] = [first[7] / 2, first[7] / 2];
+            return [first, nothing, nothing, nothing];
+          };
+          const run = async (images) => images.map(heads);
+          const piece = { image, heads: heads(image), spelled: spell(heads(image), facts) };
+          return [piece.spelled.text, [...(await whereItLooked(run, piece, facts))]];
+        }""",
+        facts,
+    )
+    assert read == text
+    marked = np.flatnonzero(np.reshape(counts, (28, 56)).max(axis=0))
+    assert columns[0] <= marked.min() <= marked.max() < columns[1]
+
+
+@pytest.mark.slow
 def test_where_it_looked_is_on_the_ink(page):
     """Beside a seven there is nothing to see."""
     drawings.draw(page, number("7", left=60) + number("1", left=400))
