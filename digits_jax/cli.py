@@ -77,7 +77,11 @@ flags.DEFINE_integer("example", 0, "Which of the test images, from 0.")
 flags.DEFINE_list("variants", [], "Which variants of the config to train, in this order.")
 flags.DEFINE_list("runs", [], "Two finished runs; --config only says where their digits are.")
 flags.DEFINE_integer("port", 8000, "A port of --host; 0 takes a free one.")
-flags.DEFINE_string("host", "127.0.0.1", "Who can open the page: this computer, or 0.0.0.0, all.")
+flags.DEFINE_string(
+    "host",
+    "127.0.0.1",
+    "The address to serve on: 127.0.0.1, this computer alone, or 0.0.0.0, the whole network.",
+)
 flags.DEFINE_bool("distributed", False, "One of several processes of a cluster.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")

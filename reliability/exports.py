@@ -20,7 +20,7 @@ from digits_jax.console import console
 from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
+from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export, share_right
 from digits_jax.report import tables
 from reliability import drawings
 
@@ -94,7 +94,7 @@ def _row(folder: Path) -> list[str]:
         page = chromium.new_page()
         drawings.ready(page, address)
         answers = in_chromium(page, small, images)
-    right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
+    right = share_right(answers, labels, whole=config.data.dataset == "number")
     sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
     members = config.population.size
     return [
@@ -103,7 +103,7 @@ def _row(folder: Path) -> list[str]:
         *(f"{size:,}" for size in sizes),
         *(tables.percent(accuracy[name]) for name in (WHOLE, SMALL)),
         f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-        tables.percent(np.mean(right)),
+        tables.percent(right),
     ]
 
 

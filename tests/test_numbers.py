@@ -13,6 +13,7 @@ from conftest import config_of, shrink
 
 from digits_jax import settings
 from digits_jax.analysis import evaluate, more_pairs
+from digits_jax.console import percent
 from digits_jax.data import drawn, ink, nondigits, numbers
 from digits_jax.data.recipes import RECIPES, class_names
 from digits_jax.errors import UserError
@@ -165,6 +166,11 @@ def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path,
     assert (facts["kind"], facts["threshold"]) == ("line", run.threshold)
     card = " ".join((tmp_path / export.FOLDER / export.CARD).read_text().split())
     assert "`digit` [B, 11], `second` [B, 12]" in card
+    test = json.loads((tmp_path / "summary.json").read_text())["test"]
+    assert test["all_heads"] < test["accuracy"]
+    assert f"| {percent(test['all_heads'])} |" in card
+    assert f"It read {percent(test['all_heads'])} of them right." in facts["card"]
+    assert "of digits that a program draws, of what is no digit." in facts["card"]
     assert "connected ink: a digit, or up to four that touch." in card
     with pytest.raises(UserError, match="--mode=read"):
         evaluate.evaluate(config, tmp_path, "photo.png", "auto")

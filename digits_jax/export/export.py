@@ -91,15 +91,15 @@ def export(
         apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
         if apart > CLOSE:
             raise UserError(f"{folder / name} differs by {apart:.1e} from the run's probabilities")
-    accuracy = {
-        name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
-    }
+    answers = {name: onnx_graph.run(folder / name, images) for name in (WHOLE, SMALL)}
+    numbers = config.data.dataset == "number"
+    accuracy = {name: share_right(answers[name], labels, whole=numbers) for name in answers}
     status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
         if run.config.data.classes:
             raise UserError(_NO_PAGE)
-        line = _line(run, summary)
+        line = _line(run, summary, share_right(answers[WHOLE], labels, whole=True))
         site.write(folder / PAGE, folder / WHOLE, run.recipe, line, cache, run.threshold)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
@@ -135,10 +135,13 @@ def demo(
     site.serve(page, port, host)
 
 
-def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
-    """The mean over examples and heads."""
+def share_right(answers: list[np.ndarray], labels: dict[str, np.ndarray], whole: bool) -> float:
+    """The share of images that every head reads right, where `whole`; else of the heads' answers.
+
+    answers: [N, classes] of each head; labels: {head: [N]}.
+    """
     right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
-    return float(np.mean(right))
+    return float(np.mean(np.all(right, axis=0) if whole else right))
 
 
 def _averaged(logits: list[Array]) -> Array:
@@ -174,14 +177,17 @@ def _network(config: ConfigDict, summary: Summary) -> str:
     return f"the averaged probabilities of {config.population.size} networks ({network} each)"
 
 
-def _source(facts: Summary) -> str:
+def _source(run: Predictor, facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
     if facts["source"] != "mnist":
         return f"{_name(facts['source'])}, SHA-256 {facts['sha256'][:16]}"
     extra = facts["drawn_extra"]
-    more = f"; beside them {extra:,} digits that a program draws" if extra else ""
-    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+    more = [f"{extra:,} digits that a program draws"] if extra else []
+    if run.config.data.nondigits:
+        more.append("drawn images of what is no digit")
+    beside = f"; beside them {' and '.join(more)}" if more else ""
+    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{beside}"
 
 
 def _name(source: str) -> str:
@@ -189,16 +195,22 @@ def _name(source: str) -> str:
     return source if source in dataset.SOURCES else Path(source).name
 
 
-def _line(run: Predictor, summary: Summary) -> str:
-    """The page's words about its network."""
-    facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
-    read = "" if best is None else f" Then it read {facts['test']:,} that it had never seen: "
-    read += "" if best is None else f"{percent(best)} of its answers were right."
-    what = "digits that a program draws" if facts["source"] == "drawn" else "handwriting"
+def _line(run: Predictor, summary: Summary, right: float) -> str:
+    """The page's words about its network, which reads the share `right` of the test images."""
+    facts, data = summary["data"], run.config.data
+    read = ""
+    if "test" in summary:
+        read = f" Then it got {facts['test']:,} that it had never seen."
+        read += f" It read {percent(right)} of them right."
+    what = [] if facts["source"] == "drawn" else ["handwriting"]
+    if not what or data.drawn_extra:
+        what.append("digits that a program draws")
+    if data.nondigits:
+        what.append("what is no digit")
     return (
-        f"This network learned to read from {facts['train']:,} pictures of {what}.{read} It can be "
-        f"wrong. Its name: {settings.title_of(run.config)}, {_network(run.config, summary)}, "
-        f"trained on {facts['dataset']} ({_source(facts)})."
+        f"This network learned to read from {facts['train']:,} pictures of {', of '.join(what)}."
+        f"{read} It can be wrong. Its name: {settings.title_of(run.config)}, "
+        f"{_network(run.config, summary)}, trained on {facts['dataset']} ({_source(run, facts)})."
     )
 
 
@@ -242,7 +254,7 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         table=table,
         shape="[B, {}, {}]".format(*recipe.shape),
         says=f"{heads}, probabilities{reading}",
-        source=_source(facts),
+        source=_source(run, facts),
         sure=sure,
         page=page,
         looks=looks,

@@ -184,10 +184,10 @@ _OPEN = (
 )
 
 
-def _name(host: str) -> str:
-    """An address of this computer that others in the network can type."""
-    if host != "0.0.0.0":
-        return host
+def _name(address: str) -> str:
+    """A server's address as others in the network can type it."""
+    if address != "0.0.0.0":
+        return address
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing: finds the way out of here
         return str(probe.getsockname()[0])
@@ -202,20 +202,22 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 def server(folder: Path, port: int, host: str = LOCAL) -> http.server.ThreadingHTTPServer:
-    """A server of `folder` on `host`; port 0 takes a free port. UserError for one in use."""
+    """A server of `folder` on `host`; port 0 takes a free port. UserError where that can't be."""
     try:
         return _Server((host, port), functools.partial(Handler, directory=str(folder)))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: no name of a host
         where = f"--port={port}" if host == LOCAL else f"--host={host} --port={port}"
-        raise UserError(f"{where} can't be had ({error}); another one, or 0, may") from None
+        raise UserError(
+            f"{where} can't be had ({error}); choose another --port (0 finds a free one) or --host"
+        ) from None
 
 
 def serve(folder: Path, port: int, host: str = LOCAL) -> None:
     """Serves `folder` until Ctrl-C."""
     with server(folder, port, host) as open_server:
-        port = open_server.server_address[1]
-        console.print(f"http://{_name(host)}:{port}/ reads what you draw there; Ctrl-C ends it")
-        if not host.startswith("127."):
+        address, port = str(open_server.server_address[0]), open_server.server_address[1]
+        console.print(f"http://{_name(address)}:{port}/ reads what you draw there; Ctrl-C ends it")
+        if not address.startswith("127."):
             console.print(_OPEN)
         try:
             open_server.serve_forever()

@@ -17,8 +17,10 @@ const [paper, seen] = [$("paper"), $("seen")];
 let facts = null; // facts.json
 let run = null; // the network, once it is there
 let failed = ""; // why it never will be
+let wrong = ""; // what went wrong with what is on the paper
+let taken = 0; // goes up with all that is put on the paper: a photo that comes late is dropped
 let strokes = [];
-let photo = null; // instead of strokes: {canvas, pieces}
+let photo = null; // instead of strokes: {canvas, lines}
 let redo = null; // what Clear, Example or Photo took away, for Undo: {strokes, photo}
 let cursor = null; // of the keyboard: {x, y, down}
 let found = []; // what is read: pieces in lines, [[{left, top, right, bottom, key, heads, ...}, ...], ...]
@@ -105,7 +107,14 @@ function glow(context, { part, place }, counts) {
 
 const pen = () => Number($("pen").value);
 
+/** A person has put something on the paper. */
+function touched() {
+  taken++;
+  wrong = "";
+}
+
 function begin(point) {
+  touched();
   const stroke = { width: pen(), points: [point] };
   strokes.push(stroke);
   redo = null;
@@ -177,6 +186,7 @@ function liftAll() {
 }
 
 function undo() {
+  touched();
   if (redo) [{ strokes, photo }, redo] = [redo, null];
   else strokes = strokes.slice(0, -1);
   liftAll();
@@ -185,6 +195,7 @@ function undo() {
 
 /** Puts other things on the paper. */
 function replace(others) {
+  touched();
   if (strokes.length || photo) redo = { strokes, photo };
   ({ strokes = [], photo = null } = others);
   liftAll();
@@ -228,18 +239,20 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 
 async function take(file) {
   if (!file || pair()) return;
+  const turn = ++taken;
   document.body.dataset.busy = "1";
   $("note").textContent = $("said").textContent = "Looking for digits ...";
   await new Promise((done) => setTimeout(done)); // which shows this
+  if (turn !== taken) return;
   try {
     performance.mark("photo");
     const picture = await openPicture(file);
     performance.measure("photo", { start: "photo" });
-    replace({ photo: picture });
+    if (turn === taken) replace({ photo: picture });
   } catch (error) {
-    changed();
-    await 0;
+    if (turn !== taken) return;
     complain(error);
+    changed(true);
   }
 }
 
@@ -255,11 +268,14 @@ document.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
 
-/** The piece of a photo at a point becomes the one that the details are about. */
+/** Asks about the character of a photo at a point; where in a piece each of them lies is not known. */
 function choose([x, y]) {
   const inside = ({ left, top, right, bottom }) => left <= x && x <= right && top <= y && y <= bottom;
   const piece = found.flat().find(inside);
-  if (piece) ask({ piece, i: 0 });
+  if (!piece?.spelled) return; // paper, or the network is not there yet
+  const count = piece.spelled.characters.length;
+  const i = Math.floor((count * (x - piece.left)) / (piece.right - piece.left));
+  ask({ piece, i: Math.min(i, count - 1) });
 }
 
 // ---- Reading
@@ -360,8 +376,8 @@ async function answer(aloud) {
 }
 
 function complain(error) {
-  failed = error.message;
-  $("note").textContent = $("said").textContent = `This went wrong: ${error.message}`;
+  wrong = `This went wrong: ${error.message}.`;
+  $("note").textContent = $("said").textContent = wrong;
   document.body.dataset.busy = "0";
 }
 
@@ -372,10 +388,11 @@ async function say({ aloud, began }) {
   if (again) return; // there is more ink by now
   cache = new Map(all.filter(({ heads }) => heads).map((piece) => [piece.key, piece]));
   [found, chosen] = [lines, null];
+  $("fix").hidden = true; // it was about what was found before
   const newest = fresh.at(-1) ?? all.at(-1);
   const last = newest?.spelled && Math.max(newest.spelled.characters.length - 1, 0);
   const without = failed || (all.length && !run ? "The network is still loading." : "");
-  const words = [note, all.length && run ? doubts(all) : "", without].filter(Boolean).join(" ");
+  const words = [note, all.length && run ? doubts(all) : "", without, wrong].filter(Boolean).join(" ");
   $("answer").classList.toggle("doubt", Boolean(note));
   answerWith(run ? lines : []);
   $("note").textContent = words || "\u00a0";
@@ -508,9 +525,10 @@ $("where").addEventListener("click", async () => {
 /** Asks what a character is. */
 function ask({ piece, i }) {
   details(piece, i);
-  if (pair() || judged.has(piece.key)) return;
-  $("fix").hidden = false;
+  $("fix").hidden = pair() || judged.has(piece.key);
+  if ($("fix").hidden) return;
   $("typed").value = "";
+  $("typed").placeholder = textOf(piece); // all of it, as it is to be typed
   $("choices").firstElementChild.focus({ preventScroll: true });
 }
 
@@ -522,11 +540,17 @@ function judge(piece, label) {
 /** The chosen piece is a `label`. */
 function fix(label) {
   judge(chosen.piece, label);
-  $("fix").hidden = true;
   judgedAll();
 }
 
+/** The chosen character is `text`; the others of its piece are what they were read as. */
+function fixOne(text) {
+  fix(chosen.piece.spelled.characters.map((read, i) => (i === chosen.i ? text : read.text)).join(""));
+}
+
 function judgedAll() {
+  tallies.store(tally);
+  $("fix").hidden = true;
   answerWith(found);
   buttons();
   paper.focus({ preventScroll: true, focusVisible: false });
@@ -536,7 +560,7 @@ for (const label of [..."0123456789", "?"]) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = label === "?" ? "no digit" : label;
-  button.addEventListener("click", () => fix(label));
+  button.addEventListener("click", () => fixOne(label));
   $("choices").append(button);
 }
 $("fix").addEventListener("submit", (event) => {
@@ -545,14 +569,14 @@ $("fix").addEventListener("submit", (event) => {
 });
 $("fix").addEventListener("keydown", (event) => {
   if (event.key === "Escape") $("fix").hidden = true;
-  else if (/^\d$/.test(event.key) && event.target !== $("typed")) fix(event.key);
+  else if (/^\d$/.test(event.key) && event.target !== $("typed")) fixOne(event.key);
 });
 $("right").addEventListener("click", () => {
   for (const piece of found.flat()) if (!judged.has(piece.key)) judge(piece, textOf(piece));
   judgedAll();
 });
 $("forget").addEventListener("click", () => {
-  tally = tallies.forget();
+  tally = tallies.none();
   judged.clear();
   judgedAll();
 });

@@ -43,10 +43,10 @@ export async function open(facts, progress) {
 }
 
 /**
- * What the heads say of one image: {text, p, characters}; a character is {text, p, others}, and
- * others are all answers in its place, [{text, p}, ...], the best first. The text is the likeliest
- * digits, with the probability p. It is `?` where the probability that all are digits is below the
- * threshold; p is then that of no digit.
+ * What the heads say of one image: {text, p, known, characters}; a character is {text, p, others},
+ * and others are all answers in its place, [{text, p}, ...], the best first. The text is the
+ * likeliest digits, with the probability p. It is `?` where `known`, the probability that all are
+ * digits, is below the threshold; p is then that of no digit.
  */
 export function spell(heads, { classes, threshold }) {
   const characters = [];
@@ -59,8 +59,8 @@ export function spell(heads, { classes, threshold }) {
     known *= 1 - (others.find(({ text }) => text === "?")?.p ?? 0);
     characters.push({ ...best, others });
   }
-  if (known >= threshold) return { text: characters.map(({ text }) => text).join(""), p, characters };
-  return { text: "?", p: 1 - known, characters: [{ text: "?", p: 1 - known, others: characters[0].others }] };
+  if (known >= threshold) return { text: characters.map(({ text }) => text).join(""), p, known, characters };
+  return { text: "?", p: 1 - known, known, characters: [{ text: "?", p: 1 - known, others: characters[0].others }] };
 }
 
 /** The middle columns of a piece's image, which a network of single digits sees. */
@@ -95,12 +95,12 @@ const [PATCH, STEP, AT_ONCE] = [6, 2, 32]; // px of the image, and images
  * The image is read again with a small patch of it blank (Zeiler and Fergus 2014): how much less the
  * network then believes in its answer to the whole, averaged over a pixel's patches.
  */
-export async function whereItLooked(run, { image, heads }, facts) {
+export async function whereItLooked(run, { image, heads, spelled }, facts) {
   const [height, width] = facts.shape;
-  const best = heads.map((p) => p.indexOf(Math.max(...p)));
-  const end = heads.findIndex((_, i) => facts.classes[i][best[i]] === "");
-  const chosen = best.slice(0, end < 0 ? heads.length : end + 1); // what follows the end says nothing
-  const believes = (said) => chosen.reduce((product, k, i) => product * said[i][k], 1);
+  const texts = [...spelled.characters.map(({ text }) => text), ""].slice(0, heads.length); // up to the end
+  const chosen = texts.map((text, i) => facts.classes[i].indexOf(text));
+  const believes = (said) =>
+    spelled.text === "?" ? 1 - spell(said, facts).known : chosen.reduce((product, k, i) => product * said[i][k], 1);
   const before = believes(heads);
   const patches = [];
   for (let top = STEP - PATCH; top < height; top += STEP) {

@@ -8,28 +8,27 @@ const MOST = 2000; // drawings that are kept; a browser has room for some five m
 /** {right, wrong, drawings: [{label, image}, ...]}; an image is 28x28 bytes, in base 64. */
 export function load() {
   try {
-    return { right: 0, wrong: 0, drawings: [], ...JSON.parse(localStorage.getItem(KEY)) };
+    return { ...none(), ...JSON.parse(localStorage.getItem(KEY)) };
   } catch {
-    return { right: 0, wrong: 0, drawings: [] }; // a browser that keeps nothing
+    return none(); // a browser that keeps nothing
   }
 }
 
-function store(tally) {
+export function store(tally) {
   try {
     localStorage.setItem(KEY, JSON.stringify(tally));
   } catch {} // counted while the page is open
-  return tally;
 }
 
-/** Counts an answer: what was `read`, what it is, and its image [28 * 28] in [0, 1]. */
+/** The tally with one more answer: what was `read`, what it is, and its image [28 * 28] in [0, 1]. */
 export function count(tally, read, label, image) {
   const [right, wrong] = [tally.right + (read === label), tally.wrong + (read !== label)];
   const bytes = String.fromCharCode(...image.map((value) => Math.round(255 * value)));
   const drawing = /^\d$/.test(label) ? [{ label, image: btoa(bytes) }] : [];
-  return store({ right, wrong, drawings: [...tally.drawings, ...drawing].slice(-MOST) });
+  return { right, wrong, drawings: [...tally.drawings, ...drawing].slice(-MOST) };
 }
 
-export const forget = () => store({ right: 0, wrong: 0, drawings: [] });
+export const none = () => ({ right: 0, wrong: 0, drawings: [] });
 
 /** The drawings of single digits as an .npz: images [N, 28, 28] uint8 and labels [N] uint8. */
 export function npz({ drawings }) {
