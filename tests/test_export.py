@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from digits_jax import models
 from digits_jax.console import percent
-from digits_jax.data import dataset, drawn
+from digits_jax.data import dataset, drawn, numbers
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
@@ -136,6 +136,7 @@ def small(request, run):
         digits = RECIPES["two_digit"].compose(digits)
     else:
         file = request.getfixturevalue("demo") / export.SMALL
+        digits = numbers.widened(digits)
     return onnx.load(file), np.asarray(digits, np.float32) / 255
 
 
