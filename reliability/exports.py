@@ -31,9 +31,9 @@ Of each run that `python -m reliability.exports` exported: the probabilities of 
 from JAX's by at most 1e-5 on 1,000 test images (else the export fails), and the test accuracies
 of both files in percent, that in 8 bits by onnxruntime-web in Chromium, too. Weights in 8 bits are
 -64 to 64: x86 without VNNI adds two products in 16 bits, which longer weights can leave; with them
-demo's file read 98.64 there. `demo`, `compact` and `records-cnn` are the runs of these folders, the
-others were trained again for this table (`fast` as one network); what trains for longer than a few
-minutes is not in it.
+the file of the resnet that was `demo` before read 98.64 there. `demo`, `compact` and `records-cnn`
+are the runs of these folders, the others were trained again for this table (`fast` as one network);
+what trains for longer than a few minutes is not in it.
 """
 HEADER = (
     "run",
