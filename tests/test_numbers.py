@@ -78,11 +78,28 @@ def test_texts_as_labels():
             numbers.spelled([text])
 
 
+def alone(digits):
+    return np.asarray(RECIPE.compose(np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)))
+
+
 def test_a_digit_alone_stays_as_it_is():
-    digits = drawn.digits(0, 20).images
-    images = np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)
-    composed = np.asarray(RECIPE.compose(images))
-    np.testing.assert_array_equal(composed, np.pad(digits, ((0, 0), (0, 0), (14, 14))))
+    digits = drawn.digits(0, 60).images
+    wide = [
+        np.ptp(np.flatnonzero(x.max(0) > 38)) > np.ptp(np.flatnonzero(x.max(1) > 38))
+        for x in digits
+    ]
+    digits = digits[~np.asarray(wide)]
+    assert len(digits) > 30
+    np.testing.assert_array_equal(alone(digits), np.pad(digits, ((0, 0), (0, 0), (14, 14))))
+
+
+def test_half_of_the_wide_ones_are_as_high_as_in_a_photograph():
+    rng = np.random.default_rng(0)
+    digits = np.zeros((40, 28, 28), np.uint8)
+    digits[:, 8:20, 4:24] = rng.integers(200, 256, (40, 12, 20))
+    heights = [np.ptp(np.flatnonzero(x.max(1) > 60)) + 1 for x in alone(digits)]
+    assert all(h == 12 or 19 <= h <= 23 for h in heights)
+    assert 10 < sum(h == 12 for h in heights) < 30
 
 
 def test_digits_touch_in_their_order():
@@ -98,6 +115,16 @@ def test_digits_touch_in_their_order():
     assert np.ptp(np.flatnonzero(left.max(1) > 60)) >= 12  # the bar stands left
     middle = right[12:16, :6]
     assert (middle < 60).any()  # and the ring, which is hollow, right
+
+
+def test_what_is_like_a_digit_is_not_taken_for_none():
+    digits = drawn.digits(5, 400).images
+    assert 0.4 < nondigits.like_digits(digits).mean() < 0.6
+    lines = np.zeros((2, 28, 28), np.uint8)
+    lines[0, 6:22:5, 4:24] = 255  # four lines, and their mirror in the diagonal
+    lines[1] = lines[0].T
+    assert not nondigits.like_digits(lines).any()
+    assert not nondigits.like_digits(nondigits.nondigits(1, 50)).any()
 
 
 def test_labels_and_names():

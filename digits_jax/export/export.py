@@ -286,7 +286,7 @@ _AS_MNIST = """A digit fills a box of
 20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do."""
 _PIECES = """One
 holds connected ink: a digit, or up to four that touch. It fits 20x20 pixels; where it is more than
-1.4 times as wide as high, it is 20 pixels high instead, but at most 48 wide. Its centre of mass is
+1.1 times as wide as high, it is 20 pixels high instead, but at most 48 wide. Its centre of mass is
 in the middle."""
 _UNTIL_NOTHING = """ of 0 to 9, `?` (no digit) and, of all but the first, nothing more; the text
 is the likeliest of these, `?` left out, up to the first nothing. It is `?` where the probability

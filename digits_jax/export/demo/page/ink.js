@@ -7,7 +7,7 @@ export const SIDE = 28; // of a digit's image, in its own pixels
 const BOX = 20; // which the ink is scaled to fit
 export const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
 const WIDTH = 56; // of a piece's image
-const WIDE = 1.4; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
+const WIDE = 1.1; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
 const WIDEST = 48; // px of a piece's ink
 
 export const image = (width, height, values = new Float32Array(width * height)) => ({ values, width, height });
@@ -22,7 +22,7 @@ export const round = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) :
  * Ink [h, w] as an image [28, 56]: {values, width, height, left, top, pixel}, bright ink on dark; the
  * last three say where the image lies on the ink, in its pixels, and how wide a pixel is.
  *
- * The ink fits 20x20 px, with its centre of mass in the middle. Where it is more than 1.4 times as
+ * The ink fits 20x20 px, with its centre of mass in the middle. Where it is more than 1.1 times as
  * wide as high, it is 20 px high instead, but at most 48 wide.
  */
 export function normalised(ink) {
