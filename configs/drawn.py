@@ -16,7 +16,8 @@ VARIANTS = ("vgg",)
 
 def get_config(variant: str = "") -> ConfigDict:
     config = get_base("drawn", variant, VARIANTS)
-    config.data.update(dataset="mnist", source="drawn", test_source="mnist", drawn_train=300_000)
+    config.data.update(dataset="mnist", source="drawn", test_source="mnist")
+    config.data.update(drawn_train=300_000, drawn_distortion=1.0)
     config.model.update(name="vgg", features=(24, 48, 96), depths=(1, 1, 2))
     config.model.hidden = (128,)
     config.model.dropout = 0.3

@@ -92,6 +92,7 @@ def get_base(name: str, variant: str = "", variants: Iterable[str] = ("",)) -> C
     data.test = 0
     data.drawn_train = 60_000  # digits to draw if the source is drawn
     data.drawn_test = 10_000
+    data.drawn_distortion = 0.5  # of them; 0.5: as legible as MNIST's, 1: as varied as they can be
     data.nondigits = 0  # dataset number: drawn images of what is no digit, for training
     data.drawn_extra = 0  # drawn digits of rarer handwriting, added to those of MNIST for training
 

@@ -49,6 +49,7 @@ _AT_LEAST_ZERO = (
     "data.train",
     "data.test",
     "data.drawn_extra",
+    "data.drawn_distortion",
     "population.slice",
     "early_stopping.patience",
     "optimizer.learning_rate",
@@ -190,7 +191,7 @@ def read(workdir: Path) -> Fields | None:
 
 
 _LATER: dict[str, Fields] = {  # fields that were added, and what they were before
-    "data": {"classes": [], "sha256": "", "nondigits": 0},
+    "data": {"classes": [], "sha256": "", "nondigits": 0, "drawn_distortion": 1.0},
     "augment": {"blur": 0.0, "noise": 0.0},
 }
 

@@ -185,6 +185,7 @@ _DATA = {
     "drawn_train": 120,
     "drawn_test": 60,
     "drawn_extra": 0,
+    "drawn_distortion": 0.5,
     "classes": (),
     "sha256": "",
 }
@@ -194,7 +195,8 @@ _DATA = {
 def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, name):
     """`made_of` agrees for two configs if and only if `dataset.load` gives both the same."""
 
-    def digits(seed, n):
+    def digits(seed, n, kind="", distortion=0.5):
+        seed += 1000 * (distortion == 1.0)
         images = np.random.default_rng(seed).integers(256, size=(n, 28, 28))
         return Digits(images.astype(np.uint8), np.arange(n) % 10)
 
@@ -204,7 +206,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, n
     }
     monkeypatch.setattr("digits_jax.data.recipes.RECIPES", small)
     monkeypatch.setattr("digits_jax.data.sources.load", lambda *_: mnist)
-    monkeypatch.setattr(dataset, "_drawn", lambda _, seed, n, even=False: digits(seed, n))
+    monkeypatch.setattr(dataset, "_drawn", lambda _, *what, **how: digits(*what, **how))
     changes = [
         {},
         {"seed": 1},
@@ -218,6 +220,7 @@ def test_which_examples_are_the_same_as_they_are_loaded(tmp_path, monkeypatch, n
         {"test_source": "drawn"},
         {"test_source": "mnist"},
         {"drawn_extra": 10},
+        {"drawn_distortion": 1.0},
         {"normalize": "feature"},
         {"fresh_pairs": True},
     ]

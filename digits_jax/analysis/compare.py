@@ -323,7 +323,7 @@ def made_of(split: str, data: Mapping[str, Any]) -> dict[str, Any]:
     pairs, drawn = recipe.digits > 1, source == "drawn"
     if drawn:
         size = "drawn_test" if test else "drawn_train"
-        made[size] = data[size]
+        made |= {name: data[name] for name in (size, "drawn_distortion")}
     if source != "mnist" or pairs or not test:
         made["seed"] = data["seed"]
     if test:

@@ -303,7 +303,11 @@ def _digits(config: ConfigDict, field: str) -> _Read:
     """The digits of the source that `config[field]` names."""
     cache, seed, source = cache_dir(config), 2 * config.seed, config[field]
     if source == "drawn":
-        parts = _drawn(cache, seed, config.drawn_train), _drawn(cache, seed + 1, config.drawn_test)
+        sizes = config.drawn_train, config.drawn_test
+        parts = tuple(
+            _drawn(cache, seed + i, n, distortion=config.drawn_distortion)
+            for i, n in enumerate(sizes)
+        )
         return _Read(*parts, own.digest(parts, DIGITS))
     if source == "mnist":
         try:
@@ -337,7 +341,7 @@ def _about(error: UserError, config: ConfigDict, field: str) -> UserError:
     )
 
 
-def _drawn(cache: Path, seed: int, n: int, kind: str = "") -> Digits:
+def _drawn(cache: Path, seed: int, n: int, kind: str = "", distortion: float = 1.0) -> Digits:
     """Drawn digits, cached on disk. kind: '', 'even' (as in `drawn.digits`) or 'nondigits'.
 
     The file's name hashes the generator, JAX's version and the backend: rounding differs.
@@ -348,7 +352,7 @@ def _drawn(cache: Path, seed: int, n: int, kind: str = "") -> Digits:
     code = b"".join((folder / name).read_bytes() for name in ("drawn.py", "skeletons.json"))
     if kind == "nondigits":
         code += b"".join((folder / f"nondigits.{end}").read_bytes() for end in ("py", "json"))
-    code += f"{jax.__version__} {jax.default_backend()}".encode()
+    code += f"{jax.__version__} {jax.default_backend()} {distortion}".encode()
     name = f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}-{n}{f'-{kind}' if kind else ''}.npy"
     path = cache / "drawn" / name
     table = files.read_array(path)
@@ -357,7 +361,7 @@ def _drawn(cache: Path, seed: int, n: int, kind: str = "") -> Digits:
     if kind == "nondigits":
         made = Digits(nondigits.nondigits(seed, n), np.full(n, numbers.STRANGE, np.uint8))
     else:
-        made = drawn.digits(seed, n, even=kind == "even")
+        made = drawn.digits(seed, n, even=kind == "even", distortion=distortion)
     table = np.concatenate([made.labels[:, None], made.images.reshape(n, -1)], axis=1)
     try:
         files.write_array(path, table)

@@ -29,6 +29,7 @@ CLASSES = 10
 SIZE = 28  # pixels of an image's side
 BOX = 20  # pixels of the box that a digit is fitted to
 SAMPLES = 64  # points on the drawn curve
+DISTORTION = 0.5  # as `draw` has it
 CHUNK = 500  # digits rendered at once: their distance maps fit in the CPU cache
 
 TABLE = pathlib.Path(__file__).with_name("skeletons.json")
@@ -121,7 +122,9 @@ def _noise(key: Array, **shapes: tuple[int, ...]) -> dict[str, Array]:
     return {name: x.reshape(shapes[name]) for name, x in zip(shapes, pieces, strict=True)}
 
 
-def _curve(z: dict[str, Array], label: Array, skeletons: Skeletons) -> tuple[Array, Array]:
+def _curve(
+    z: dict[str, Array], label: Array, skeletons: Skeletons, distortion: float
+) -> tuple[Array, Array]:
     """The centre line of a digit: curve [SAMPLES, 2] (x, y) and pen_down [SAMPLES - 1]."""
     c = constants()
     below = jnp.asarray(skeletons.cumulative)[label] < norm.cdf(z["family"])
@@ -133,12 +136,12 @@ def _curve(z: dict[str, Array], label: Array, skeletons: Skeletons) -> tuple[Arr
     share = used * jnp.exp(c["mix_sharpness"] * z["mix"])
     points = jnp.tensordot(share / share.sum(), exemplars, 1)
     jitter = z["jitter"][:-2] + 2 * z["jitter"][1:-1] + z["jitter"][2:]  # neighbours correlate
-    amount = c["jitter"] * jnp.exp(c["jitter_spread"] * z["amount"])
+    amount = distortion * c["jitter"] * jnp.exp(c["jitter_spread"] * z["amount"])
     curve = basis @ (points + amount / math.sqrt(6) * jitter)
 
     # Elastic: three plane waves, each with about a whole period across the box.
     angle = 4 * (curve @ z["wave"].T) + 2 * np.pi * z["phase"]
-    curve = curve + c["elastic"] * (jnp.sin(angle) @ z["shift"])
+    curve = curve + distortion * c["elastic"] * (jnp.sin(angle) @ z["shift"])
 
     x, y = curve.T
     x = x * jnp.exp(c["aspect"] * z["aspect"]) - (c["slant_mean"] + c["slant"] * z["slant"]) * y
@@ -200,35 +203,45 @@ def centre(image: Array) -> Array:
     return rows.T @ image @ columns
 
 
-def _digit(key: Array, label: Array, skeletons: Skeletons) -> Array:
+def _digit(key: Array, label: Array, skeletons: Skeletons, distortion: float) -> Array:
     _, _, e, p, _ = skeletons.exemplars.shape
     z = _noise(
         key, family=(), mix=(e,), amount=(), jitter=(p + 2, 2),
         wave=(3, 2), phase=(1, 3), shift=(3, 2), aspect=(), slant=(), rotation=(),
         pen=(), trend=(), wobble=(SAMPLES,), soft=(),
     )  # fmt: skip
-    curve, pen_down = _curve(z, label, skeletons)
+    curve, pen_down = _curve(z, label, skeletons, distortion)
     radius, soft = _pen(z)
     return centre(jnp.round(255 * ink(fit(curve, radius), radius, pen_down, soft)))
 
 
-def draw(key: Array, labels: Array, even: bool = False, path: pathlib.Path = TABLE) -> Array:
+def draw(
+    key: Array,
+    labels: Array,
+    even: bool = False,
+    path: pathlib.Path = TABLE,
+    distortion: float = DISTORTION,
+) -> Array:
     """Draws one digit per label: labels [N] int to images [N, 28, 28] uint8. Pure and jittable.
 
     Image i depends on `key`, i and its label alone. even: all families of a class are equally
     frequent, including those of weight 0. path: of other skeletons, whose classes are the labels.
+    distortion: of the jitter and the waves; at DISTORTION the digits are as legible as MNIST's, at
+    1 they are as varied as the network that learns from them alone needs.
     """
     index = jnp.arange(labels.shape[0], dtype=jnp.uint32)
     keys = jax.vmap(random.fold_in, (None, 0))(key, index)
-    one = functools.partial(_digit, skeletons=table(even, path))
+    one = functools.partial(_digit, skeletons=table(even, path), distortion=distortion)
     return jax.vmap(one)(keys, labels.astype(jnp.int32)).astype(jnp.uint8)
 
 
-_draw = jax.jit(draw, static_argnames=("even", "path"))
+_draw = jax.jit(draw, static_argnames=("even", "path", "distortion"))
 
 
-def digits(seed: int, n: int, even: bool = False) -> Digits:
-    """`n` digits in NumPy arrays; the first m of them are `digits(seed, m)`. even: as in `draw`.
+def digits(seed: int, n: int, even: bool = False, distortion: float = DISTORTION) -> Digits:
+    """`n` digits in NumPy arrays; the first m of them are `digits(seed, m)`.
+
+    even, distortion: as in `draw`.
 
     Each chunk of CHUNK digits holds the same number of each class, in random order.
     """
@@ -236,7 +249,9 @@ def digits(seed: int, n: int, even: bool = False) -> Digits:
     def chunk(i):
         order, drawing = random.split(random.fold_in(random.key(seed), i))
         labels = random.permutation(order, jnp.arange(CHUNK, dtype=jnp.int32) % CLASSES)
-        return np.asarray(_draw(drawing, labels, even=even)), np.asarray(labels, np.uint8)
+        return np.asarray(_draw(drawing, labels, even=even, distortion=distortion)), np.asarray(
+            labels, np.uint8
+        )
 
     chunks = range(max(1, -(-n // CHUNK)))
     images, labels = zip(*map(chunk, track(chunks, f"drawing {n:,} digits")), strict=True)

@@ -118,19 +118,20 @@ def _crossed(key: Array, digit: Array) -> Array:
 def _chunk(key: Array, n: int, path: Path) -> Array:
     labels, ink, lines, digits, which = random.split(key, 5)
     classes = len(kinds(path))
-    skeletons = drawn.draw(ink, random.randint(labels, (n,), 0, classes), path=path)
+    draw = functools.partial(drawn.draw, distortion=1.0)
+    skeletons = draw(ink, random.randint(labels, (n,), 0, classes), path=path)
     few, many = (
         jax.vmap(functools.partial(_scribble, points=k))(random.split(random.fold_in(lines, k), n))
         for k in (_POINTS // 2, _POINTS)
     )
     scribbles = jnp.where(jnp.arange(n)[:, None, None] % 2 == 0, few, many)
     signs = jax.vmap(_sign)(random.split(random.fold_in(lines, 1), n))
-    plain = drawn.draw(digits, random.randint(random.fold_in(labels, 1), (n,), 0, 10))
+    plain = draw(digits, random.randint(random.fold_in(labels, 1), (n,), 0, 10))
     crossed = jax.vmap(_crossed)(
         random.split(random.fold_in(lines, 0), n), plain.astype(jnp.float32)
     )
     curls = jax.vmap(_curl)(random.split(random.fold_in(lines, 2), n))
-    each = drawn.draw(random.fold_in(digits, 1), jnp.arange(n) % 10).reshape(-1, 10, 28, 28)
+    each = draw(random.fold_in(digits, 1), jnp.arange(n) % 10).reshape(-1, 10, 28, 28)
     turned = jax.vmap(_turned)(
         random.split(random.fold_in(lines, 3), n), jnp.repeat(each, 10, axis=0)
     )
@@ -143,7 +144,7 @@ def _chunk(key: Array, n: int, path: Path) -> Array:
 @functools.cache
 def _digits() -> tuple[Array, float]:
     """[_REFERENCE, 196]: the views of drawn digits; how similar half of the digits are to one."""
-    digits = _view(drawn.digits(0, _REFERENCE + drawn.CHUNK, even=True).images)
+    digits = _view(drawn.digits(0, _REFERENCE + drawn.CHUNK, even=True, distortion=1.0).images)
     others = (digits[: drawn.CHUNK] @ digits[drawn.CHUNK :].T).max(axis=1)
     return digits[drawn.CHUNK :], float(jnp.median(others))
 
