@@ -212,13 +212,13 @@ were in no development. The digits that a program draws are not all legible.
 
 
 def refusals(rows: list[Row]) -> str:
-    """Markdown: a line for each kind and one for all, the share that nothing but `?` is read of."""
-    lines = ["| kind | `?` |", "| --- | ---: |"]
-    names = [row["kind"] for row in rows]
-    for name, chosen in [*zip(names, ([row] for row in rows), strict=True), ("**all**", rows)]:
-        no, count = (sum(row[key] for row in chosen) for key in ("refused", "photographs"))
-        lines.append(f"| {name} | {percent(no / count)} |")
-    return "\n".join(lines)
+    """Markdown: for each kind and for all, of how many pictures nothing but `?` is read."""
+    total: Row = {key: sum(row[key] for row in rows) for key in ("refused", "photographs")}
+    lines = [
+        f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |"
+        for row in [*rows, {"kind": "**all**", **total}]
+    ]
+    return "\n".join(["| kind | `?` |", "| --- | ---: |", *lines])
 
 
 def report(
@@ -230,7 +230,7 @@ def report(
         [row for row in rows if row["layout"] == layout] for layout in ("no digit", "alike")
     )
     mnist = next((row for row in rows if row["layout"] == "as they are"), None)
-    if mnist is None:
+    if mnist is None or not alike:
         raise SystemExit(
             f"{out / ROWS} has not all rows of this exam; first take it without --report"
         )
