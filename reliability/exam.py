@@ -5,8 +5,9 @@ python -m reliability.exam [--split=development] [--count=200] [--seed=0] [--raw
 
 Development photographs are of MNIST's validation digits and of the kinds in
 photographs.DEVELOPMENT. Those of the exam are of MNIST's test digits and of digits drawn by a
-program, in turns, and of all kinds; the exam is taken once. It also reads images of what is no
-digit, of kinds that no run trains on, and MNIST's test images as they are.
+program, in turns, and of all kinds. It also reads images of what is no digit, of kinds that no run
+trains on, of what may be one, and MNIST's test images as they are. An exam is taken once: the next
+one has other held-out kinds and another seed.
 
 With `--into` a row is kept in FOLDER/reading.jsonl as soon as it is measured, and is not measured
 again; `--report` makes FOLDER/reading.md and reading.png of these rows. With `--pictures` the
@@ -37,8 +38,7 @@ from reliability import photographs
 
 SPLITS = {"development": photographs.DEVELOPMENT, "exam": photographs.KINDS}
 DRAWN_SEED, NONDIGITS_SEED = 1_000_003, 1_000_004  # no run trains on these
-NONDIGITS = Path(__file__).with_name("nondigits.json")
-LINES = ("scribble", "coil")  # further kinds of what is no digit
+NONDIGITS, ALIKE = (Path(__file__).with_name(f"{name}.json") for name in ("nondigits", "alike"))
 ROWS, REPORT, FAILURES = "reading.jsonl", "reading.md", "reading.png"
 SHOWN = 20  # failures in FAILURES
 Row = dict[str, Any]
@@ -108,34 +108,44 @@ def measured(read: Callable[[np.ndarray], str], photos: Iterator[Photo]) -> list
     return [{"source": source, **row} for source, row in rows.items()]
 
 
-def _scribble(rng: np.random.Generator) -> np.ndarray:
-    """[200, 200] uint8: straight lines back and forth."""
-    paper = Image.new("L", (200, 200))
-    points = rng.uniform(10, 190, (rng.integers(8, 16), 2))
-    ImageDraw.Draw(paper).line([*map(tuple, points)], fill=255, width=int(rng.integers(6, 16)))
+def _signature(rng: np.random.Generator) -> np.ndarray:
+    """[120, 300] uint8: a wave that begins high and goes on for a few letters."""
+    count = 2 * rng.integers(5, 9)
+    x = 20 + 260 * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
+    y = 70 + np.resize([-1, 1], count) * rng.uniform(8, 30, count)
+    y[0] = 15
+    paper, basis = Image.new("L", (300, 120)), drawn.curve_basis(np.zeros(count), 300)
+    line = (basis @ np.stack([x, y], axis=1)).ravel().tolist()
+    ImageDraw.Draw(paper).line(line, fill=255, width=int(rng.integers(4, 9)), joint="curve")
     return np.asarray(paper)
 
 
-def _coil(rng: np.random.Generator) -> np.ndarray:
-    """[120, 240] uint8: a row of loops."""
-    turns = np.linspace(0, 2 * np.pi * rng.integers(3, 7), 200)
-    x = 30 + 180 * turns / turns[-1] + 25 * np.cos(turns)
-    y = 60 + rng.uniform(25, 50) * np.sin(turns)
-    paper = Image.new("L", (240, 120))
-    line = [*zip(x.tolist(), y.tolist(), strict=True)]
-    ImageDraw.Draw(paper).line(line, fill=255, width=int(rng.integers(4, 10)), joint="curve")
+def _hatching(rng: np.random.Generator) -> np.ndarray:
+    """[200, 200] uint8: parallel strokes and one across them."""
+    count, slant = rng.integers(6, 10), rng.uniform(-30, 30)
+    x = np.linspace(40, 160, count) + rng.uniform(-4, 4, count)
+    tops, bottoms = rng.uniform(20, 45, count), rng.uniform(155, 180, count)
+    strokes = [*np.stack([x + slant, tops, x - slant, bottoms], axis=1)]
+    strokes.append(np.array([15, rng.uniform(70, 130), 185, rng.uniform(70, 130)]))
+    paper, width = Image.new("L", (200, 200)), int(rng.integers(4, 8))
+    for each in strokes:
+        ImageDraw.Draw(paper).line(each.tolist(), fill=255, width=width)
     return np.asarray(paper)
+
+
+MADE = {"signature": _signature, "hatching": _hatching}  # further kinds of what is no digit
 
 
 def nondigit(kind: str, count: int) -> Iterator[np.ndarray]:
-    """`count` pictures [h, w] uint8 of a kind of what is no digit, dark on white paper."""
-    rng, made = np.random.default_rng(NONDIGITS_SEED), {"scribble": _scribble, "coil": _coil}
-    if kind in made:
-        images = [made[kind](rng) for _ in range(count)]
+    """`count` pictures [h, w] uint8 of what is no digit or may be one, dark on white paper."""
+    rng = np.random.default_rng(NONDIGITS_SEED)
+    if kind in MADE:
+        images = [MADE[kind](rng) for _ in range(count)]
     else:
-        label = nondigits.kinds(NONDIGITS).index(kind)
+        path = ALIKE if kind in nondigits.kinds(ALIKE) else NONDIGITS
+        label = nondigits.kinds(path).index(kind)
         key = random.fold_in(random.key(NONDIGITS_SEED), label)
-        small = drawn.draw(key, np.full(count, label), path=NONDIGITS)
+        small = drawn.draw(key, np.full(count, label), path=path)
         images = [
             np.asarray(Image.fromarray(image).resize((140, 140))) for image in np.asarray(small)
         ]
@@ -191,13 +201,24 @@ def table(rows: list[Row]) -> str:
 
 INTRO = """# Reading photographs
 
-Made by `python -m reliability.exam --split=exam` with the network of {workdir},
+Made by `python -m reliability.exam --split=exam --seed={seed}` with the network of {workdir},
 of photographs that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's
 test digits and half of digits that `digits_jax.data.drawn` draws. They show one digit, or one or
 two lines of two to six digits, which are separate, or of which at least two touch. A photograph is
 right if its whole text is right; in brackets are those with a `?` in what was read. The kinds
-{held_out} were in no development. The digits that a program draws are not all legible.
+{held_out}
+were in no development. The digits that a program draws are not all legible.
 """
+
+
+def refusals(rows: list[Row]) -> str:
+    """Markdown: for each kind and for all, of how many pictures nothing but `?` is read."""
+    total: Row = {key: sum(row[key] for row in rows) for key in ("refused", "photographs")}
+    lines = [
+        f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |"
+        for row in [*rows, {"kind": "**all**", **total}]
+    ]
+    return "\n".join(["| kind | `?` |", "| --- | ---: |", *lines])
 
 
 def report(
@@ -205,25 +226,27 @@ def report(
 ) -> None:
     """Writes REPORT and FAILURES; again: makes the i-th photograph of a row once more."""
     photos = [row for row in rows if "found" in row]
-    strange = [row for row in rows if row["layout"] == "no digit"]
+    strange, alike = (
+        [row for row in rows if row["layout"] == layout] for layout in ("no digit", "alike")
+    )
     mnist = next((row for row in rows if row["layout"] == "as they are"), None)
-    if mnist is None:
+    if mnist is None or not alike:
         raise SystemExit(
             f"{out / ROWS} has not all rows of this exam; first take it without --report"
         )
     first = [row["photographs"] for row in photos if row["kind"] == photos[0]["kind"]]
     each = sum(first) // len(photographs.LAYOUTS)
-    intro = INTRO.format(each=each, workdir=_READER.value, held_out=", ".join(photographs.HELD_OUT))
-    no = [f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |" for row in strange]
-    total, count = (sum(row[key] for row in strange) for key in ("refused", "photographs"))
+    names = ", ".join(photographs.HELD_OUT)
+    intro = INTRO.format(each=each, seed=_SEED.value, workdir=_READER.value, held_out=names)
     parts = [
         intro,
         table(photos),
         f"## What is no digit\n\nLetters, shapes and lines of kinds that no run trains on, "
         f"{strange[0]['photographs']} pictures of each: nothing but `?` is read.",
-        "\n".join(
-            ["| kind | `?` |", "| --- | ---: |", *no, f"| **all** | {percent(total / count)} |"]
-        ),
+        refusals(strange),
+        "## What may be a digit\n\nStrokes, a circle and letters that look like digits, which no "
+        "run trains on, either: a digit is no error here.",
+        refusals(alike),
         "## MNIST's test images\n\n"
         f"{percent(mnist['right'] / mnist['photographs'])} are read right before any is refused; "
         f"{percent(mnist['refused'] / mnist['photographs'])} are refused.",
@@ -285,8 +308,9 @@ def main(_: list[str]) -> None:
             photos = map(of_kind, track(range(_COUNT.value), f"{kind}, {layout}"))
             keep(kind, layout, functools.partial(measured, read, photos))
     if split == "exam" and not (_KINDS.value or _PICTURES.value):
-        for kind in (*nondigits.kinds(NONDIGITS), *LINES):
-            keep(kind, "no digit", functools.partial(refused, read, nondigit(kind, _COUNT.value)))
+        strange = dict.fromkeys((*nondigits.kinds(NONDIGITS), *MADE), "no digit")
+        for kind, layout in (strange | dict.fromkeys(nondigits.kinds(ALIKE), "alike")).items():
+            keep(kind, layout, functools.partial(refused, read, nondigit(kind, _COUNT.value)))
         keep("MNIST's test images", "as they are", functools.partial(of_mnist, run, mnist[1]))
 
 

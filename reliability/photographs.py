@@ -2,7 +2,8 @@
 
 A photograph is made in the order in which one comes about: digits on a sheet, a pen's ink on a
 paper, how the sheet lies, the light on it, and the camera. Each kind replaces some of these steps.
-HELD_OUT are for an exam alone: nothing may be developed or chosen on them.
+HELD_OUT are for an exam alone: nothing may be developed or chosen on them. After it they join
+DEVELOPMENT, and others take their place.
 """
 
 import io
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
 LAYOUTS = ("one", "separate", "touching")
@@ -325,27 +326,6 @@ def _several(rng: Rng, sheet: Sheet) -> np.ndarray:
     )
 
 
-Kind = Callable[[Rng, Sheet], np.ndarray]
-DEVELOPMENT: dict[str, Kind] = {
-    "clean": _photo,
-    "falling light": lambda rng, sheet: _photo(rng, sheet, light=falling),
-    "shadow": lambda rng, sheet: _photo(rng, sheet, light=shadowed),
-    "lines": lambda rng, sheet: _photo(rng, sheet, paper=ruled),
-    "perspective": lambda rng, sheet: _photo(rng, sheet, place=tilted),
-    "blur": lambda rng, sheet: _photo(rng, sheet, blur=True),
-    "jpeg": lambda rng, sheet: _photo(rng, sheet, quality=int(rng.integers(30, 91))),
-    "pencil": lambda rng, sheet: _photo(rng, sheet, pen=pencil),
-    "sizes": _photo,
-    "colours": lambda rng, sheet: _photo(rng, sheet, pen=coloured_pen),
-    "grey paper": lambda rng, sheet: _photo(rng, sheet, paper=grey),
-    "noise": lambda rng, sheet: _photo(rng, sheet, noise=True),
-    "several": _several,
-}
-
-
-# ---- Kinds of the exam alone
-
-
 def _kraft(rng: Rng, sheet: Sheet) -> np.ndarray:
     """Brown paper of fibres."""
 
@@ -443,7 +423,21 @@ def _marker(rng: Rng, sheet: Sheet) -> np.ndarray:
     return _photo(rng, sheet, pen=lambda rng, sheet: (sheet.ink * dark, tuple(colour)), quality=70)
 
 
-HELD_OUT: dict[str, Kind] = {
+Kind = Callable[[Rng, Sheet], np.ndarray]
+DEVELOPMENT: dict[str, Kind] = {
+    "clean": _photo,
+    "falling light": lambda rng, sheet: _photo(rng, sheet, light=falling),
+    "shadow": lambda rng, sheet: _photo(rng, sheet, light=shadowed),
+    "lines": lambda rng, sheet: _photo(rng, sheet, paper=ruled),
+    "perspective": lambda rng, sheet: _photo(rng, sheet, place=tilted),
+    "blur": lambda rng, sheet: _photo(rng, sheet, blur=True),
+    "jpeg": lambda rng, sheet: _photo(rng, sheet, quality=int(rng.integers(30, 91))),
+    "pencil": lambda rng, sheet: _photo(rng, sheet, pen=pencil),
+    "sizes": _photo,
+    "colours": lambda rng, sheet: _photo(rng, sheet, pen=coloured_pen),
+    "grey paper": lambda rng, sheet: _photo(rng, sheet, paper=grey),
+    "noise": lambda rng, sheet: _photo(rng, sheet, noise=True),
+    "several": _several,
     "kraft": _kraft,
     "chalk": _chalk,
     "whiteboard": _whiteboard,
@@ -451,6 +445,133 @@ HELD_OUT: dict[str, Kind] = {
     "highlighter": _highlighter,
     "ballpoint": _ballpoint,
     "marker": _marker,
+}
+
+
+# ---- Kinds of the exam alone
+
+
+def _triangles(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """Isometric paper: triangles printed in pale blue."""
+
+    def paper(rng: Rng, sheet: Sheet, contrast: np.ndarray) -> np.ndarray:
+        y, x = np.ogrid[: sheet.ink.shape[0], : sheet.ink.shape[1]]
+        pitch = max(rng.uniform(0.4, 0.8) * sheet.size, 12)
+        wide = max(rng.uniform(0.015, 0.03) * sheet.size, 1)
+        turned, start = 30 * rng.integers(2), rng.uniform(0, pitch, 2)
+        lines = np.zeros(sheet.ink.shape, np.float32)
+        for angle in np.deg2rad([turned, turned + 60, turned + 120]):
+            across = np.cos(angle) * (x + start[0]) + np.sin(angle) * (y + start[1])
+            away = pitch / 2 - np.abs(across % pitch - pitch / 2)
+            lines = np.maximum(lines, np.clip(wide / 2 + 0.5 - away, 0, 1))
+        blue = 0.5 * contrast.max() * np.array([1, 0.6, 0.2])
+        return (white(rng, sheet, contrast) * (1 - lines[..., None] * blue)).astype(np.float32)
+
+    return _photo(rng, sheet, paper=paper)
+
+
+def _show_through(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """The back of a printed page, whose text shows through."""
+
+    def paper(rng: Rng, sheet: Sheet, contrast: np.ndarray) -> np.ndarray:
+        height, width = sheet.ink.shape
+        size = max(rng.uniform(0.25, 0.4) * sheet.size, 12)
+        page, font = Image.new("L", (width, height)), ImageFont.load_default(size)
+        letters = [*"aabcdeeefghiiklmnnooprrsstttuvwy     "]
+        for y in np.arange(rng.uniform(-size, 0), height, 1.5 * size):
+            text = "".join(rng.choice(letters, round(3 * width / size)))
+            ImageDraw.Draw(page).text((rng.uniform(-size, 0), y), text, 255, font)
+        back = page.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        back = back.filter(ImageFilter.GaussianBlur(0.02 * sheet.size))
+        shown = rng.uniform(0.15, 0.3) * contrast.max() * np.asarray(back, np.float32) / 255
+        return (white(rng, sheet, contrast) * (1 - shown[..., None])).astype(np.float32)
+
+    return _photo(rng, sheet, paper=paper, quality=85)
+
+
+def _folded(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """A sheet that was folded a few times; light falls on its parts and creases differently."""
+
+    def light(rng: Rng, photo: np.ndarray) -> np.ndarray:
+        shape = photo.shape[:2]
+        shade = np.full(shape, 0.95, np.float32)
+        for _ in range(rng.integers(4, 9)):
+            away = _across(rng, shape) - rng.uniform(0.1, 0.9)
+            away = (away * max(shape) + clouds(rng, shape, 40)) / sheet.size
+            part = np.tanh(away / 0.05) * np.exp(-np.abs(away) / rng.uniform(0.5, 3))
+            shade += rng.uniform(-0.1, 0.1) * part
+            shade -= rng.uniform(-0.05, 0.15) * np.exp(-((away / 0.02) ** 2))
+        return photo * shade[..., None]
+
+    return _photo(rng, sheet, light=light)
+
+
+def _fountain_pen(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """A broad nib: strokes are wider down than across, and ink pools where they end."""
+    high, wide = (max(round(share * sheet.size), 1) for share in (0.04, 0.05))
+    thin = ndimage.minimum_filter1d(sheet.ink, high, axis=0)
+    line = ndimage.maximum_filter1d(np.maximum(thin, 0.6 * sheet.ink), wide, axis=1)
+    radius = ndimage.maximum_filter(
+        ndimage.distance_transform_edt(line > 0.5), round(0.15 * sheet.size)
+    )
+    reach = 0.1 * sheet.size
+    near = ndimage.gaussian_filter(line, reach) * np.sqrt(2 * np.pi) * reach
+    pool = ndimage.gaussian_filter((near < 1.4 * radius).astype(np.float32), 0.02 * sheet.size)
+    flow = 0.7 + 0.1 * clouds(rng, line.shape, 0.5 * sheet.size) + 0.2 * pool
+    colours = ((0.08, 0.12, 0.4), (0.1, 0.1, 0.12), (0.2, 0.08, 0.3), (0.05, 0.25, 0.28))
+    colour = colours[rng.integers(len(colours))]
+    return _photo(rng, sheet, pen=lambda rng, sheet: (line * flow, colour))
+
+
+def _crayon(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """A wax crayon on rough coloured card: the card shows where it is deep."""
+    cards = ((0.95, 0.8, 0.35), (0.6, 0.8, 0.9), (0.95, 0.7, 0.65), (0.7, 0.85, 0.6))
+    colours = ((0.1, 0.1, 0.35), (0.4, 0.05, 0.1), (0.05, 0.22, 0.12), (0.12, 0.1, 0.1))
+    shape = sheet.ink.shape
+    rough = 0.6 * clouds(rng, shape, max(0.035 * sheet.size, 2.5)) + 0.4 * clouds(rng, shape, 2)
+    soft = ndimage.gaussian_filter(sheet.ink, 0.02 * sheet.size)
+    wax = np.clip((1.15 * soft + rough - 1.25) / 0.3, 0, 1)
+    card = (0.93 + 0.14 * rough[..., None]) * np.array(cards[rng.integers(len(cards))], np.float32)
+    return _photo(
+        rng,
+        sheet,
+        pen=lambda rng, sheet: (wax, colours[rng.integers(len(colours))]),
+        paper=lambda *_: card,
+    )
+
+
+def _sticky_note(rng: Rng, sheet: Sheet) -> np.ndarray:
+    """A coloured note on a desk, which holds all the digits."""
+    notes = ((1, 0.93, 0.45), (1, 0.7, 0.8), (0.7, 0.9, 0.65), (0.65, 0.85, 0.97))
+    desks = ((0.4, 0.27, 0.17), (0.2, 0.2, 0.22), (0.75, 0.62, 0.45), (0.55, 0.56, 0.58))
+
+    def place(rng: Rng, photo: np.ndarray) -> np.ndarray:
+        height, width = photo.shape[:2]
+        size = (round(0.72 * width), round(0.72 * height))
+        note = Image.fromarray(np.rint(255 * photo.clip(0, 1)).astype(np.uint8)).resize(size)
+        left, top = (round(side * rng.uniform(0.11, 0.17)) for side in (width, height))
+        both = Image.new("RGBA", (width, height))
+        both.paste(note, (left, top))
+        both = both.rotate(rng.uniform(-7, 7), Image.Resampling.BICUBIC)
+        pixels = np.asarray(both, np.float32) / 255
+        cover = pixels[..., 3:]
+        far = max(width, height) / 100
+        shadow = ndimage.shift(ndimage.gaussian_filter(cover[..., 0], far), (far, far))
+        wood = 0.9 + 0.2 * clouds(rng, (height, 2 * width), 25)[:, ::2]
+        desk = wood[..., None] * np.array(desks[rng.integers(len(desks))], np.float32)
+        return desk * (1 - 0.5 * shadow[..., None]) * (1 - cover) + pixels[..., :3] * cover
+
+    colour = np.array(notes[rng.integers(len(notes))], np.float32)
+    return _photo(rng, sheet, paper=lambda *_: rng.uniform(0.85, 1) * colour, place=place)
+
+
+HELD_OUT: dict[str, Kind] = {
+    "triangles": _triangles,
+    "show-through": _show_through,
+    "folded": _folded,
+    "fountain pen": _fountain_pen,
+    "crayon": _crayon,
+    "sticky note": _sticky_note,
 }
 KINDS = DEVELOPMENT | HELD_OUT
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
-from digits_jax.data import drawn, ink
+from digits_jax.data import drawn, ink, nondigits
 from reliability import exam, photographs
 
 SHAPE = (480, 640)
@@ -230,7 +231,8 @@ def test_photographs_depend_on_their_seed_alone(digits, kind, layout):
 
 
 def test_held_out_kinds_and_digits_are_in_the_exam_alone(digits):
-    assert len(photographs.HELD_OUT) >= 4
+    assert len(photographs.HELD_OUT) >= 6
+    assert [*photographs.KINDS].index("kraft") == 13  # a kind's place seeds its photographs
     assert not photographs.HELD_OUT.keys() & exam.SPLITS["development"].keys()
     assert photographs.HELD_OUT.keys() < exam.SPLITS["exam"].keys()
     mnist = (type(digits)(*(part[:40] for part in digits)),) * 2
@@ -257,20 +259,37 @@ def test_an_exam_counts_whole_texts():
     assert row == {"photographs": 4, "refused": 2}
 
 
-@pytest.mark.parametrize("kind", ["J", "scribble", "coil"])
+@pytest.mark.parametrize("kind", photographs.HELD_OUT)
+def test_marks_of_a_held_out_paper_are_at_most_half_as_dark_as_ink(kind):
+    field = np.zeros((480, 640), np.float32)
+    field[180:300, 220:420] = 1
+    drawn_on = photographs.HELD_OUT[kind](
+        np.random.default_rng(0), photographs.Sheet(field, 120.0, "")
+    )
+    # Over areas of a stroke's width, in the colour that shows the ink best.
+    seen = ndimage.uniform_filter(drawn_on.astype(np.float32), (9, 9, 0))
+    patch = seen[120:360, 160:480]
+    paper = np.concatenate([patch[:40], patch[-40:]])
+    contrast = np.median(paper, (0, 1)) - np.median(seen[220:260, 270:370], (0, 1))
+    channel = contrast.argmax()
+    assert contrast[channel] > 60
+    marks = np.median(paper[..., channel]) - paper[..., channel]
+    assert marks.max() < 0.55 * contrast[channel]
+
+
+@pytest.mark.parametrize("kind", [*nondigits.kinds(exam.NONDIGITS), *exam.MADE, "circle"])
 def test_what_is_no_digit_is_ink_on_white_paper(kind):
     first, second = exam.nondigit(kind, 2)
     (again,) = exam.nondigit(kind, 1)
     np.testing.assert_array_equal(first, again)
     assert (first != second).any()
-    (line,) = ink.find(first)
-    assert line
-    assert first[0, 0] == 255
+    _, count = ndimage.label(first < 128, np.ones((3, 3)))
+    assert count == 1
+    assert 0.005 < (first < 128).mean() < 0.1
+    assert first[:150].min() == first[:, :150].min() == 255
 
 
 def test_touching_digits_touch_and_separate_ones_do_not(digits):
-    from scipy import ndimage
-
     rng = np.random.default_rng(0)
     for touching in (False, True):
         for _ in range(10):

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ from digits_jax.models.line import Line, emitted
 from digits_jax.training.predictor import Predictor
 from digits_jax.training.reader import Reader
 from digits_jax.training.train import train
+from reliability import exam
 
-ROOT = Path(__file__).parent.parent
 RECIPE = RECIPES["number"]
 EMPTY = np.zeros((28, 28), np.uint8)
 
@@ -148,9 +147,9 @@ def test_nondigits_are_placed_as_digits_are():
         assert image.max() > 200
         spans = [np.ptp(np.flatnonzero(image.max(axis) > 25)) + 1 for axis in (0, 1)]
         assert 8 <= max(spans) <= 24
-    exam = ROOT / "reliability" / "nondigits.json"
-    assert not set(nondigits.kinds()) & set(nondigits.kinds(exam))  # the exam's are not trained on
-    assert nondigits.nondigits(0, 20, exam).shape == (20, 28, 28)
+    for path in (exam.NONDIGITS, exam.ALIKE):
+        assert not set(nondigits.kinds()) & set(nondigits.kinds(path))  # they are not trained on
+    assert nondigits.nondigits(0, 20, exam.NONDIGITS).shape == (20, 28, 28)
     assert len(set(nondigits.kinds()) & set("BDGIOQSTZbgiloqsyz")) == 0  # these look like digits
 
 
