@@ -151,6 +151,30 @@ def test_two_lines_are_read_from_left_to_right_even_where_they_rise():
     close(boxes(ink.find(photo(field))), lines)
 
 
+def test_digits_that_go_up_and_down_are_one_line_and_two_short_lines_are_two():
+    first, second = (100, 100, 112, 200), (250, 210, 262, 310)  # 0.1 of their height apart
+    close(boxes(ink.find(photo(bar(100, 100) + bar(250, 210)))), [[first, second]])
+    between = bar(250, 205), bar(100, 100), bar(400, 90)
+    assert [len(line) for line in ink.find(photo(sum(between)))] == [3]
+    assert [len(line) for line in ink.find(photo(bar(100, 100) + bar(250, 240)))] == [1, 1]
+    rings = [
+        strokes([(0, 0), (50, 0), (50, 90), (0, 90), (0, 0)], at=at)
+        for at in ((100, 50), (150, 200))
+    ]
+    assert [len(line) for line in ink.find(photo(sum(rings)))] == [1, 1]
+
+
+def test_the_bar_of_a_five_is_part_of_it_however_far_above():
+    body = FIVE[1]
+    for gap in (5, 20, 32):  # of 117 px
+        five = strokes([(75, 20 - gap), (25, 20 - gap)], body, at=(200, 200))
+        close(boxes(ink.find(photo(five))), [[(205, 215 - gap, 275, 315)]], within=6)
+        both = five + bar(300, 215)
+        assert [len(line) for line in ink.find(photo(both))] == [2]
+    below = strokes(*FIVE, at=(220, 260)) + strokes(*FIVE, at=(230, 80))  # the next line's
+    assert [len(line) for line in ink.find(photo(below))] == [1, 1]
+
+
 def test_a_broken_five_is_one_piece_and_two_fives_are_two():
     one = strokes(*FIVE, at=(100, 200))
     assert [len(line) for line in ink.find(photo(one))] == [1]

@@ -5,7 +5,7 @@
 
 export const SIDE = 28; // of a digit's image, in its own pixels
 const BOX = 20; // which the ink is scaled to fit
-export const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
+const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
 const WIDTH = 56; // of a piece's image
 const WIDE = 1.4; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
 const WIDEST = 48; // px of a piece's ink
@@ -159,14 +159,34 @@ function hamming(x) {
 // ---- Pieces and lines
 
 /** How far box `b` is from `a`: {across, down, shared}: whether they share half of the narrower's columns. */
-export function apart(a, b) {
+function apart(a, b) {
   const across = Math.max(a.left, b.left) - Math.min(a.right, b.right);
   const down = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
   return { across, down, shared: -across > 0.5 * Math.min(a.right - a.left, b.right - b.left) };
 }
 
-/** Boxes in groups, each of which is `near(a, b)` another one of its group. */
-export function grouped(boxes, near) {
+/**
+ * Boxes in groups that only one digit each can be: those above each other, and a small one and its
+ * neighbour. A small one, as a five's bar, prefers what is above or below it to what is beside it.
+ */
+export function joined(boxes) {
+  const size = heightOf(boxes);
+  const small = ({ top, bottom }) => bottom - top < SLIGHT * size;
+  const far = (a, b) => {
+    const { across, down, shared } = apart(a, b);
+    if (shared && down < 0.35 * size) return down;
+    return Math.max(across, down) < 0.12 * size ? size + Math.max(across, down) : Infinity;
+  };
+  const nearest = new Map();
+  for (const one of boxes.filter(small)) {
+    const others = boxes.filter((other) => other !== one && far(one, other) < Infinity);
+    nearest.set(one, others.sort((a, b) => far(one, a) - far(one, b))[0]);
+  }
+  const near = (a, b) => {
+    if (small(a) || small(b)) return nearest.get(a) === b || nearest.get(b) === a;
+    const { down, shared } = apart(a, b);
+    return shared && down < 0.2 * size;
+  };
   const group = boxes.map((_, i) => i);
   boxes.forEach((a, i) => {
     boxes.slice(0, i).forEach((b, j) => {
@@ -175,16 +195,6 @@ export function grouped(boxes, near) {
     });
   });
   return [...new Set(group)].map((g) => boxes.filter((_, i) => group[i] === g));
-}
-
-/** Parts in groups that only one digit each can be: small ones that are near, and those above each other. */
-function joined(found) {
-  const size = heightOf(found);
-  return grouped(found, (a, b) => {
-    const { across, down, shared } = apart(a, b);
-    if (Math.min(a.bottom - a.top, b.bottom - b.top) < SLIGHT * size) return Math.max(across, down) < 0.12 * size;
-    return shared && down < 0.2 * size;
-  });
 }
 
 /** The height of digits: the median of all at least half as high as the highest. */
@@ -202,7 +212,12 @@ export const around = (boxes) => ({
   bottom: Math.max(...boxes.map((box) => box.bottom)),
 });
 
-/** Boxes in lines from top to bottom, from left to right: each is beside the one before it. */
+/**
+ * Boxes in lines from top to bottom, from left to right: each is beside the one before it.
+ *
+ * Where nothing of a line is above or below anything of another, and hardly any paper lies between
+ * their heights, as of digits that go up and down, both are one.
+ */
 export function linesOf(boxes) {
   const lines = [];
   for (const box of [...boxes].sort((a, b) => a.left - b.left)) {
@@ -216,9 +231,21 @@ export function linesOf(boxes) {
     if (best) best.push(box);
     else lines.push([box]);
   }
+  const gap = 0.25 * heightOf(boxes);
+  const whole = [];
+  for (const line of lines) {
+    const own = whole.find((other) => continues(line, other, gap));
+    if (own) own.push(...line);
+    else whole.push(line);
+  }
+  for (const line of whole) line.sort((a, b) => a.left - b.left);
   const middle = (line) => line.reduce((sum, box) => sum + box.top + box.bottom, 0) / line.length;
-  return lines.sort((a, b) => middle(a) - middle(b));
+  return whole.sort((a, b) => middle(a) - middle(b));
 }
+
+/** Whether lines share no columns, and their heights are at most `gap` apart. */
+const continues = (line, other, gap) =>
+  apart(around(line), around(other)).down < gap && line.every((a) => other.every((b) => apart(a, b).across >= 0));
 
 // ---- Ink from a photograph
 
