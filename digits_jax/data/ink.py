@@ -22,6 +22,7 @@ SIZE = 64  # px: about the height to which larger digits are reduced before they
 CORE = 0.45  # of the ink's darkness: this is ink, and what it touches is one piece
 FAINT = 0.25  # of the ink's darkness: this and less is paper
 SLIGHT = 0.6  # of the digits' height: what is lower may be part of one
+GAP = 0.08  # of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
 WEAK = 0.4  # of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 
@@ -74,7 +75,8 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
             edges = factor * np.array(part[:4]).reshape(2, 2) + corner
             edges = np.clip(edges, 0, picture.shape[1::-1])
             x, y, right, bottom = map(int, edges.ravel())
-            lines[-1].append(Piece((x, y, right, bottom), normalised(part.ink)))
+            whole = _closed(part.ink, 2 * int(GAP / 2 * part.height) + 1)
+            lines[-1].append(Piece((x, y, right, bottom), normalised(whole)))
     return lines
 
 
@@ -119,19 +121,21 @@ def brightness(picture: np.ndarray, ink: str = "auto") -> np.ndarray:
 
 
 def is_dark(grey: np.ndarray) -> bool:
-    """Whether ink is darker than paper: ink is what is narrow."""
+    """Whether ink is darker than paper: ink is what is narrow, and is not nearly everywhere."""
     grey = _reduced(grey, math.ceil(max(grey.shape) / 200))
-    dark, bright = (
-        sum(((_closed(side, wide) - side) ** 2).sum() / wide**1.5 for wide in (3, 5, 9, 17, 33))
-        for side in (grey, 1 - grey)
-    )
-    return bool(dark >= bright)
+
+    def amount(side: np.ndarray) -> float:
+        narrow = {wide: _closed(side, wide) - side for wide in (3, 5, 9, 17, 33)}
+        rare = {wide: (part - np.median(part)).clip(0) for wide, part in narrow.items()}
+        return sum(float((part**2).sum()) / wide**1.5 for wide, part in rare.items())
+
+    return amount(grey) >= amount(1 - grey)
 
 
 def _closed(light: np.ndarray, wide: int) -> np.ndarray:
-    """`light` without what is dark and too narrow for a square of `wide` px.
+    """[h, w] without what is dark and too narrow for a square of `wide` px.
 
-    Beyond the picture all is dark: a table at its border, or a shadow, is not narrow.
+    Beyond it all is dark: a table at a picture's border, or a shadow, is not narrow.
     """
     from scipy import ndimage
 
@@ -177,11 +181,11 @@ def _height(seen: list[Part]) -> float:
     return float(np.median([height for height in heights if height >= 0.5 * max(heights)]))
 
 
-def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, float]:
+def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[h, w] brightness -> darkness, 0 paper to 1 black, without lines that are fainter than ink.
 
-    Returns it smooth and sharp, and the standard deviation of the smooth one's noise. size: the
-    height of digits in px.
+    Returns it smooth and sharp, and the standard deviation of the smooth one's noise, which is
+    larger on paper darker than most. size: the height of digits in px.
     """
     from scipy import ndimage
 
@@ -190,7 +194,7 @@ def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, fl
     dark, sharp = 1 - smooth / paper, 1 - light / paper
     middle = np.median(dark)
     dark -= middle
-    noise = 1.5 * float(np.median(np.abs(dark)))
+    noise = 1.5 * np.median(np.abs(dark)) * np.maximum(np.median(paper) / paper, 1)
     lines, long = np.zeros_like(dark), 2 * round(size)
     thick = 2 * round(0.08 * size) + 1
     for axis in (0, 1):  # straight, nearly along this axis, longer and thinner than strokes
@@ -208,7 +212,7 @@ def parts(light: np.ndarray, size: float) -> list[Part]:
     from scipy import ndimage
 
     dark, sharp, noise = darkness(light, size)
-    least = max(LEAST_CONTRAST, 5 * noise)
+    least = np.maximum(LEAST_CONTRAST, 5 * noise)
     touching, reach = np.ones((3, 3)), max(round(0.04 * size), 1)
 
     def large(label: np.ndarray) -> list:

@@ -257,6 +257,7 @@ const SMALL = 100; // px: up to here a picture is taken as cut out around its di
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
 const FAINT = 0.25; // of the ink's darkness: this and less is paper
+const GAP = 0.08; // of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
 const WEAK = 0.4; // of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
@@ -264,7 +265,8 @@ export function find(picture) {
   const { found, factor, corner } = cut(brightness(picture));
   const pieces = joined(found).map((group) => (group.length > 1 ? union(group) : group[0]));
   return linesOf(pieces).map((line) =>
-    line.map(({ left, top, right, bottom, ink }) => {
+    line.map(({ left, top, right, bottom, ink: broken }) => {
+      const ink = closed(broken, 2 * Math.floor((GAP / 2) * (bottom - top)) + 1);
       const [x, end] = [left, right].map((at) => clip(factor * at + corner[0], 0, picture.width));
       const [y, below] = [top, bottom].map((at) => clip(factor * at + corner[1], 0, picture.height));
       return { left: x, top: y, right: end, bottom: below, ink, scale: factor };
@@ -316,19 +318,21 @@ function brightness({ data, width, height }) {
   return light;
 }
 
-/** Whether ink is darker than paper: ink is what is narrow. */
+/** Whether ink is darker than paper: ink is what is narrow, and is not nearly everywhere. */
 function isDark(grey) {
   const small = reduced(grey, Math.ceil(Math.max(grey.width, grey.height) / 200));
   const [dark, bright] = [small, mapped(small, (value) => 1 - value)].map((side) =>
     [3, 5, 9, 17, 33].reduce((sum, wide) => {
       const paper = closed(side, wide).values;
-      return sum + side.values.reduce((s, value, i) => s + (paper[i] - value) ** 2, 0) / wide ** 1.5;
+      const narrow = side.values.map((value, i) => paper[i] - value);
+      const most = median(narrow);
+      return sum + narrow.reduce((s, value) => s + Math.max(value - most, 0) ** 2, 0) / wide ** 1.5;
     }, 0),
   );
   return dark >= bright;
 }
 
-/** Without what is dark and too narrow for a square of `wide` px; beyond the picture all is dark. */
+/** Without what is dark and too narrow for a square of `wide` px; beyond it all is dark. */
 function closed(light, wide) {
   const paper = lowest(highest(padded(light, wide, 0), wide), wide);
   return cropped(paper, wide, wide, wide + light.width, wide + light.height);
@@ -357,7 +361,7 @@ function darkness(light, size) {
   let dark = mapped(smooth, part);
   const middle = median(dark.values);
   dark = mapped(dark, (value) => value - middle);
-  const noise = 1.5 * median(mapped(dark, Math.abs).values);
+  const [noise, most] = [1.5 * median(mapped(dark, Math.abs).values), median(paper)];
   const [long, thick] = [2 * round(size), 2 * round(0.08 * size) + 1];
   const [down, across] = [0, 1].map((axis) => {
     // Straight, nearly along this axis, longer and thinner than strokes.
@@ -370,7 +374,7 @@ function darkness(light, size) {
   return {
     dark: mapped(dark, (value, i) => (faint[i] ? 0 : value)),
     sharp: mapped(light, (value, i) => (faint[i] ? 0 : part(value, i) - middle)),
-    noise,
+    noise: paper.map((value) => noise * Math.max(most / Math.max(value, 0.02), 1)), // larger on paper darker than most
   };
 }
 
@@ -378,12 +382,11 @@ function darkness(light, size) {
 function partsOf(light, size) {
   const { width, height } = light;
   const { dark, sharp, noise } = darkness(light, size);
-  const least = Math.max(LEAST_CONTRAST, 5 * noise);
   const reach = Math.max(round(0.04 * size), 1);
   const large = (boxes) => boxes.filter((box) => Math.max(box.right - box.left, box.bottom - box.top) > 0.2 * size);
 
   // Each piece has its own level of ink: that of most of its darker half.
-  const first = labelled(dark, (value) => value > least);
+  const first = labelled(dark, (value, i) => value > Math.max(LEAST_CONTRAST, 5 * noise[i]));
   const level = image(width, height);
   for (const box of large(first.boxes)) {
     const inside = box.pixels;
