@@ -127,7 +127,7 @@ def is_dark(grey: np.ndarray) -> bool:
     def amount(side: np.ndarray) -> float:
         narrow = {wide: _closed(side, wide) - side for wide in (3, 5, 9, 17, 33)}
         rare = {wide: (part - np.median(part)).clip(0) for wide, part in narrow.items()}
-        return sum(float((part**2).sum()) / wide**1.5 for wide, part in rare.items())
+        return sum(float((part**2).sum()) / wide**2 for wide, part in rare.items())
 
     return amount(grey) >= amount(1 - grey)
 

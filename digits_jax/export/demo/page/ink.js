@@ -326,7 +326,7 @@ function isDark(grey) {
       const paper = closed(side, wide).values;
       const narrow = side.values.map((value, i) => paper[i] - value);
       const most = median(narrow);
-      return sum + narrow.reduce((s, value) => s + Math.max(value - most, 0) ** 2, 0) / wide ** 1.5;
+      return sum + narrow.reduce((s, value) => s + Math.max(value - most, 0) ** 2, 0) / wide ** 2;
     }, 0),
   );
   return dark >= bright;
