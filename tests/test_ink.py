@@ -101,6 +101,16 @@ def test_lines_at_half_the_contrast_are_paper(squared, slope):
     close(boxes(ink.find(photo(np.maximum(THREE, 0.5 * lines)))), [BARS], within=12)
 
 
+@pytest.mark.parametrize("pitch", [30, 45, 60])
+@pytest.mark.parametrize("bright", [False, True])
+def test_dots_at_half_the_contrast_are_paper(pitch, bright):
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]] % pitch - pitch // 2
+    dots = np.clip(3.5 - np.hypot(rows, columns), 0, 1)
+    dotted = photo(np.maximum(strokes(*FIVE, at=(200, 150)), 0.5 * dots))
+    (line,) = ink.find(255 - dotted if bright else dotted)
+    close(boxes([line]), [[(205, 155, 275, 265)]], within=12)
+
+
 @pytest.mark.parametrize("share", [0.03, 0.2, 0.9])
 def test_a_digit_of_any_size_looks_the_same(share):
     shape, scale = (900, 1200), share * 900 / 120
@@ -150,6 +160,40 @@ def test_two_lines_are_read_from_left_to_right_even_where_they_rise():
     field = sum(bar(*place) for place in [*first[::-1], *second])
     lines = [[(a, b, a + 12, b + 100) for a, b in line] for line in (first, second)]
     close(boxes(ink.find(photo(field))), lines)
+
+
+def test_a_gap_in_a_line_is_filled_and_a_loop_is_not():
+    ring = strokes([(0, 0), (40, 0), (40, 90), (0, 90), (0, 0)], at=(400, 200))
+    whole = bar(300, 200) + ring
+    broken = whole - bar(304, 240, 4, 8)
+    (line,), (same,) = ink.find(photo(broken)), ink.find(photo(whole))
+    for piece, other in zip(line, same, strict=True):
+        assert np.abs(piece.image.astype(int) - other.image).max() <= 20
+    assert line[1].image[14, 28] == 0
+
+
+def test_digits_that_go_up_and_down_are_one_line_and_two_short_lines_are_two():
+    first, second = (100, 100, 112, 200), (250, 210, 262, 310)  # 0.1 of their height apart
+    close(boxes(ink.find(photo(bar(100, 100) + bar(250, 210)))), [[first, second]])
+    between = bar(250, 205), bar(100, 100), bar(400, 90)
+    assert [len(line) for line in ink.find(photo(sum(between)))] == [3]
+    assert [len(line) for line in ink.find(photo(bar(100, 100) + bar(250, 240)))] == [1, 1]
+    rings = [
+        strokes([(0, 0), (50, 0), (50, 90), (0, 90), (0, 0)], at=at)
+        for at in ((100, 50), (150, 200))
+    ]
+    assert [len(line) for line in ink.find(photo(sum(rings)))] == [1, 1]
+
+
+def test_the_bar_of_a_five_is_part_of_it_however_far_above():
+    body = FIVE[1]
+    for gap in (5, 20, 32):  # of 117 px
+        five = strokes([(75, 20 - gap), (25, 20 - gap)], body, at=(200, 200))
+        close(boxes(ink.find(photo(five))), [[(205, 215 - gap, 275, 315)]], within=6)
+        both = five + bar(300, 215)
+        assert [len(line) for line in ink.find(photo(both))] == [2]
+    below = strokes(*FIVE, at=(220, 260)) + strokes(*FIVE, at=(230, 80))  # the next line's
+    assert [len(line) for line in ink.find(photo(below))] == [1, 1]
 
 
 def test_a_broken_five_is_one_piece_and_two_fives_are_two():

@@ -21,6 +21,8 @@ SMALL = 100  # px: up to here a picture is taken as cut out around its digits
 SIZE = 64  # px: about the height to which larger digits are reduced before they are cut out
 CORE = 0.45  # of the ink's darkness: this is ink, and what it touches is one piece
 FAINT = 0.25  # of the ink's darkness: this and less is paper
+SLIGHT = 0.6  # of the digits' height: what is lower may be part of one
+GAP = 0.08  # of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
 WEAK = 0.4  # of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 
@@ -64,6 +66,8 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
     times as wide as high is 20 px high instead, but at most 48 wide.
     """
     found, factor, corner = cut(brightness(picture, ink))
+    if not found:
+        return []
     lines: list[list[Piece]] = []
     for line in _lines(_joined(found)):
         lines.append([])
@@ -71,7 +75,8 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
             edges = factor * np.array(part[:4]).reshape(2, 2) + corner
             edges = np.clip(edges, 0, picture.shape[1::-1])
             x, y, right, bottom = map(int, edges.ravel())
-            lines[-1].append(Piece((x, y, right, bottom), normalised(part.ink)))
+            whole = _closed(part.ink, 2 * int(GAP / 2 * part.height) + 1)
+            lines[-1].append(Piece((x, y, right, bottom), normalised(whole)))
     return lines
 
 
@@ -116,19 +121,21 @@ def brightness(picture: np.ndarray, ink: str = "auto") -> np.ndarray:
 
 
 def is_dark(grey: np.ndarray) -> bool:
-    """Whether ink is darker than paper: ink is what is narrow."""
+    """Whether ink is darker than paper: ink is what is narrow, and is not nearly everywhere."""
     grey = _reduced(grey, math.ceil(max(grey.shape) / 200))
-    dark, bright = (
-        sum(((_closed(side, wide) - side) ** 2).sum() / wide**1.5 for wide in (3, 5, 9, 17, 33))
-        for side in (grey, 1 - grey)
-    )
-    return bool(dark >= bright)
+
+    def amount(side: np.ndarray) -> float:
+        narrow = {wide: _closed(side, wide) - side for wide in (3, 5, 9, 17, 33)}
+        rare = {wide: (part - np.median(part)).clip(0) for wide, part in narrow.items()}
+        return sum(float((part**2).sum()) / wide**2 for wide, part in rare.items())
+
+    return amount(grey) >= amount(1 - grey)
 
 
 def _closed(light: np.ndarray, wide: int) -> np.ndarray:
-    """`light` without what is dark and too narrow for a square of `wide` px.
+    """[h, w] without what is dark and too narrow for a square of `wide` px.
 
-    Beyond the picture all is dark: a table at its border, or a shadow, is not narrow.
+    Beyond it all is dark: a table at a picture's border, or a shadow, is not narrow.
     """
     from scipy import ndimage
 
@@ -174,11 +181,11 @@ def _height(seen: list[Part]) -> float:
     return float(np.median([height for height in heights if height >= 0.5 * max(heights)]))
 
 
-def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, float]:
+def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[h, w] brightness -> darkness, 0 paper to 1 black, without lines that are fainter than ink.
 
-    Returns it smooth and sharp, and the standard deviation of the smooth one's noise. size: the
-    height of digits in px.
+    Returns it smooth and sharp, and the standard deviation of the smooth one's noise, which is
+    larger on paper darker than most. size: the height of digits in px.
     """
     from scipy import ndimage
 
@@ -187,7 +194,7 @@ def darkness(light: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray, fl
     dark, sharp = 1 - smooth / paper, 1 - light / paper
     middle = np.median(dark)
     dark -= middle
-    noise = 1.5 * float(np.median(np.abs(dark)))
+    noise = 1.5 * np.median(np.abs(dark)) * np.maximum(np.median(paper) / paper, 1)
     lines, long = np.zeros_like(dark), 2 * round(size)
     thick = 2 * round(0.08 * size) + 1
     for axis in (0, 1):  # straight, nearly along this axis, longer and thinner than strokes
@@ -205,7 +212,7 @@ def parts(light: np.ndarray, size: float) -> list[Part]:
     from scipy import ndimage
 
     dark, sharp, noise = darkness(light, size)
-    least = max(LEAST_CONTRAST, 5 * noise)
+    least = np.maximum(LEAST_CONTRAST, 5 * noise)
     touching, reach = np.ones((3, 3)), max(round(0.04 * size), 1)
 
     def large(label: np.ndarray) -> list:
@@ -240,20 +247,23 @@ def parts(light: np.ndarray, size: float) -> list[Part]:
 
 
 def _joined(found: list[Part]) -> list[Part]:
-    """Those that lie above each other, or are small and near, become one."""
-    if not found:
-        return []
+    """Those that lie above each other become one, and a small one becomes part of its neighbour."""
     size = _height(found)
     left, top, right, bottom = np.array([part[:4] for part in found]).T
     across = np.maximum.outer(left, left) - np.minimum.outer(right, right)
     down = np.maximum.outer(top, top) - np.minimum.outer(bottom, bottom)
-    narrow = np.minimum.outer(right - left, right - left)
-    small = np.minimum.outer(bottom - top, bottom - top) < 0.6 * size
-    near = np.where(
-        small,
-        np.maximum(across, down) < 0.12 * size,
-        (down < 0.2 * size) & (-across > 0.5 * narrow),
-    )
+    shared = -across > 0.5 * np.minimum.outer(right - left, right - left)
+    small = bottom - top < SLIGHT * size
+    # A small one, as a five's bar, prefers what is above or below it to what is beside it.
+    beside = np.maximum(across, down)
+    far = np.where(beside < 0.12 * size, size + beside, np.inf)
+    far = np.where(shared & (down < 0.35 * size), down, far)
+    np.fill_diagonal(far, np.inf)
+    near = shared & (down < 0.2 * size) & ~np.logical_or.outer(small, small)
+    nearest = far.argmin(axis=1)
+    for i in np.flatnonzero(small & (far.min(axis=1) < np.inf)):
+        near[i, nearest[i]] = near[nearest[i], i] = True
+    np.fill_diagonal(near, True)
     group, before = np.arange(len(found)), np.zeros(0, int)
     while not np.array_equal(group, before):  # each takes the least number near it
         group, before = np.where(near, group, len(found)).min(axis=1), group
@@ -281,7 +291,11 @@ def union(found: list[Part]) -> Part:
 
 
 def _lines(found: list[Part]) -> list[list[Part]]:
-    """Lines from top to bottom of parts from left to right: each is beside the one before it."""
+    """Lines from top to bottom of parts from left to right: each is beside the one before it.
+
+    Where nothing of a line is above or below anything of another, and hardly any paper lies between
+    their heights, as of digits that go up and down, both are one.
+    """
     lines: list[list[Part]] = []
     for part in sorted(found, key=lambda part: part.left):
         beside = []
@@ -293,7 +307,27 @@ def _lines(found: list[Part]) -> list[list[Part]]:
             lines[int(np.argmax(beside))].append(part)
         else:
             lines.append([part])
-    return sorted(lines, key=lambda line: np.mean([part.top + part.bottom for part in line]))
+    whole: list[list[Part]] = []
+    gap = 0.25 * _height(found)
+    for line in lines:
+        own = next((other for other in whole if _continues(line, other, gap)), None)
+        if own:
+            own.extend(line)
+        else:
+            whole.append(line)
+    whole = [sorted(line, key=lambda part: part.left) for line in whole]
+    return sorted(whole, key=lambda line: np.mean([part.top + part.bottom for part in line]))
+
+
+def _continues(line: list[Part], other: list[Part], gap: float) -> bool:
+    """Whether lines share no columns, and their heights are at most that many px apart."""
+    (top, bottom), (above, below) = (
+        (min(part.top for part in some), max(part.bottom for part in some))
+        for some in (line, other)
+    )
+    return max(top, above) - min(bottom, below) < gap and not any(
+        min(a.right, b.right) > max(a.left, b.left) for a in line for b in other
+    )
 
 
 def split_pair(pieces: np.ndarray, axis: int) -> list[np.ndarray]:

@@ -5,7 +5,7 @@
 
 export const SIDE = 28; // of a digit's image, in its own pixels
 const BOX = 20; // which the ink is scaled to fit
-export const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
+const SLIGHT = 0.6; // of the digits' height: what is lower may be part of one
 const WIDTH = 56; // of a piece's image
 const WIDE = 1.1; // times its height: up to here a piece is fitted to 20x20, as MNIST's digits are
 const WIDEST = 48; // px of a piece's ink
@@ -159,14 +159,34 @@ function hamming(x) {
 // ---- Pieces and lines
 
 /** How far box `b` is from `a`: {across, down, shared}: whether they share half of the narrower's columns. */
-export function apart(a, b) {
+function apart(a, b) {
   const across = Math.max(a.left, b.left) - Math.min(a.right, b.right);
   const down = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
   return { across, down, shared: -across > 0.5 * Math.min(a.right - a.left, b.right - b.left) };
 }
 
-/** Boxes in groups, each of which is `near(a, b)` another one of its group. */
-export function grouped(boxes, near) {
+/**
+ * Boxes in groups that only one digit each can be: those above each other, and a small one and its
+ * neighbour. A small one, as a five's bar, prefers what is above or below it to what is beside it.
+ */
+export function joined(boxes) {
+  const size = heightOf(boxes);
+  const small = ({ top, bottom }) => bottom - top < SLIGHT * size;
+  const far = (a, b) => {
+    const { across, down, shared } = apart(a, b);
+    if (shared && down < 0.35 * size) return down;
+    return Math.max(across, down) < 0.12 * size ? size + Math.max(across, down) : Infinity;
+  };
+  const nearest = new Map();
+  for (const one of boxes.filter(small)) {
+    const others = boxes.filter((other) => other !== one && far(one, other) < Infinity);
+    nearest.set(one, others.sort((a, b) => far(one, a) - far(one, b))[0]);
+  }
+  const near = (a, b) => {
+    if (small(a) || small(b)) return nearest.get(a) === b || nearest.get(b) === a;
+    const { down, shared } = apart(a, b);
+    return shared && down < 0.2 * size;
+  };
   const group = boxes.map((_, i) => i);
   boxes.forEach((a, i) => {
     boxes.slice(0, i).forEach((b, j) => {
@@ -175,16 +195,6 @@ export function grouped(boxes, near) {
     });
   });
   return [...new Set(group)].map((g) => boxes.filter((_, i) => group[i] === g));
-}
-
-/** Parts in groups that only one digit each can be: small ones that are near, and those above each other. */
-function joined(found) {
-  const size = heightOf(found);
-  return grouped(found, (a, b) => {
-    const { across, down, shared } = apart(a, b);
-    if (Math.min(a.bottom - a.top, b.bottom - b.top) < SLIGHT * size) return Math.max(across, down) < 0.12 * size;
-    return shared && down < 0.2 * size;
-  });
 }
 
 /** The height of digits: the median of all at least half as high as the highest. */
@@ -202,7 +212,12 @@ export const around = (boxes) => ({
   bottom: Math.max(...boxes.map((box) => box.bottom)),
 });
 
-/** Boxes in lines from top to bottom, from left to right: each is beside the one before it. */
+/**
+ * Boxes in lines from top to bottom, from left to right: each is beside the one before it.
+ *
+ * Where nothing of a line is above or below anything of another, and hardly any paper lies between
+ * their heights, as of digits that go up and down, both are one.
+ */
 export function linesOf(boxes) {
   const lines = [];
   for (const box of [...boxes].sort((a, b) => a.left - b.left)) {
@@ -216,9 +231,21 @@ export function linesOf(boxes) {
     if (best) best.push(box);
     else lines.push([box]);
   }
+  const gap = 0.25 * heightOf(boxes);
+  const whole = [];
+  for (const line of lines) {
+    const own = whole.find((other) => continues(line, other, gap));
+    if (own) own.push(...line);
+    else whole.push(line);
+  }
+  for (const line of whole) line.sort((a, b) => a.left - b.left);
   const middle = (line) => line.reduce((sum, box) => sum + box.top + box.bottom, 0) / line.length;
-  return lines.sort((a, b) => middle(a) - middle(b));
+  return whole.sort((a, b) => middle(a) - middle(b));
 }
+
+/** Whether lines share no columns, and their heights are at most `gap` apart. */
+const continues = (line, other, gap) =>
+  apart(around(line), around(other)).down < gap && line.every((a) => other.every((b) => apart(a, b).across >= 0));
 
 // ---- Ink from a photograph
 
@@ -230,6 +257,7 @@ const SMALL = 100; // px: up to here a picture is taken as cut out around its di
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
 const FAINT = 0.25; // of the ink's darkness: this and less is paper
+const GAP = 0.08; // of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
 const WEAK = 0.4; // of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
@@ -237,7 +265,8 @@ export function find(picture) {
   const { found, factor, corner } = cut(brightness(picture));
   const pieces = joined(found).map((group) => (group.length > 1 ? union(group) : group[0]));
   return linesOf(pieces).map((line) =>
-    line.map(({ left, top, right, bottom, ink }) => {
+    line.map(({ left, top, right, bottom, ink: broken }) => {
+      const ink = closed(broken, 2 * Math.floor((GAP / 2) * (bottom - top)) + 1);
       const [x, end] = [left, right].map((at) => clip(factor * at + corner[0], 0, picture.width));
       const [y, below] = [top, bottom].map((at) => clip(factor * at + corner[1], 0, picture.height));
       return { left: x, top: y, right: end, bottom: below, ink, scale: factor };
@@ -289,19 +318,21 @@ function brightness({ data, width, height }) {
   return light;
 }
 
-/** Whether ink is darker than paper: ink is what is narrow. */
+/** Whether ink is darker than paper: ink is what is narrow, and is not nearly everywhere. */
 function isDark(grey) {
   const small = reduced(grey, Math.ceil(Math.max(grey.width, grey.height) / 200));
   const [dark, bright] = [small, mapped(small, (value) => 1 - value)].map((side) =>
     [3, 5, 9, 17, 33].reduce((sum, wide) => {
       const paper = closed(side, wide).values;
-      return sum + side.values.reduce((s, value, i) => s + (paper[i] - value) ** 2, 0) / wide ** 1.5;
+      const narrow = side.values.map((value, i) => paper[i] - value);
+      const most = median(narrow);
+      return sum + narrow.reduce((s, value) => s + Math.max(value - most, 0) ** 2, 0) / wide ** 2;
     }, 0),
   );
   return dark >= bright;
 }
 
-/** Without what is dark and too narrow for a square of `wide` px; beyond the picture all is dark. */
+/** Without what is dark and too narrow for a square of `wide` px; beyond it all is dark. */
 function closed(light, wide) {
   const paper = lowest(highest(padded(light, wide, 0), wide), wide);
   return cropped(paper, wide, wide, wide + light.width, wide + light.height);
@@ -330,7 +361,7 @@ function darkness(light, size) {
   let dark = mapped(smooth, part);
   const middle = median(dark.values);
   dark = mapped(dark, (value) => value - middle);
-  const noise = 1.5 * median(mapped(dark, Math.abs).values);
+  const [noise, most] = [1.5 * median(mapped(dark, Math.abs).values), median(paper)];
   const [long, thick] = [2 * round(size), 2 * round(0.08 * size) + 1];
   const [down, across] = [0, 1].map((axis) => {
     // Straight, nearly along this axis, longer and thinner than strokes.
@@ -343,7 +374,7 @@ function darkness(light, size) {
   return {
     dark: mapped(dark, (value, i) => (faint[i] ? 0 : value)),
     sharp: mapped(light, (value, i) => (faint[i] ? 0 : part(value, i) - middle)),
-    noise,
+    noise: paper.map((value) => noise * Math.max(most / Math.max(value, 0.02), 1)), // larger on paper darker than most
   };
 }
 
@@ -351,12 +382,11 @@ function darkness(light, size) {
 function partsOf(light, size) {
   const { width, height } = light;
   const { dark, sharp, noise } = darkness(light, size);
-  const least = Math.max(LEAST_CONTRAST, 5 * noise);
   const reach = Math.max(round(0.04 * size), 1);
   const large = (boxes) => boxes.filter((box) => Math.max(box.right - box.left, box.bottom - box.top) > 0.2 * size);
 
   // Each piece has its own level of ink: that of most of its darker half.
-  const first = labelled(dark, (value) => value > least);
+  const first = labelled(dark, (value, i) => value > Math.max(LEAST_CONTRAST, 5 * noise[i]));
   const level = image(width, height);
   for (const box of large(first.boxes)) {
     const inside = box.pixels;

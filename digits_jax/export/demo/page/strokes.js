@@ -1,6 +1,6 @@
 // Strokes: {width, points: [[x, y], ...]} in pixels of the paper; which of them make a digit.
 
-import { SLIGHT, apart, grouped, heightOf, image } from "./ink.js";
+import { image, joined } from "./ink.js";
 
 const LEAST = 12; // pixels of the paper: what is smaller is a dot, not a digit
 
@@ -59,29 +59,11 @@ export function legible(strokes) {
 /**
  * The strokes in pieces: [{left, top, right, bottom, strokes, key}, ...]; the key names all ink in it.
  *
- * Strokes whose ink touches are one piece, and those above each other. A small one, as a five's bar,
- * belongs to one that it is above or below, else to one that it is beside.
+ * Strokes whose ink touches are one piece, and those that are `joined`.
  */
 export function pieces(strokes) {
   const groups = connected(strokes).map((group) => ({ group, ...bounds(group) }));
-  const size = heightOf(groups);
-  const small = ({ top, bottom }) => bottom - top < SLIGHT * size;
-  const far = (a, b) => {
-    const { across, down, shared } = apart(a, b);
-    if (shared && down < 0.35 * size) return down;
-    return Math.max(across, down) < 0.12 * size ? size + Math.max(across, down) : Infinity;
-  };
-  const hosts = new Map();
-  for (const one of groups.filter(small)) {
-    const others = groups.filter((other) => other !== one && far(one, other) < Infinity);
-    hosts.set(one, others.sort((a, b) => far(one, a) - far(one, b))[0]);
-  }
-  const near = (a, b) => {
-    if (small(a) || small(b)) return hosts.get(a) === b || hosts.get(b) === a;
-    const { down, shared } = apart(a, b);
-    return shared && down < 0.2 * size;
-  };
-  return grouped(groups, near).map((some) => {
+  return joined(groups).map((some) => {
     const group = some.flatMap((each) => each.group);
     const key = group.map(({ points, width }) => [width, points.length, ...points.at(-1), ...points[0]].join());
     return { ...bounds(group), strokes: group, key: key.sort().join(";") };
