@@ -301,6 +301,8 @@ def test_an_exam_counts_whole_texts():
     texts = iter(("?", "?\n?", "?7", ""))
     (row,) = exam.refused(lambda _: next(texts), iter([np.zeros(1)] * 4))
     assert row == {"photographs": 4, "refused": 2}
+    text = exam.refusals([{"kind": "a", **row}, {"kind": "b", "photographs": 4, "refused": 0}])
+    assert text.split("\n")[2:] == ["| a | 50.00 % |", "| b | 0.00 % |", "| **all** | 25.00 % |"]
 
 
 @pytest.mark.parametrize("kind", photographs.HELD_OUT)
