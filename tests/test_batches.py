@@ -263,7 +263,7 @@ def test_drawn_digits_train_beside_mnist_and_nowhere_else(numbered, tmp_path):
     assert [s.size for s in (more.train, more.validation, more.test)] == [950, 100, 60]
     np.testing.assert_array_equal(more.validation.rows, one.validation.rows)
     np.testing.assert_array_equal(more.test.images, one.test.images)
-    extra = drawn.digits(0, 50, even=True)
+    extra = drawn.digits(0, 50, even=True, distortion=1.0)
     images, labels = dataset.examples(more.train, more.recipe)
     np.testing.assert_array_equal(images[900:], extra.images)
     np.testing.assert_array_equal(labels["digit"][900:], extra.labels)
