@@ -22,7 +22,8 @@ SIZE = 64  # px: about the height to which larger digits are reduced before they
 CORE = 0.45  # of the ink's darkness: this is ink, and what it touches is one piece
 FAINT = 0.25  # of the ink's darkness: this and less is paper
 SLIGHT = 0.6  # of the digits' height: what is lower may be part of one
-GAP = 0.08  # of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
+GAPS = 0.05, 0.08  # of a piece's height: what is narrow in its strokes, and what is filled there
+ROUGH = 0.03  # of the ink: a pen in whose strokes so much is missing leaves gaps, as a ballpoint
 WEAK = 0.4  # of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 
@@ -69,14 +70,13 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
     if not found:
         return []
     lines: list[list[Piece]] = []
-    for line in _lines(_joined(found)):
+    for line in _lines(_filled(_joined(found))):
         lines.append([])
         for part in line:
             edges = factor * np.array(part[:4]).reshape(2, 2) + corner
             edges = np.clip(edges, 0, picture.shape[1::-1])
             x, y, right, bottom = map(int, edges.ravel())
-            whole = _closed(part.ink, 2 * int(GAP / 2 * part.height) + 1)
-            lines[-1].append(Piece((x, y, right, bottom), normalised(whole)))
+            lines[-1].append(Piece((x, y, right, bottom), normalised(part.ink)))
     return lines
 
 
@@ -269,6 +269,23 @@ def _joined(found: list[Part]) -> list[Part]:
         group, before = np.where(near, group, len(found)).min(axis=1), group
     groups = [np.flatnonzero(group == k) for k in np.unique(group)]
     return [union([found[i] for i in members]) for members in groups]
+
+
+def _filled(found: list[Part]) -> list[Part]:
+    """Without the gaps in strokes, where the pen left many.
+
+    Elsewhere they belong to the digits: a small loop, or the paper between two that touch.
+    """
+
+    def whole(gap: float) -> list[np.ndarray]:
+        return [_closed(part.ink, 2 * int(gap / 2 * part.height) + 1) for part in found]
+
+    ink, fine = (
+        sum(float(x.sum()) for x in some) for some in ([p.ink for p in found], whole(GAPS[0]))
+    )
+    if fine < (1 + ROUGH) * ink:
+        return found
+    return [part._replace(ink=x) for part, x in zip(found, whole(GAPS[1]), strict=True)]
 
 
 def laid(found: list[Part], shape: tuple[int, int]) -> np.ndarray:

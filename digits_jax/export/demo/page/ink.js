@@ -257,21 +257,29 @@ const SMALL = 100; // px: up to here a picture is taken as cut out around its di
 const SIZE = 64; // px: about the height to which larger digits are reduced before they are cut out
 const CORE = 0.45; // of the ink's darkness: this is ink, and what it touches is one piece
 const FAINT = 0.25; // of the ink's darkness: this and less is paper
-const GAP = 0.08; // of a piece's height: what is narrower in its strokes, as of a ballpoint, is filled
+const GAPS = [0.05, 0.08]; // of a piece's height: what is narrow in its strokes, and what is filled there
+const ROUGH = 0.03; // of the ink: a pen in whose strokes so much is missing leaves gaps, as a ballpoint
 const WEAK = 0.4; // of the darkness of most of the ink: a weaker piece is a trace of line or shadow
 
 /** ImageData -> lines of parts, [[part, ...], ...], in pixels of the picture; `scale`: of the ink's. */
 export function find(picture) {
   const { found, factor, corner } = cut(brightness(picture));
   const pieces = joined(found).map((group) => (group.length > 1 ? union(group) : group[0]));
-  return linesOf(pieces).map((line) =>
-    line.map(({ left, top, right, bottom, ink: broken }) => {
-      const ink = closed(broken, 2 * Math.floor((GAP / 2) * (bottom - top)) + 1);
+  return linesOf(filled(pieces)).map((line) =>
+    line.map(({ left, top, right, bottom, ink }) => {
       const [x, end] = [left, right].map((at) => clip(factor * at + corner[0], 0, picture.width));
       const [y, below] = [top, bottom].map((at) => clip(factor * at + corner[1], 0, picture.height));
       return { left: x, top: y, right: end, bottom: below, ink, scale: factor };
     }),
   );
+}
+
+/** Parts without the gaps in strokes, where the pen left many; elsewhere they belong to the digits. */
+function filled(parts) {
+  const whole = (gap) =>
+    parts.map((part) => ({ ...part, ink: closed(part.ink, 2 * Math.floor((gap / 2) * (part.bottom - part.top)) + 1) }));
+  const mass = (some) => some.reduce((sum, { ink }) => sum + total(ink), 0);
+  return mass(whole(GAPS[0])) < (1 + ROUGH) * mass(parts) ? parts : whole(GAPS[1]);
 }
 
 /** The connected pieces of ink, in px that are `factor` of the picture wide, from `corner` on. */
