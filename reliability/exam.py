@@ -207,7 +207,7 @@ test digits and half of digits that `digits_jax.data.drawn` draws. They show one
 two lines of two to six digits, which are separate, or of which at least two touch. A photograph is
 right if its whole text is right; in brackets are those with a `?` in what was read. The kinds
 {held_out}
-were in no development. The digits that a program draws are not all legible.
+were in no development.
 """
 
 
