@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from digits_jax.errors import UserError
-from digits_jax.models import batched, cpu
+from digits_jax.models import batched, cpu, layers
 from digits_jax.models.layers import (
     ACTIVATIONS,
     AdaptiveAveragePool,
@@ -27,7 +27,6 @@ from digits_jax.models.layers import (
     dropout,
     float_dtype,
     formulation,
-    members,
     portable,
 )
 
@@ -67,9 +66,9 @@ def test_the_backend_chooses_the_formulation_and_portable_overrules_it(monkeypat
     for backend, expected in (("cpu", cpu.convolution), ("gpu", plain), ("tpu", plain)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert formulation().convolution is expected
-        with members(1):
+        with layers.members(1):
             assert formulation().convolution is expected
-        with members(5):
+        with layers.members(5):
             together = formulation()
             if backend == "cpu":
                 assert together.convolution is expected
@@ -77,7 +76,7 @@ def test_the_backend_chooses_the_formulation_and_portable_overrules_it(monkeypat
                 assert together.convolution.func is batched.convolution
                 assert together.convolution.args == (5,)
                 assert together.max_pool is batched.max_pool
-        with portable(), members(5):
+        with portable(), layers.members(5):
             assert formulation().convolution is plain
 
 
