@@ -30,8 +30,8 @@ def convolution(
     window_strides: Sequence[int],
     padding: str,
     *,
-    lhs_dilation: Sequence[int] = (),
-    rhs_dilation: Sequence[int] = (),
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
