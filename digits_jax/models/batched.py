@@ -179,7 +179,8 @@ def _input_gradient(pads: Pads, precision: Any, kernel: Array, dy: Array) -> Arr
     parts = jax.lax.dot_general(dy, weights, (((3,), (1,)), ((), ())), precision=precision)
     if (rows, columns) == (1, 1) and not any(map(any, pads)):
         return parts
-    full, total = _whole(dy.dtype), []
+    full = _whole(dy.dtype)
+    total: list[Array] = []
     (top, bottom), (left, right) = pads
     for n in range(rows * columns):
         i, j = divmod(n, columns)
