@@ -5,7 +5,12 @@ python launch.py --mode=read --data=photo.jpg
 python launch.py --config=configs/demo.py --workdir=results/demo --mode=demo
 
 The second command reads photographs with the network of results/demo, which the first one trained;
-the third serves a page to draw on with it.
+the third serves a page to write on with it.
+
+Test accuracy (of numbers of one to four MNIST digits and as many as a fifth that are none), chosen
+on validation, seed 0; of MNIST's own test images 99.21 % are right:
+
+line   215,164 parameters   digit 97.82 %, second 98.89 %, third 99.11 %, fourth 99.75 %
 """
 
 from ml_collections import ConfigDict

@@ -122,7 +122,7 @@ class TrainedRun:
             pixels, notes = arrays.as_bright(pixels, ink)
             for note in notes:
                 warnings.warn(note.replace("--ink=", "ink="), stacklevel=2)
-        log_p = self._run.predict(pixels)
+        log_p = self._log_p(pixels)
         temperature = self._run.temperature
         averaged = {
             head: stats.tempered(values, temperature[-1])
@@ -146,10 +146,13 @@ class TrainedRun:
 
     def _pixels(self, images: Any) -> np.ndarray:
         """[N, H, W] uint8; a run of numbers takes 28x28, too."""
-        sides, wide = np.shape(images)[-2:], {self.shape[1], math.prod(self.shape)}
-        if self._numbers and not wide & {*sides}:
-            return np.asarray(numbers.widened(_pixels(images, (28, 28))))
-        return _pixels(images, self.shape)
+        sides = np.shape(images)
+        width = (0, *(sides[:-1] if sides[3:] == (1,) else sides))[-1]
+        wide = not self._numbers or width in (self.shape[1], math.prod(self.shape))
+        return _pixels(images, self.shape if wide else (28, 28))
+
+    def _log_p(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return self._run.predict(numbers.widened(pixels) if self._numbers else pixels)
 
     def _texts(self, log_p: dict[str, np.ndarray]) -> np.ndarray:
         """[N]: the numbers that a run of numbers reads."""
@@ -172,8 +175,9 @@ class TrainedRun:
 
         images: as in `predict`, bright ink on dark; labels: [N] integers, [N, heads] where there
         are several heads, or {head: [N]}; of a run on your own classes as `train` takes them, of a
-        run of numbers also [N] numbers, as text where one begins with 0. Keys:
-        `test` (loss, accuracy, heads), `members`, `mean`, `std`, `interval`, `hardest` and, of
+        run of numbers [N] numbers, as text where one begins with 0, or '?'. Keys:
+        `test` (loss, heads, all_heads, and accuracy, the mean over the heads), `members`, `mean`,
+        `std`, `interval`, `hardest` and, of
         several members, `ensemble`. Raises UserError where images or labels don't fit.
         """
         pixels, heads = self._pixels(images), self._run.recipe.heads
@@ -188,9 +192,9 @@ class TrainedRun:
                     f"`labels` must be {len(pixels)}, one for each image, not {len(places)}"
                 )
             truth = dict(zip(heads, places.T, strict=True))
-            return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
+            return artifacts.test_metrics(truth, self._log_p(pixels), self.classes)
         truth = arrays.check_labels(np.asarray(labels), len(pixels), heads, self._run.own_classes)
-        return artifacts.test_metrics(truth, self._run.predict(pixels), self.classes)
+        return artifacts.test_metrics(truth, self._log_p(pixels), self.classes)
 
     def export(self, folder: str | Path) -> Path:
         """Writes ONNX, StableHLO, the weights and a model card into `folder`/export.

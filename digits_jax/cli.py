@@ -56,7 +56,7 @@ MODES = {  # those with --out read a finished run
     ),
     "search": Mode("search.search", (), "search hyperparameters", True),
     "export": Mode("export.export", ("out",), "write ONNX, StableHLO and a model card"),
-    "demo": Mode("export.export:demo", ("port", "out"), "serve a page to draw digits on"),
+    "demo": Mode("export.export:demo", ("port", "host", "out"), "serve a page to draw digits on"),
 }
 HELP = [f"{name}{' --'.join(('', *mode.flags))}: {mode.help}" for name, mode in MODES.items()]
 FLAGS = flags.FLAGS
@@ -76,7 +76,12 @@ flags.DEFINE_string(
 flags.DEFINE_integer("example", 0, "Which of the test images, from 0.")
 flags.DEFINE_list("variants", [], "Which variants of the config to train, in this order.")
 flags.DEFINE_list("runs", [], "Two finished runs; --config only says where their digits are.")
-flags.DEFINE_integer("port", 8000, "A port of 127.0.0.1; 0 takes a free one.")
+flags.DEFINE_integer("port", 8000, "A port of --host; 0 takes a free one.")
+flags.DEFINE_string(
+    "host",
+    "127.0.0.1",
+    "The address to serve on: 127.0.0.1, this computer alone, or 0.0.0.0, the whole network.",
+)
 flags.DEFINE_bool("distributed", False, "One of several processes of a cluster.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")

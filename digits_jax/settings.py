@@ -93,10 +93,10 @@ def check(config: ConfigDict) -> None:
     numbers = config.data.dataset == "number"
     if config.data.nondigits and not numbers:
         raise UserError("config.data.nondigits is for config.data.dataset=number")
-    if numbers and (config.data.fresh_pairs or config.distill.views):
+    if numbers and (config.data.fresh_pairs or config.distill.views or config.data.folds):
         raise UserError(
-            "config.data.dataset=number goes without config.data.fresh_pairs and distill.views, "
-            "which are for one digit or two"
+            "config.data.dataset=number goes without config.data.fresh_pairs, data.folds and "
+            "distill.views, which are for one digit or two"
         )
     if config.seed + config.population.size > _SEEDS:
         raise UserError(f"config.seed must lie below 2**32, with every member's, not {config.seed}")

@@ -42,17 +42,11 @@ accuracy for new writers will be a little lower.
 _PAGE = flags.DEFINE_string("page", "results/demo/export/demo", "An exported page.")
 _STROKES = flags.DEFINE_string("strokes", None, "The .npz file of strokes.")
 
-# Reads drawings as the page does: [[{width, points}, ...], ...] -> [answer, ...].
+# Reads drawings as the page does: [[{width, points}, ...], ...] -> [text, ...].
 READ = """async (drawings) => {
-  const { prepare } = await import("./page.js");
-  const { open } = await import("./reader.js");
-  const facts = await (await fetch("./facts.json")).json();
-  globalThis.reads ??= await open(facts, () => {});
+  const { reads } = await import("./page.js");
   const answers = [];
-  for (const [strokes, count] of drawings) {
-    const { digits, note } = prepare(strokes, count, facts.axis);
-    answers.push(digits ? (await globalThis.reads(digits)).answers[0].text : note);
-  }
+  for (const strokes of drawings) answers.push(await reads(strokes));
   return answers;
 }"""
 
@@ -90,7 +84,7 @@ def ready(page: Any, address: str) -> None:
 def draw(page: Any, strokes: Strokes) -> None:
     """Draws with the mouse; points in pixels of the paper."""
     box = page.locator("#paper").bounding_box()
-    scale = box["height"] / PAPER
+    scale = min(box["width"], box["height"]) / PAPER
     for stroke in strokes:
         (x, y), *rest = (stroke * scale + (box["x"], box["y"])).tolist()
         page.mouse.move(x, y)
@@ -101,9 +95,10 @@ def draw(page: Any, strokes: Strokes) -> None:
 
 
 def answer(page: Any) -> str:
-    """The page's answer, once it has read all strokes."""
+    """The page's answer, once it has read all strokes; its lines are joined by newlines."""
     page.wait_for_function("document.body.dataset.busy === '0'")
-    return page.inner_text("#answer").strip()
+    lines = page.locator("#answer > div").all()
+    return "\n".join("".join(line.locator("button").all_inner_texts()) for line in lines)
 
 
 def placed(rng: np.random.Generator, strokes: Strokes, pen: float, left: float = 0) -> Strokes:
@@ -133,12 +128,12 @@ def all_of_them(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
     """Every digit, and a third as many pairs, by the page's own code without the mouse."""
     rng = np.random.default_rng(0)
 
-    def drawing(ids: list[int]) -> tuple[list[dict[str, Any]], int]:
+    def drawing(ids: list[int]) -> list[dict[str, Any]]:
         pen = int(rng.integers(PENS[0], PENS[1] + 1))
         lines = [
             stroke for k, i in enumerate(ids) for stroke in placed(rng, digits[i], pen, k * PAPER)
         ]
-        return [{"width": pen, "points": line.round(1).tolist()} for line in lines], len(ids)
+        return [{"width": pen, "points": line.round(1).tolist()} for line in lines]
 
     def right(pairs: list[list[int]]) -> np.ndarray:
         answers: list[str] = []
@@ -161,7 +156,6 @@ def by_mouse(page: Any, digits: list[Strokes], labels: np.ndarray) -> Result:
     rng = np.random.default_rng(1)
     result: Result = {}
     for count in (1, 2):
-        page.check(f"input[name=count][value='{count}']", force=True)
         right, took = [], []
         for label in np.repeat(np.arange(10), EACH).tolist():
             ids = [

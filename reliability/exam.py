@@ -1,14 +1,14 @@
 """How well photographs that a program makes are read.
 
 python -m reliability.exam [--split=development] [--count=200] [--seed=0] [--raw_dir=FOLDER]
-    [--workdir=results/demo] [--kinds=clean,blur] [--out=FOLDER] [--pictures=FOLDER]
+    [--reader=results/demo] [--kinds=clean,blur] [--into=FOLDER] [--pictures=FOLDER]
 
 Development photographs are of MNIST's validation digits and of the kinds in
 photographs.DEVELOPMENT. Those of the exam are of MNIST's test digits and of digits drawn by a
 program, in turns, and of all kinds; the exam is taken once. It also reads images of what is no
 digit, of kinds that no run trains on, and MNIST's test images as they are.
 
-With `--out` a row is kept in FOLDER/exam.jsonl as soon as it is measured, and is not measured
+With `--into` a row is kept in FOLDER/reading.jsonl as soon as it is measured, and is not measured
 again; `--report` makes FOLDER/reading.md and reading.png of these rows. With `--pictures` the
 photographs are written as PNG files, named after their digits, and nothing is read.
 """
@@ -39,7 +39,7 @@ SPLITS = {"development": photographs.DEVELOPMENT, "exam": photographs.KINDS}
 DRAWN_SEED, NONDIGITS_SEED = 1_000_003, 1_000_004  # no run trains on these
 NONDIGITS = Path(__file__).with_name("nondigits.json")
 LINES = ("scribble", "coil")  # further kinds of what is no digit
-ROWS, REPORT, FAILURES = "exam.jsonl", "reading.md", "reading.png"
+ROWS, REPORT, FAILURES = "reading.jsonl", "reading.md", "reading.png"
 SHOWN = 20  # failures in FAILURES
 Row = dict[str, Any]
 
@@ -47,10 +47,10 @@ _SPLIT = flags.DEFINE_enum("split", "development", list(SPLITS), "Of which digit
 _COUNT = flags.DEFINE_integer("count", 200, "Photographs of each kind and layout.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the photographs.")
 _RAW_DIR = flags.DEFINE_string("raw_dir", "", "MNIST's files; '' for the cache, or a download.")
-_WORKDIR = flags.DEFINE_string("workdir", "results/demo", "The run that reads.")
+_READER = flags.DEFINE_string("reader", "results/demo", "The run that reads.")
 _KINDS = flags.DEFINE_list("kinds", [], "Only these kinds; by default all of the split.")
-_OUT = flags.DEFINE_string("out", "", "A folder for the rows; '' prints them only.")
-_REPORT = flags.DEFINE_bool("report", False, "Only write the report of the rows in --out.")
+_INTO = flags.DEFINE_string("into", "", "A folder for the rows; '' prints them only.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report of the rows in --into.")
 _PICTURES = flags.DEFINE_string("pictures", "", "A folder: only write the photographs there.")
 
 
@@ -191,12 +191,12 @@ def table(rows: list[Row]) -> str:
 
 INTRO = """# Reading photographs
 
-Made by `python -m reliability.exam --split=exam` with the network of results/demo, of photographs
-that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's test digits and
-half of digits that `digits_jax.data.drawn` draws. One digit, or one to three lines of two to six
-separate or touching digits; right is a photograph whose whole text is right. In brackets: those
-with a `?` in what was read. The kinds {held_out} were in no development.
-The digits that a program draws are not all legible: people and other networks misread some, too.
+Made by `python -m reliability.exam --split=exam` with the network of {workdir},
+of photographs that a program makes by a seed: {each:,} of each kind and layout, half of MNIST's
+test digits and half of digits that `digits_jax.data.drawn` draws. They show one digit, or one or
+two lines of two to six digits, which are separate, or of which at least two touch. A photograph is
+right if its whole text is right; in brackets are those with a `?` in what was read. The kinds
+{held_out} were in no development. The digits that a program draws are not all legible.
 """
 
 
@@ -206,10 +206,14 @@ def report(
     """Writes REPORT and FAILURES; again: makes the i-th photograph of a row once more."""
     photos = [row for row in rows if "found" in row]
     strange = [row for row in rows if row["layout"] == "no digit"]
-    (mnist,) = [row for row in rows if row["layout"] == "as they are"]
+    mnist = next((row for row in rows if row["layout"] == "as they are"), None)
+    if mnist is None:
+        raise SystemExit(
+            f"{out / ROWS} has not all rows of this exam; first take it without --report"
+        )
     first = [row["photographs"] for row in photos if row["kind"] == photos[0]["kind"]]
     each = sum(first) // len(photographs.LAYOUTS)
-    intro = INTRO.format(each=each, held_out=", ".join(photographs.HELD_OUT))
+    intro = INTRO.format(each=each, workdir=_READER.value, held_out=", ".join(photographs.HELD_OUT))
     no = [f"| {row['kind']} | {percent(row['refused'] / row['photographs'])} |" for row in strange]
     total, count = (sum(row[key] for row in strange) for key in ("refused", "photographs"))
     parts = [
@@ -236,6 +240,7 @@ def report(
         label = made.text.replace("\n", "")
         shown.append(shown_of(name, picture, reads.picture(picture), label))
     figures.readings(shown, out / FAILURES)
+    Image.open(out / FAILURES).quantize(128).save(out / FAILURES, optimize=True)
 
 
 def write(photos: Iterator[Photo], folder: Path) -> None:
@@ -246,14 +251,15 @@ def write(photos: Iterator[Photo], folder: Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    split, seed, out = _SPLIT.value, _SEED.value, Path(_OUT.value)
-    kept = _OUT.value and (out / ROWS).exists()
-    lines = (out / ROWS).read_text(encoding="utf-8").splitlines() if kept else []
-    rows = [json.loads(line) for line in lines]
+    split, seed, out = _SPLIT.value, _SEED.value, Path(_INTO.value)
     mnist = sources.load(_RAW_DIR.value, dataset.cache_dir(digits_jax.get_base("exam").data))
     of = digits(split, mnist)
-    run = Predictor(_WORKDIR.value)
+    run = Predictor(_READER.value)
     reads = reader.Reader(run)
+    this = {"split": split, "seed": seed, "count": _COUNT.value, "weights": run.digest()[:16]}
+    kept = _INTO.value and (out / ROWS).exists()
+    lines = (out / ROWS).read_text(encoding="utf-8").splitlines() if kept else []
+    rows = [row for row in map(json.loads, lines) if this.items() <= row.items()]
     if _REPORT.value:
         again = functools.partial(photo, of, split, seed=seed)
         report(out, rows, reads, lambda row, i: again(row["kind"], row["layout"], i))
@@ -265,9 +271,9 @@ def main(_: list[str]) -> None:
 
     def keep(kind: str, layout: str, measure: Callable[[], list[Row]]) -> None:
         if (kind, layout) not in done:
-            found = [{"kind": kind, "layout": layout, **row} for row in measure()]
+            found = [{"kind": kind, "layout": layout, **this, **row} for row in measure()]
             console.print(*map(sentence, found), sep="\n")
-            if _OUT.value:
+            if _INTO.value:
                 files.append_rows(out / ROWS, found)
 
     for kind in _KINDS.value or SPLITS[split]:

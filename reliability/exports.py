@@ -20,7 +20,7 @@ from digits_jax.console import console
 from digits_jax.data import dataset
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
-from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export
+from digits_jax.export.export import FOLDER, PAGE, SMALL, WHOLE, export, share_right
 from digits_jax.report import tables
 from reliability import drawings
 
@@ -31,9 +31,9 @@ Of each run that `python -m reliability.exports` exported: the probabilities of 
 from JAX's by at most 1e-5 on 1,000 test images (else the export fails), and the test accuracies
 of both files in percent, that in 8 bits by onnxruntime-web in Chromium, too. Weights in 8 bits are
 -64 to 64: x86 without VNNI adds two products in 16 bits, which longer weights can leave; with them
-demo's file read 98.64 there. `demo`, `compact` and `records-cnn` are the runs of these folders, the
-others were trained again for this table (`fast` as one network); what trains for longer than a few
-minutes is not in it.
+the file of the resnet that was `demo` before read 98.64 there. `demo`, `compact` and `records-cnn`
+are the runs of these folders, the others were trained again for this table (`fast` as one network);
+what trains for longer than a few minutes is not in it.
 """
 HEADER = (
     "run",
@@ -94,7 +94,7 @@ def _row(folder: Path) -> list[str]:
         page = chromium.new_page()
         drawings.ready(page, address)
         answers = in_chromium(page, small, images)
-    right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
+    right = share_right(answers, labels, whole=config.data.dataset == "number")
     sizes = [(folder / FOLDER / name).stat().st_size for name in (WHOLE, SMALL)]
     members = config.population.size
     return [
@@ -103,7 +103,7 @@ def _row(folder: Path) -> list[str]:
         *(f"{size:,}" for size in sizes),
         *(tables.percent(accuracy[name]) for name in (WHOLE, SMALL)),
         f"{100 * (accuracy[SMALL] - accuracy[WHOLE]):+.2f}",
-        tables.percent(np.mean(right)),
+        tables.percent(right),
     ]
 
 

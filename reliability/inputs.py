@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import launch
 from configs import two_head
@@ -223,8 +223,9 @@ def pictures_of_sevens(folder: Path) -> dict[str, Reader]:
     Where a kind can say so, it is stored upside down.
     """
     read = NumberReader(Predictor(shipped()))
-    rng, ink = np.random.default_rng(0), np.zeros((90, 140), np.uint8)
-    ink[20:28, 40:90] = ink[28:70, 74:84] = 150
+    rng, paper = np.random.default_rng(0), Image.new("L", (140, 90))
+    ImageDraw.Draw(paper).line([(42, 24), (88, 24), (66, 72)], fill=150, width=8, joint="curve")
+    ink = np.asarray(paper)
     grey = (225 - ink + rng.integers(-9, 10, ink.shape)).astype(np.uint8)
     images = {
         "PNG of 16 bits": Image.fromarray(grey.astype(np.uint16) * 257),

@@ -98,13 +98,14 @@ def sheet(
     layout: str,
     share: float = 0,
     least: int = 600,
+    most: int = 1600,
 ) -> Sheet:
-    """Random digits of `images` [N, 28, 28] on a sheet of `least` to 1,600 px.
+    """Random digits of `images` [N, 28, 28] on a sheet of `least` to `most` px.
 
     share: of the picture's height that a digit's is; by default 0.12 to 0.5. Digits that would not
     fit are smaller. A fifth of the numbers have two lines.
     """
-    width = int(rng.integers(least, 1601))
+    width = int(rng.integers(least, most + 1))
     height = round(width * rng.choice([0.75, 0.75, 1, 0.6]))
     counts = [1]
     if layout != "one":

@@ -27,6 +27,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -197,6 +198,12 @@ def command():
         server.stdin.close()
 
 
+def in_the_middle(images, shape):
+    """[N, 28, 28] -> [N, *shape], without ink around them."""
+    wider = (shape[1] - 28) // 2
+    return np.pad(images, ((0, 0), (0, 0), (wider, wider)))
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """A folder with model.onnx and model.int8.onnx of the network of results/demo."""
@@ -208,10 +215,11 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     run = Predictor(ROOT / "results" / "demo")
     said = export.probabilities(run)
+    shape, heads = run.recipe.shape, list(run.recipe.heads)
     with layers.portable():
-        graph = onnx_graph.convert(said, run.recipe.shape, ["digit"], {}, export.OPSET)
+        graph = onnx_graph.convert(said, shape, heads, {}, export.OPSET)
     (folder / export.WHOLE).write_bytes(graph.SerializeToString())
-    images = drawn.digits(0, 500).images.astype("float32") / 255
+    images = in_the_middle(drawn.digits(0, 500).images, shape).astype("float32") / 255
     onnx_graph.quantize(folder / export.WHOLE, folder / export.SMALL, images)
     return folder
 

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import linen as nn
 
 import digits_jax
 from digits_jax import UserError
-from digits_jax.data import drawn
+from digits_jax.data import drawn, numbers
 from digits_jax.defaults import AUGMENTATIONS, config_names, get_base
 from digits_jax.report import stats
 from digits_jax.training.predictor import Predictor
@@ -29,11 +30,6 @@ def digits():
 @pytest.fixture(scope="module")
 def demo_run():
     return digits_jax.load()
-
-
-def wide(digits):
-    """As the reader that ships sees them: in the middle of twice as many columns."""
-    return np.pad(digits.images, ((0, 0), (0, 0), (14, 14)))
 
 
 def test_public_names_are_what_they_were_after_every_submodule_was_imported():
@@ -86,7 +82,10 @@ def test_it_reads_digits_in_every_form_of_array(demo_run, digits):
 def test_probabilities_are_the_calibrated_ones(demo_run, digits):
     """Of one member: softmax(log p / T), by hand."""
     run = Predictor(ROOT / "results" / "demo")
-    log_p, temperature = run.predict(wide(digits))["digit"][0], run.temperature[-1]
+    log_p, temperature = (
+        run.predict(numbers.widened(digits.images))["digit"][0],
+        run.temperature[-1],
+    )
     assert temperature != 1
     powers = np.exp(np.float64(log_p)) ** (1 / temperature)
     found = demo_run.predict(digits.images, members=True)
@@ -123,7 +122,10 @@ def test_evaluate_counts(demo_run, digits):
     heads = found["test"]["heads"]
     assert heads["digit"] == pytest.approx((best == digits.labels).mean())
     assert heads["fourth"] == 1
-    assert demo_run.evaluate(wide(digits), [str(label) for label in digits.labels]) == found
+    assert (
+        demo_run.evaluate(numbers.widened(digits.images), [str(label) for label in digits.labels])
+        == found
+    )
     for labels, said in (([4], "must be 40"), (["1a"] * 40, "'1a' is neither")):
         with pytest.raises(UserError, match=said):
             demo_run.evaluate(digits.images, labels)
@@ -140,20 +142,31 @@ def test_evaluate_counts_single_digits(digits):
 
 
 def test_the_reader_that_ships_answers_numbers(demo_run, digits):
-    both = np.concatenate([digits.images[:-1], digits.images[1:]], axis=2)  # apart, not touching
-    found = demo_run.predict(np.concatenate([wide(digits)[:-1], both]))
-    assert found.labels["number"].shape == (2 * len(both),)
-    single = found.labels["number"][: len(both)]
-    same = [digit == str(label) for digit, label in zip(single, digits.labels, strict=False)]
-    assert np.mean(same) > 0.8
-    refused = single == "?"
-    np.testing.assert_array_equal(
-        single[~refused].astype(int), found.labels["digit"][: len(both)][~refused]
-    )
+    images = np.resize(digits.images, (56, 28, 28))  # as many as the columns that it sees
+    found = demo_run.predict(images)
+    number, digit = found.labels["number"], found.labels["digit"]
+    assert np.mean(number == np.resize(digits.labels, 56).astype(str)) > 0.8
+    for form in (images.reshape(56, 784), images[..., None], numbers.widened(images)):
+        np.testing.assert_array_equal(demo_run.predict(form).labels["number"], number)
+    np.testing.assert_array_equal(number[number != "?"].astype(int), digit[number != "?"])
+    pairs = np.stack([images[:40], images[16:], *[0 * images[:40]] * 2], axis=1)
+    found = demo_run.predict(np.asarray(numbers.compose(pairs))).labels["number"]
+    labels = np.resize(digits.labels, 56).astype(str)
+    assert np.mean(found == np.char.add(labels[:40], labels[16:])) > 0.6
+    assert demo_run.evaluate(numbers.widened(images[:2]), ["42", "?"])["test"]["all_heads"] < 1
+
+
+def test_dark_ink_is_seen_as_such_before_a_digit_is_widened(demo_run, digits):
+    expected = demo_run.predict(digits.images).probabilities["digit"]
+    for ink in ("dark", "auto"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = demo_run.predict(255 - digits.images, ink=ink)
+        np.testing.assert_allclose(found.probabilities["digit"], expected, rtol=1e-6)
 
 
 def test_the_network_is_plain_flax(demo_run, digits):
-    images = wide(digits)
+    images = numbers.widened(digits.images)
     logits = jax.vmap(demo_run.apply, (0, None))(demo_run.variables, digits.images)["digit"]
     log_p = Predictor(ROOT / "results" / "demo").predict(images)["digit"]
     np.testing.assert_allclose(jax.nn.log_softmax(logits), log_p, atol=1e-5)

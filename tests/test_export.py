@@ -17,7 +17,8 @@ from jax import export as stablehlo
 from onnx import helper, numpy_helper
 
 from digits_jax import models
-from digits_jax.data import drawn
+from digits_jax.console import percent
+from digits_jax.data import dataset, drawn, numbers
 from digits_jax.data.recipes import RECIPES
 from digits_jax.devices import backend
 from digits_jax.errors import UserError
@@ -135,6 +136,7 @@ def small(request, run):
         digits = RECIPES["two_digit"].compose(digits)
     else:
         file = request.getfixturevalue("demo") / export.SMALL
+        digits = numbers.widened(digits)
     return onnx.load(file), np.asarray(digits, np.float32) / 255
 
 
@@ -204,7 +206,21 @@ def test_its_files_and_its_card(run):
     assert f"{100 * summary['ensemble']:.2f} %" in card
     assert "**The page** in `demo/`" in card
     facts = json.loads((folder / export.PAGE / "facts.json").read_text())
-    assert facts["card"].startswith("two_head-drawn: the averaged probabilities of 2 networks (")
+    assert facts["card"].startswith("This network learned to read from ")
+    assert "two_head-drawn, the averaged probabilities of 2 networks (" in facts["card"]
+    trained = Predictor(run[1])
+    images, labels = dataset.examples(dataset.load(trained.config.data).test, trained.recipe)
+    means = {head: np.exp(p).mean(axis=0) for head, p in trained.predict(images).items()}
+    both = np.all([means[head].argmax(axis=1) == labels[head] for head in means], axis=0)
+    assert f"It read {percent(both.mean())} of them right." in facts["card"]
+
+
+def test_the_share_that_is_right_by_hand():
+    """Three images: both heads right, one, none."""
+    answers = [np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([[0, 1], [1, 0], [1, 0]])]
+    labels = {"first": np.array([0, 1, 1]), "second": np.array([1, 1, 1])}
+    assert export.share_right(answers, labels, whole=True) == pytest.approx(1 / 3)
+    assert export.share_right(answers, labels, whole=False) == pytest.approx(1 / 2)
 
 
 def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkeypatch):
@@ -213,7 +229,7 @@ def test_the_page_is_served_and_exported_anew_only_for_other_weights(run, monkey
     monkeypatch.setattr(site, "serve", lambda *how: served.append(how))
     monkeypatch.setattr(export, "export", lambda *_: exported.append(1))
     export.demo(config, workdir, 8123)
-    assert served == [(workdir / export.FOLDER / export.PAGE, 8123)]
+    assert served == [(workdir / export.FOLDER / export.PAGE, 8123, site.LOCAL)]
     assert not exported
     card = workdir / export.FOLDER / export.CARD
     script = workdir / export.FOLDER / export.PAGE / "page.js"  # of another version, perhaps

@@ -1,6 +1,8 @@
 """Numbers of touching digits, what is no digit, and the network that reads along a line."""
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -11,10 +13,12 @@ from conftest import config_of, shrink
 
 from digits_jax import settings
 from digits_jax.analysis import evaluate, more_pairs
+from digits_jax.console import percent
 from digits_jax.data import drawn, ink, nondigits, numbers
 from digits_jax.data.recipes import RECIPES, class_names
 from digits_jax.errors import UserError
 from digits_jax.export import export
+from digits_jax.export.demo import site
 from digits_jax.models.line import Line, emitted
 from digits_jax.training.predictor import Predictor
 from digits_jax.training.reader import Reader
@@ -66,11 +70,36 @@ def test_rows_are_digits_with_nothing_after_them_or_one_stranger():
         assert abs((count == n).mean() - share) < 0.015
 
 
+def test_texts_as_labels():
+    labels = numbers.spelled(["07", "?", "1234"])
+    assert labels.tolist() == [[0, 7, 11, 11], [10, 11, 11, 11], [1, 2, 3, 4]]
+    for text in ("", "12345", "1?", "-1"):
+        with pytest.raises(UserError, match="is neither"):
+            numbers.spelled([text])
+
+
+def alone(digits):
+    return np.asarray(RECIPE.compose(np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)))
+
+
 def test_a_digit_alone_stays_as_it_is():
-    digits = drawn.digits(0, 20).images
-    images = np.stack([digits, *[np.zeros_like(digits)] * 3], axis=1)
-    composed = np.asarray(RECIPE.compose(images))
-    np.testing.assert_array_equal(composed, np.pad(digits, ((0, 0), (0, 0), (14, 14))))
+    digits = drawn.digits(0, 60).images
+    wide = [
+        np.ptp(np.flatnonzero(x.max(0) > 38)) > np.ptp(np.flatnonzero(x.max(1) > 38))
+        for x in digits
+    ]
+    digits = digits[~np.asarray(wide)]
+    assert len(digits) > 30
+    np.testing.assert_array_equal(alone(digits), np.pad(digits, ((0, 0), (0, 0), (14, 14))))
+
+
+def test_half_of_the_wide_ones_are_as_high_as_in_a_photograph():
+    rng = np.random.default_rng(0)
+    digits = np.zeros((40, 28, 28), np.uint8)
+    digits[:, 8:20, 4:24] = rng.integers(200, 256, (40, 12, 20))
+    heights = [np.ptp(np.flatnonzero(x.max(1) > 60)) + 1 for x in alone(digits)]
+    assert all(h == 12 or 19 <= h <= 23 for h in heights)
+    assert 10 < sum(h == 12 for h in heights) < 30
 
 
 def test_digits_touch_in_their_order():
@@ -86,6 +115,16 @@ def test_digits_touch_in_their_order():
     assert np.ptp(np.flatnonzero(left.max(1) > 60)) >= 12  # the bar stands left
     middle = right[12:16, :6]
     assert (middle < 60).any()  # and the ring, which is hollow, right
+
+
+def test_what_is_like_a_digit_is_not_taken_for_none():
+    digits = drawn.digits(5, 400).images
+    assert 0.4 < nondigits.like_digits(digits).mean() < 0.6
+    lines = np.zeros((2, 28, 28), np.uint8)
+    lines[0, 6:22:5, 4:24] = 255  # four lines, and their mirror in the diagonal
+    lines[1] = lines[0].T
+    assert not nondigits.like_digits(lines).any()
+    assert not nondigits.like_digits(nondigits.nondigits(1, 50)).any()
 
 
 def test_labels_and_names():
@@ -121,6 +160,7 @@ def test_nondigits_are_placed_as_digits_are():
         ({"data.dataset": "mnist"}, "nondigits is for"),
         ({"data.fresh_pairs": True}, "goes without"),
         ({"distill.teacher": "x", "distill.views": 2}, "goes without"),
+        ({"data.folds": 2, "population.size": 2}, "goes without"),
     ],
 )
 def test_fields_that_do_not_go_with_numbers(fields, said):
@@ -133,7 +173,7 @@ def test_fields_that_do_not_go_with_numbers(fields, said):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unpictured")
-def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, capsys):
+def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path, monkeypatch):
     config = shrink(config_of("demo"), cache)
     config.model.update(stem=2, features=(2, 3), mix=4)
     config.epochs = 1
@@ -145,8 +185,20 @@ def test_a_run_of_numbers_reads_pieces_and_says_what_it_can_not(cache, tmp_path,
     found = Reader(run).read(ink.find(page))
     assert len(found.digits) >= 2
     assert set(found.text) <= set("0123456789?")
+    (cache / site.RUNTIME).mkdir(exist_ok=True)
+    (cache / site.RUNTIME / "x.mjs").write_text("module")
+    monkeypatch.setattr(site, "FILES", {"x.mjs": hashlib.sha256(b"module").hexdigest()})
     export.export(config, tmp_path)
-    assert "without a page to draw on" in " ".join(capsys.readouterr().out.split())
+    facts = json.loads((tmp_path / export.FOLDER / export.PAGE / "facts.json").read_text())
+    assert (facts["kind"], facts["threshold"]) == ("line", run.threshold)
+    card = " ".join((tmp_path / export.FOLDER / export.CARD).read_text().split())
+    assert "`digit` [B, 11], `second` [B, 12]" in card
+    test = json.loads((tmp_path / "summary.json").read_text())["test"]
+    assert test["all_heads"] < test["accuracy"]
+    assert f"| {percent(test['all_heads'])} |" in card
+    assert f"It read {percent(test['all_heads'])} of them right." in facts["card"]
+    assert "of digits that a program draws, of what is no digit." in facts["card"]
+    assert "connected ink: a digit, or up to four that touch." in card
     with pytest.raises(UserError, match="--mode=read"):
         evaluate.evaluate(config, tmp_path, "photo.png", "auto")
     with pytest.raises(UserError, match="is for pairs"):

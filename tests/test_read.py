@@ -79,7 +79,7 @@ def test_a_number_and_where_its_digits_are(run, digits):
     assert [digit.character for digit in found.digits] == list("2026")
     for i, digit in enumerate(found.digits):
         assert 0.5 < digit.probability <= 1
-        assert (digit.image.shape, digit.image.dtype) == ((28, 28), np.uint8)
+        assert (digit.image.shape, digit.image.dtype) == ((28, 56), np.uint8)
         left, top, right, bottom = digit.box
         assert 56 + 112 * i <= left < right <= 56 + 112 * (i + 1)
         assert 56 <= top < bottom <= 56 + 112

@@ -34,8 +34,8 @@ def read(
 
     Writes readings.csv (file, text, the digits' probabilities and boxes; with `labels` also label
     and right) and reading.png, of at most twelve pictures, into `out`, the workdir or FOLDER.
-    config: of a run of single digits, None for the reader that comes with the package. An interrupt
-    keeps what was read. Raises UserError where nothing could be read.
+    config: of a run of numbers or of single digits, None for the reader that comes with the
+    package. An interrupt keeps what was read. Raises UserError where nothing could be read.
     """
     if not data:
         raise UserError("--mode=read needs --data: a picture, a folder of them, or 'photos/*.jpg'")

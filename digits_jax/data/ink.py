@@ -60,7 +60,7 @@ def find(picture: np.ndarray, ink: str = "auto") -> list[list[Piece]]:
 
     picture: [h, w, 3] or [h, w] uint8; ink: 'bright' on dark, 'dark' on bright, or 'auto'. A piece
     is connected ink, or several that only one digit can be, as of a broken five. Its image is as
-    MNIST has it: it fits 20x20 px, with the centre of mass in the middle. One that is more than 1.4
+    MNIST has it: it fits 20x20 px, with the centre of mass in the middle. One that is more than 1.1
     times as wide as high is 20 px high instead, but at most 48 wide.
     """
     found, factor, corner = cut(brightness(picture, ink))

@@ -2,11 +2,12 @@
 
 Examples look as a photograph's pieces of ink do (`ink.find`): 20 px high; fitted to MNIST's 20x20
 px where the piece is hardly wider than high, and to 48 px where it is very wide; the centre of mass
-is in the middle of 28x56. So a digit alone is as it is in MNIST.
+is in the middle of 28x56. A digit alone stays as it is in MNIST, but for half of the wide ones.
 """
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ PLACES = 4
 HEIGHT, WIDTH = 28, 56
 STRANGE, NOTHING = 10, 11  # labels: of what is no digit, and of a place without a symbol
 STRANGE_SHARE = 0.2  # of the examples
-COUNTS = (0.6, 0.24, 0.11, 0.05)  # shares of 1, 2, ... digits among the others
-WIDE = 1.4  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
+COUNTS = (0.54, 0.26, 0.14, 0.06)  # shares of 1, 2, ... digits among the others
+WIDE = 1.1  # times its height: a piece up to this wide is fitted to 20x20 px, as MNIST's digits are
 WIDEST = 48  # px
 _INK = 0.15  # what counts as ink
 
@@ -52,11 +53,16 @@ def spelled(texts: Sequence[str]) -> np.ndarray:
     return labels
 
 
-def widened(images: Array) -> Array:
-    """[N, 28, 28] -> [N, 28, 56]: in the middle of empty columns; wide ones as they are."""
-    left = (WIDTH - images.shape[2]) // 2
+def widened(images: Array) -> Any:
+    """[..., 28, 28] -> [..., 28, 56], in the middle of empty columns; others as they are.
+
+    In JAX or NumPy, as the images are.
+    """
+    if images.shape[-1] != HEIGHT:
+        return images
+    sides = ((0, 0),) * (images.ndim - 1)
     pad = jnp.pad if isinstance(images, jax.Array) else np.pad
-    return pad(images, ((0, 0), (0, 0), (left, left)))
+    return pad(images, (*sides, ((WIDTH - HEIGHT) // 2,) * 2))
 
 
 def compose(images: Array) -> jax.Array:
@@ -82,7 +88,7 @@ def _key(images: Array) -> jax.Array:
 def _compose(images: Array) -> jax.Array:
     """[PLACES, 28, 28] float in [0, 1] -> [28, 56]."""
     dtype = images.dtype
-    sizes, lines, overlaps, place = jax.random.split(_key(images), 4)
+    sizes, lines, overlaps, place, pen = jax.random.split(_key(images), 5)
     used = images.max(axis=(1, 2)) > _INK
     scale = jnp.exp(0.15 * jax.random.normal(sizes, (PLACES,), dtype))
     box = jax.vmap(_box)(images).astype(dtype)  # top, bottom, left, right
@@ -96,7 +102,7 @@ def _compose(images: Array) -> jax.Array:
     hardly_wider = (height < width) & (width <= WIDE * height)
     zoom = 20 / jnp.where(hardly_wider, width, height)
     zoom = jnp.minimum(zoom, WIDEST / width)
-    shake = jax.random.uniform(place, (3,), dtype, -1, 1)
+    shake = jax.random.uniform(place, (4,), dtype, -1, 1)
     zoom = zoom * (1 + 0.05 * shake[0])
     mass = images.sum(axis=(1, 2)) * scale**2
     index = jnp.arange(28, dtype=dtype) + 0.5
@@ -115,14 +121,20 @@ def _compose(images: Array) -> jax.Array:
     y = pixels(HEIGHT, middle[0], upper, lower, shake[1])
     x = pixels(WIDTH, middle[1], first, last, 2 * shake[2])
 
+    bold = jnp.exp(jax.random.uniform(pen, (), dtype, 0, 0.8))
+    bolder = jnp.minimum(bold * images, 1)  # a pen's stroke has no grey borders
+
     def drawn(image, box, scale, top, left):
         y_in, x_in = (y - top) / scale + box[0] - 0.5, (x - left) / scale + box[2] - 0.5
         return _sample(image, y_in, x_in, jnp.maximum(1 / (zoom * scale), 1))
 
-    each = jax.vmap(drawn)(images, box, scale, top, left) * used[:, None, None].astype(dtype)
+    each = jax.vmap(drawn)(bolder, box, scale, top, left) * used[:, None, None].astype(dtype)
     line = each.max(axis=0)
-    line = line / jnp.maximum(line.max(), 0.1)  # thin strokes fade when they are made small
-    return jnp.where(used[1:].any(), line, jnp.pad(images[0], ((0, 0), (14, 14))))
+    strong = line > 0.5 * line.max()  # thin strokes fade when they are made small
+    level = jnp.where(strong, line, 0).sum() / jnp.maximum(strong.sum(), 1)
+    line = jnp.minimum(line / jnp.maximum(level, 0.1), 1)
+    zoomed = (wide[0] > WIDE * high[0]) & (shake[3] > 0)
+    return jnp.where(used[1:].any() | zoomed, line, widened(images[0]))
 
 
 def _span(starts: Array, ends: Array, used: Array) -> tuple[Array, Array]:
@@ -152,22 +164,22 @@ def _lefts(
         return jnp.where(some, begin, jnp.inf), jnp.where(some, end, -jnp.inf)
 
     begin, end = jax.vmap(edges)(images, box, scale, top)
-    overlap = jax.random.uniform(key, (PLACES,), dtype, -0.5, 2.5)
+    overlap = jax.random.uniform(key, (PLACES,), dtype, -0.5, 2.0)
     lefts = [jnp.zeros((), dtype)]
     for i in range(1, PLACES):
         gap = (begin[i] - end[i - 1]).min()  # if both began at the same column
         gap = jnp.where(jnp.isfinite(gap), gap, -wide[i - 1])
-        lefts.append(jnp.maximum(lefts[-1] - gap - overlap[i], lefts[-1] + 0.35 * wide[i - 1]))
+        lefts.append(jnp.maximum(lefts[-1] - gap - overlap[i], lefts[-1] + 0.2 * wide[i - 1]))
     return jnp.stack(lefts)
 
 
-def _sample(image: Array, y: Array, x: Array, pixel: Array | float = 1.0) -> Array:
+def _sample(image: Array, y: Array, x: Array, spacing: Array | float = 1.0) -> Array:
     """[len(y), len(x)]: `image` [28, 28] at these rows and columns, bilinear; outside is 0.
 
-    pixel: how far they lie apart, at least 1.
+    spacing: how far they lie apart, in px of `image`, at least 1.
     """
     index = jnp.arange(28, dtype=image.dtype)
     rows, columns = (
-        jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None]) / pixel) / pixel for v in (y, x)
+        jnp.maximum(0, 1 - jnp.abs(v[:, None] - index[None]) / spacing) / spacing for v in (y, x)
     )
     return rows.astype(image.dtype) @ image @ columns.astype(image.dtype).T

@@ -32,7 +32,7 @@ WHOLE, SMALL, HLO, CARD = "model.onnx", "model.int8.onnx", "model.stablehlo", "R
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLOSE = 1e-5  # the largest difference of probabilities between JAX and an exported file
 OPSET = 18  # of ONNX, which every runtime in use supports
-_NO_PAGE = "the page is for digits, one or two at once; this run reads other classes, or more"
+_NO_PAGE = "the page is for digits; this run reads other classes"
 _SAMPLE = 1000  # images for the comparison, and for the ranges of activations in 8 bits
 
 
@@ -91,15 +91,16 @@ def export(
         apart = max(float(np.abs(p - q).max()) for p, q in zip(answer, expected, strict=True))
         if apart > CLOSE:
             raise UserError(f"{folder / name} differs by {apart:.1e} from the run's probabilities")
-    accuracy = {
-        name: _accuracy(onnx_graph.run(folder / name, images), labels) for name in (WHOLE, SMALL)
-    }
+    answers = {name: onnx_graph.run(folder / name, images) for name in (WHOLE, SMALL)}
+    numbers = config.data.dataset == "number"
+    accuracy = {name: share_right(answers[name], labels, whole=numbers) for name in answers}
     status("writing the page", brief=True)
     cache = dataset.cache_dir(config.data)
     try:
-        if run.config.data.classes or run.recipe.digits > 2:
+        if run.config.data.classes:
             raise UserError(_NO_PAGE)
-        site.write(folder / PAGE, folder / WHOLE, run.recipe, _line(run, summary), cache)
+        line = _line(run, summary, share_right(answers[WHOLE], labels, whole=True))
+        site.write(folder / PAGE, folder / WHOLE, run.recipe, line, cache, run.threshold)
     except UserError as error:
         console.print(Text.assemble(("without a page to draw on", "yellow"), f": {error}"))
     files.write_text(folder / CARD, _card(run, summary, folder, accuracy))
@@ -111,8 +112,14 @@ def export(
     return accuracy
 
 
-def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | None = None) -> None:
-    """Serves the run's page on 127.0.0.1:`port`; exports the run first where that is not done.
+def demo(
+    config: ConfigDict,
+    workdir: str | Path,
+    port: int,
+    host: str = site.LOCAL,
+    out: str | Path | None = None,
+) -> None:
+    """Serves the run's page on `host`:`port`; exports the run first where that is not done.
 
     Raises UserError as `export` does, without onnxruntime-web, and for a port that is in use.
     """
@@ -125,13 +132,16 @@ def demo(config: ConfigDict, workdir: str | Path, port: int, out: str | Path | N
         site.runtime(dataset.cache_dir(config.data))  # raises if it is what was missing
         raise UserError(f"{workdir}: {_NO_PAGE}")
     status("")
-    site.serve(page, port)
+    site.serve(page, port, host)
 
 
-def _accuracy(answers: list[np.ndarray], labels: dict[str, np.ndarray]) -> float:
-    """The mean over examples and heads."""
+def share_right(answers: list[np.ndarray], labels: dict[str, np.ndarray], whole: bool) -> float:
+    """The share of images that every head reads right, where `whole`; else of the heads' answers.
+
+    answers: [N, classes] of each head; labels: {head: [N]}.
+    """
     right = [p.argmax(axis=1) == y for p, y in zip(answers, labels.values(), strict=True)]
-    return float(np.mean(right))
+    return float(np.mean(np.all(right, axis=0) if whole else right))
 
 
 def _averaged(logits: list[Array]) -> Array:
@@ -167,14 +177,17 @@ def _network(config: ConfigDict, summary: Summary) -> str:
     return f"the averaged probabilities of {config.population.size} networks ({network} each)"
 
 
-def _source(facts: Summary) -> str:
+def _source(run: Predictor, facts: Summary) -> str:
     if facts["source"] == "drawn":
         return "digits that a program draws, no handwriting"
     if facts["source"] != "mnist":
         return f"{_name(facts['source'])}, SHA-256 {facts['sha256'][:16]}"
     extra = facts["drawn_extra"]
-    more = f"; beside them {extra:,} digits that a program draws" if extra else ""
-    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{more}"
+    more = [f"{extra:,} digits that a program draws"] if extra else []
+    if run.config.data.nondigits:
+        more.append("drawn images of what is no digit")
+    beside = f"; beside them {' and '.join(more)}" if more else ""
+    return f"MNIST, by Y. LeCun, C. Cortes and C. Burges{beside}"
 
 
 def _name(source: str) -> str:
@@ -182,18 +195,23 @@ def _name(source: str) -> str:
     return source if source in dataset.SOURCES else Path(source).name
 
 
-def _line(run: Predictor, summary: Summary) -> str:
-    """The page's line about its network."""
-    facts, best = summary["data"], summary.get("ensemble", summary.get("mean"))
-    right = "" if best is None else f"; it reads {percent(best)} of {facts['test']:,} test images"
+def _line(run: Predictor, summary: Summary, right: float) -> str:
+    """The page's words about its network, which reads the share `right` of the test images."""
+    facts, data = summary["data"], run.config.data
+    read = ""
+    if "test" in summary:
+        read = f" Then it got {facts['test']:,} that it had never seen."
+        read += f" It read {percent(right)} of them right."
+    what = [] if facts["source"] == "drawn" else ["handwriting"]
+    if not what or data.drawn_extra:
+        what.append("digits that a program draws")
+    if data.nondigits:
+        what.append("what is no digit")
     return (
-        f"{settings.title_of(run.config)}: {_network(run.config, summary)}, trained on "
-        f"{facts['dataset']} ({_source(facts)}){right}.{_twice(run)}"
+        f"This network learned to read from {facts['train']:,} pictures of {', of '.join(what)}."
+        f"{read} It can be wrong. Its name: {settings.title_of(run.config)}, "
+        f"{_network(run.config, summary)}, trained on {facts['dataset']} ({_source(run, facts)})."
     )
-
-
-def _twice(run: Predictor) -> str:
-    return " Of two digits it reads each on its own." if run.recipe.digits == 1 else ""
 
 
 def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, float]) -> str:
@@ -219,10 +237,13 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
     sure = f" Expected calibration error {percent(ece)}, 15 bins." if ece is not None else ""
     page = ""
     if (folder / PAGE / "facts.json").is_file():
-        page = _PAGE.format(folder=PAGE, whole=WHOLE, twice=_twice(run), runtime=site.RUNTIME)
+        page = _PAGE.format(folder=PAGE, whole=WHOLE, runtime=site.RUNTIME)
     classes = len(config.data.classes) or len(DIGITS)
     reading = f" of {classes} x left + right" if classes**2 in recipe.heads.values() else ""
-    limits = _DIGITS_ALONE
+    looks, limits = _AS_MNIST, _DIGITS_ALONE
+    if config.data.dataset == "number":
+        looks, limits = _PIECES, _NUMBERS_ALONE
+        reading = _UNTIL_NOTHING.format(run.threshold)
     if config.data.classes:
         limits = _CLASSES_ALONE.format(", ".join(config.data.classes))
     tested = f"`{_name(facts['test_source'])}`"
@@ -233,9 +254,10 @@ def _card(run: Predictor, summary: Summary, folder: Path, accuracy: dict[str, fl
         table=table,
         shape="[B, {}, {}]".format(*recipe.shape),
         says=f"{heads}, probabilities{reading}",
-        source=_source(facts),
+        source=_source(run, facts),
         sure=sure,
         page=page,
+        looks=looks,
         limits=limits,
         tested=f"a sixth of {tested}, held out" if facts["held_out"] else tested,
         dataset=f" of `{facts['dataset']}`" if not config.data.classes else "",
@@ -249,8 +271,7 @@ _CARD = """# {name}
 
 {table}
 
-**Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. A digit fills a box of
-20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do.
+**Reads** `images` {shape} float32, 0 paper to 1 ink, as many as you like. {looks}
 **Says** {says}.
 
 **Trained on** {train:,} examples{dataset} ({source});
@@ -261,13 +282,25 @@ _CARD = """# {name}
 """
 
 
+_AS_MNIST = """A digit fills a box of
+20x20 pixels and lies with its centre of mass in the middle of 28x28, as MNIST's do."""
+_PIECES = """One
+holds connected ink: a digit, or up to four that touch. It fits 20x20 pixels; where it is more than
+1.1 times as wide as high, it is 20 pixels high instead, but at most 48 wide. Its centre of mass is
+in the middle."""
+_UNTIL_NOTHING = """ of 0 to 9, `?` (no digit) and, of all but the first, nothing more; the text
+is the likeliest of these, `?` left out, up to the first nothing. It is `?` where the probability
+that there is no `?` is below {:.3f}"""
 _DIGITS_ALONE = """It knows the digits 0 to 9 and nothing else: any picture gets an answer. MNIST's
 writers were American clerks and students of the 1990s; other hands, pens and crossed sevens are
 read less well."""
+_NUMBERS_ALONE = """It knows the digits 0 to 9, and a few things that are none: others may be read
+as digits. MNIST's writers were American clerks and students of the 1990s; other hands, pens and
+crossed sevens are read less well."""
 _CLASSES_ALONE = """It knows these classes and nothing else, and any picture gets an answer: {}."""
 
 
 _PAGE = """
 **The page** in `{folder}/` reads what is drawn on it with `{whole}`, in the browser and from any
-static host.{twice} It brings {runtime} (MIT licence, Microsoft).
+static host. It brings {runtime} (MIT licence, Microsoft).
 """

@@ -34,7 +34,7 @@ def finish(run: Run, workdir: Path, clock: Clock) -> None:
     config, data = run.config, run.data
     rows = artifacts.read_rows(workdir / "metrics.jsonl")
     numbers = config.data.dataset == "number"
-    scores, temperatures, refusal = {}, None, reader.UNMEASURED if numbers else 0.0
+    scores, temperatures, refusal = {}, None, predictor.UNMEASURED
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is not None:
             outputs = run.evaluate_best(split, answers=name == "validation")

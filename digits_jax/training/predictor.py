@@ -2,9 +2,9 @@
 
 `model.npz` holds the members of a finished run as NumPy arrays, without pickle. `config` is the
 run's config as JSON; `normalizer/...`, `weights/params/...` and `weights/model_state/...` are named
-by their paths in the trees; `epoch` [P] is the epoch of each member's weights; `threshold` is the
-probability below which a run of numbers refuses a piece; `temperature`
-[P + 1] calibrates each member and, last, their averaged probabilities.
+by their paths in the trees; `epoch` [P] is the epoch of each member's weights; `temperature`
+[P + 1] calibrates each member and, last, their averaged probabilities; `threshold` is that of
+`reader.Reader`.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from digits_jax.training.engines import ENGINES
 from digits_jax.types import Normalizer, Teacher, Weights
 
 FILE = "model.npz"
+UNMEASURED = 0.5  # the threshold where no validation gave one
 EPOCHS = "epochs"  # the folder for the weights that `config.keep_epochs` keeps
 
 
@@ -59,7 +60,7 @@ class Predictor:
         self.program = population.program(config, self._pipeline)
         self._predict = jax.jit(partial(population.predict, program=self.program))
         size = config.population.size
-        self.temperature, self.threshold = np.ones(size + 1), 0.0
+        self.temperature, self.threshold = np.ones(size + 1), UNMEASURED
         if bare or (workdir / FILE).exists():
             self.read(workdir if bare else workdir / FILE)
         else:
@@ -80,7 +81,7 @@ class Predictor:
             mean, scale = arrays["normalizer/mean"], arrays["normalizer/scale"]
             self.normalizer = Normalizer(jnp.asarray(mean), jnp.asarray(scale))
             self.epochs, self.temperature = arrays["epoch"].tolist(), arrays["temperature"]
-            self.threshold = float(arrays.get("threshold", 0.0))
+            self.threshold = float(arrays.get("threshold", UNMEASURED))
         except PermissionError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except Exception as error:  # as `files.read_array` says
@@ -188,7 +189,7 @@ def write(
     normalizer: Normalizer,
     epochs: list[int],
     temperature: np.ndarray,
-    threshold: float = 0.0,
+    threshold: float = UNMEASURED,
 ) -> None:
     """Writes a `model.npz` whole or not at all; the arguments are `Predictor`'s attributes."""
     tree = {"weights": weights._asdict()}

@@ -12,13 +12,12 @@ from digits_jax.data import ink, pictures
 from digits_jax.data.ink import Piece
 from digits_jax.errors import UserError, check_choice
 from digits_jax.report import artifacts, stats
-from digits_jax.training.predictor import FILE, Predictor
+from digits_jax.training.predictor import FILE, UNMEASURED, Predictor
 
 MOST_PIECES = 300  # of a picture; further ones are not read
 SHIPPED = "demo"  # of the results: the reader that comes with the package
 REFUSED = "?"
 REFUSALS = 0.004  # of the single digits of validation
-UNMEASURED = 0.5  # the threshold of a run without validation
 _BATCH = 16
 
 
@@ -53,7 +52,7 @@ class Reading(NamedTuple):
 class Reader:
     """Reads with a trained run, of numbers or of single digits.
 
-    A piece of ink that is digits with a probability below a run's `threshold` is read as `?`.
+    A piece of ink whose probability of being digits is below the run's `threshold` is read as `?`.
     Raises UserError for a run of anything else.
     """
 
@@ -63,10 +62,11 @@ class Reader:
         if recipe.digits != 1 and config.data.dataset != "number":
             raise UserError(
                 f"a run of {config.name} reads {recipe.digits} digits at once, so it can't read "
-                "numbers of any length; take a run of single digits, or of --config=reader"
+                "numbers of any length; take a run of single digits, or of --config=demo"
             )
         self._predictor = predictor
-        self.characters = tuple(next(iter(predictor.classes.values())))
+        names = next(iter(predictor.classes.values()))
+        self.characters = tuple(name for name in names if name != REFUSED)
 
     def read(self, lines: Sequence[Sequence[Piece]]) -> Reading:
         """What `ink.find` found."""
@@ -129,8 +129,8 @@ def symbols(
     """What the heads say of N pieces of ink: [(symbol, its calibrated probability), ...] for each.
 
     log_p: {head: [N, C]}; classes: {head: names}, '' where there is no further symbol. These are
-    the likeliest digits, `?` left out; a piece that is digits with a probability p below
-    `threshold` is [('?', 1 - p)].
+    the likeliest digits, `?` left out. Where the probability p that all are digits is below
+    `threshold`, the piece is [('?', 1 - p)].
     """
     read = []
     for said, p in _digits(log_p, temperature, classes):
@@ -161,8 +161,8 @@ def threshold(
     temperature: float,
     classes: Mapping[str, Sequence[str]],
 ) -> float:
-    """The probability of being digits below which a piece is refused, as REFUSALS of validation's
-    single digits are.
+    """Below which probability of being digits a piece is read as `?`: the quantile REFUSALS of that
+    probability over validation's single digits.
 
     labels: {head: [N]}; log_p: {head: [N, C]}.
     """

@@ -1,11 +1,13 @@
 """The web page as a folder for any static host, and a local server for it."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -19,7 +21,7 @@ import numpy as np
 from digits_jax import files
 from digits_jax.console import console, status
 from digits_jax.data import drawn
-from digits_jax.data.recipes import Recipe
+from digits_jax.data.recipes import DIGITS, Recipe
 from digits_jax.errors import UserError
 
 PAGE = Path(__file__).with_name("page")
@@ -30,20 +32,24 @@ FILES = {  # of the runtime: {name: SHA-256}
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"
     ),
 }
+LOCAL = "127.0.0.1"
 _KINDS = 4  # of each digit, as examples
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
-def write(folder: Path, model: Path, recipe: Recipe, card: str, cache: Path) -> None:
+def write(
+    folder: Path, model: Path, recipe: Recipe, card: str, cache: Path, threshold: float = 0.0
+) -> None:
     """Fills `folder` with the page, its `runtime`, the ONNX file `model` and facts.json.
 
-    card: the page's line about its network. Raises UserError without onnxruntime-web.
+    card: the page's words about its network; threshold: the run's. Raises UserError without
+    onnxruntime-web.
     """
     modules = runtime(cache)
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     shutil.copytree(modules, folder / "runtime", dirs_exist_ok=True)
     shutil.copyfile(model, folder / model.name)
-    files.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card)))
+    files.write_text(folder / "facts.json", json.dumps(facts(model.name, recipe, card, threshold)))
 
 
 def whole(folder: Path) -> bool:
@@ -53,21 +59,27 @@ def whole(folder: Path) -> bool:
     return holds_both and (folder / "facts.json").is_file()
 
 
-def facts(model: str, recipe: Recipe, card: str) -> dict[str, object]:
+def facts(model: str, recipe: Recipe, card: str, threshold: float = 0.0) -> dict[str, object]:
     """What the page reads about its network, from facts.json.
 
-    digits: in an image; axis: 0 where they are side by side, 1 where one is above the other;
-    offset: pixels from one to the next; counts: how many digits a person can draw.
+    kind: what an image holds: "digit", "pair", or "line", several digits that touch; classes: names
+    of each head's, of a pair those of both digits together; threshold: what is digits with less
+    probability is `?`. Of pairs, axis: 0 where the digits are side by side, 1 where one is above
+    the other; offset: pixels from one to the next.
     """
     height, width = recipe.shape
+    kind = {1: "digit", 2: "pair"}.get(recipe.digits, "line")
+    names = [*DIGITS, "?", ""]
+    pairs = [left + right for left in DIGITS for right in DIGITS]
     return {
         "model": model,
         "card": card,
+        "kind": kind,
         "shape": [height, width],
-        "digits": recipe.digits,
+        "classes": [pairs] if kind == "pair" else [names[:n] for n in recipe.heads.values()],
+        "threshold": threshold,
         "axis": int(height > width),
-        "offset": max(height, width) - drawn.SIZE or drawn.SIZE,
-        "counts": [1, 2] if recipe.digits == 1 else [recipe.digits],
+        "offset": max(height, width) - drawn.SIZE,
         "examples": examples(),
     }
 
@@ -166,6 +178,22 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+_OPEN = (
+    "Anyone in this network can open the page. Nothing but the page's own files is served, and "
+    "nothing that is drawn leaves the browser it is drawn in."
+)
+
+
+def _name(address: str) -> str:
+    """A server's address as others in the network can type it."""
+    if address != "0.0.0.0":
+        return address
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: finds the way out of here
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignores a page that was closed while it loaded."""
@@ -173,19 +201,24 @@ class _Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def server(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """A server of `folder` on 127.0.0.1; port 0 takes a free port. UserError for one in use."""
+def server(folder: Path, port: int, host: str = LOCAL) -> http.server.ThreadingHTTPServer:
+    """A server of `folder` on `host`; port 0 takes a free port. UserError where that can't be."""
     try:
-        return _Server(("127.0.0.1", port), functools.partial(Handler, directory=str(folder)))
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--port={port} can't be had ({error}); another one, or 0, may") from None
+        return _Server((host, port), functools.partial(Handler, directory=str(folder)))
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: no name of a host
+        where = f"--port={port}" if host == LOCAL else f"--host={host} --port={port}"
+        raise UserError(
+            f"{where} can't be had ({error}); choose another --port (0 finds a free one) or --host"
+        ) from None
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, port: int, host: str = LOCAL) -> None:
     """Serves `folder` until Ctrl-C."""
-    with server(folder, port) as open_server:
-        address = f"http://127.0.0.1:{open_server.server_address[1]}/"
-        console.print(f"{address} reads what you draw there; Ctrl-C ends it")
+    with server(folder, port, host) as open_server:
+        address, port = str(open_server.server_address[0]), open_server.server_address[1]
+        console.print(f"http://{_name(address)}:{port}/ reads what you draw there; Ctrl-C ends it")
+        if not address.startswith("127."):
+            console.print(_OPEN)
         try:
             open_server.serve_forever()
         except KeyboardInterrupt:
