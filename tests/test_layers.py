@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from digits_jax.errors import UserError
-from digits_jax.models import cpu
+from digits_jax.models import batched, cpu, layers
 from digits_jax.models.layers import (
     ACTIVATIONS,
     AdaptiveAveragePool,
@@ -66,7 +66,17 @@ def test_the_backend_chooses_the_formulation_and_portable_overrules_it(monkeypat
     for backend, expected in (("cpu", cpu.convolution), ("gpu", plain), ("tpu", plain)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert formulation().convolution is expected
-        with portable():
+        with layers.members(1):
+            assert formulation().convolution is expected
+        with layers.members(5):
+            together = formulation()
+            if backend == "cpu":
+                assert together.convolution is expected
+            else:
+                assert together.convolution.func is batched.convolution
+                assert together.convolution.args == (5,)
+                assert together.max_pool is batched.max_pool
+        with portable(), layers.members(5):
             assert formulation().convolution is plain
 
 

@@ -26,6 +26,7 @@ from digits_jax.core.step import (
     train_step,
 )
 from digits_jax.data import batches
+from digits_jax.models import layers
 from digits_jax.types import (
     Array,
     Batch,
@@ -143,7 +144,8 @@ def train_steps(carry: Carry, shared: Shared, *, program: Program, steps: int) -
 
     def one_step(carry: Carry, _: None = None) -> tuple[Carry, None]:
         batch, dropout_keys = make_batch(carry, shared)
-        state, new = update(carry.state, batch, dropout_keys, carry.members.hyper)
+        with layers.members(len(carry.members.seed)):
+            state, new = update(carry.state, batch, dropout_keys, carry.members.hyper)
         totals = jax.tree.map(jnp.add, carry.totals, new)
         return carry._replace(state=state, totals=totals), None
 
@@ -200,7 +202,8 @@ def evaluate(
         return eval_step(weights, batch, program)
 
     weights, members = population
-    return jax.vmap(one)(weights, members.fold)
+    with layers.members(len(members.seed)):
+        return jax.vmap(one)(weights, members.fold)
 
 
 def predict(
@@ -212,7 +215,10 @@ def predict(
 
 
 def _log_probabilities(weights: Weights, pixels: Array, program: Program) -> dict[str, Array]:
-    return jax.vmap(lambda one: log_probabilities(apply(program.model, one, pixels)[0]))(weights)
+    with layers.members(len(jax.tree.leaves(weights)[0])):
+        return jax.vmap(lambda one: log_probabilities(apply(program.model, one, pixels)[0]))(
+            weights
+        )
 
 
 def track(state: TrainState, score: Array, epoch: Array | int, *, program: Program) -> TrainState:

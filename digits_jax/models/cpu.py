@@ -30,8 +30,8 @@ def convolution(
     window_strides: Sequence[int],
     padding: str,
     *,
-    lhs_dilation: Sequence[int] = (),
-    rhs_dilation: Sequence[int] = (),
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
     feature_group_count: int = 1,
     **options: Any,
 ) -> Array:
@@ -48,17 +48,35 @@ def convolution(
         feature_group_count=feature_group_count,
         **options,
     )
-    depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1]
-    plain = all(n == 1 for n in (*window_strides, *lhs_dilation, *rhs_dilation))
-    if not plain or not (feature_group_count == 1 or depthwise):
+    dilation = (*lhs_dilation, *rhs_dilation)
+    pads = plain_pads(x, kernel, window_strides, padding, dilation, feature_group_count)
+    if pads is None:
         return convolve(x, kernel)
-    sizes = x.shape[1:3], kernel.shape[:2]
-    pads = tuple(jax.lax.padtype_to_pads(*sizes, window_strides, padding))
     if feature_group_count > 1:
         return _depthwise(pads, x, kernel)
     if kernel.shape[:2] == (1, 1):
         return product(x, kernel[0, 0])
     return _convolution(convolve, pads, x, kernel)
+
+
+def plain_pads(
+    x: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+    groups: int,
+) -> Pads | None:
+    """The padding of a convolution, as numbers; None if it has strides, dilation, or groups.
+
+    A depthwise convolution, of one feature a channel, counts as one without groups.
+    """
+    depthwise = groups == x.shape[-1] == kernel.shape[-1]
+    plain = all(n == 1 for n in (*window_strides, *dilation))
+    if not plain or not (groups == 1 or depthwise):
+        return None
+    sizes = x.shape[1:3], kernel.shape[:2]
+    return tuple(jax.lax.padtype_to_pads(*sizes, window_strides, padding))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

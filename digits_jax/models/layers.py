@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from digits_jax.errors import UserError, check_choice
-from digits_jax.models import cpu
+from digits_jax.models import batched, cpu
 from digits_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
 }
 PADDINGS = ("SAME", "VALID")
+_NHWC = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # kernels: HWIO
 
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 """He et al. 2015, arXiv:1502.01852: keeps the variance of activations through ReLU."""
@@ -48,26 +49,63 @@ def portable() -> AbstractContextManager[None]:
     return _portable(True)
 
 
+_members = jax.make_user_context(1)
+
+
+def members(count: int) -> AbstractContextManager[None]:
+    """A context for `vmap` over the weights of so many members: layers are traced for them all.
+
+    Within it, on GPU and TPU, layers have a gradient, but no forward-mode derivative (see
+    `portable`).
+    """
+    return _members(count)
+
+
 class Formulation(NamedTuple):
     """The operations whose fastest implementation depends on the backend.
 
     convolution: with the signature of `jax.lax.conv_general_dilated`; product: [..., C] @ [C,
-    features]; max_pool: 2x2, stride 2.
+    features]; max_pool: 2x2, stride 2; mean: over all axes but the last; affine: x * scale + bias
+    by channel, without a scale where it is None.
     """
 
     convolution: Callable[..., Array]
     product: Callable[[Array, Array], Array]
     max_pool: Callable[[Array], Array]
+    mean: Callable[[Array], Array]
+    affine: Callable[[Array, Array | None, Array], Array]
 
 
 def formulation() -> Formulation:
-    """Selects the implementation, at trace time: by `portable`, then by the backend."""
+    """Selects the implementation, at trace time: by `portable`, the backend, and `members`.
+
+    Several members on GPU or TPU: `batched`, in which no convolution is left, as `vmap` would make
+    it a grouped one. One member: XLA's convolutions, which read the image itself and no patches.
+    """
+    plain = Formulation(
+        jax.lax.conv_general_dilated, jnp.dot, _largest_quarter, _channel_mean, _affine
+    )
     if _portable.value:
-        return Formulation(jax.lax.conv_general_dilated, jnp.dot, _flax_max_pool)
+        return plain._replace(max_pool=_flax_max_pool)
     if jax.default_backend() == "cpu":
         pool = functools.partial(cpu.max_pool, _largest_quarter)
-        return Formulation(cpu.convolution, cpu.product, pool)
-    return Formulation(jax.lax.conv_general_dilated, jnp.dot, _largest_quarter)
+        return plain._replace(convolution=cpu.convolution, product=cpu.product, max_pool=pool)
+    if _members.value > 1:
+        convolve = functools.partial(batched.convolution, _members.value)
+        return Formulation(
+            convolve, jnp.dot, batched.max_pool, batched.channel_mean, batched.affine
+        )
+    return plain
+
+
+def _channel_mean(x: Array) -> Array:
+    return x.mean(tuple(range(x.ndim - 1)))
+
+
+def _affine(x: Array, scale: Array | None, bias: Array) -> Array:
+    shape = (*(1,) * (x.ndim - 1), -1)
+    y = x if scale is None else x * scale.astype(x.dtype).reshape(shape)
+    return y + bias.astype(x.dtype).reshape(shape)
 
 
 def float_dtype() -> jnp.dtype:
@@ -92,13 +130,25 @@ def convolution(*args: Any, **options: Any) -> Array:
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` that raises UserError where the image is too small for it."""
+    """`nn.Conv` that raises UserError where the image is too small for it.
 
-    def __call__(self, x: Array) -> Array:
+    Its bias is added by the current formulation, too. Only the options of `conv` are supported.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+        rows, columns = np.broadcast_to(self.kernel_size, 2).tolist()
         if self.padding == "VALID":
-            rows, columns = np.broadcast_to(self.kernel_size, 2).tolist()
             check_size(x, max(rows, columns), f"a convolution of {rows}x{columns}")
-        return super().__call__(x)
+        shape = rows, columns, x.shape[-1] // self.feature_group_count, self.features
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype)
+        x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        options = {"feature_group_count": self.feature_group_count, "dimension_numbers": _NHWC}
+        y = convolution(x, kernel, (1, 1), self.padding, **options)
+        return y if bias is None else formulation().affine(y, None, bias)
 
 
 def conv(
@@ -124,7 +174,6 @@ def conv(
         use_bias=bias,
         kernel_init=kernel_init,
         param_dtype=float_dtype(),
-        conv_general_dilated=convolution,
     )
 
 
@@ -150,15 +199,15 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
-        axes, array = tuple(range(x.ndim - 1)), (x.shape[-1:], self.param_dtype)
+        form, array = formulation(), (x.shape[-1:], self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, *array) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros, *array)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, *array)
         running_var = self.variable("batch_stats", "var", jnp.ones, *array)
         if not self.use_running_average:
             full = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # accumulate in float32
-            mean = full.mean(axes)
-            var = jnp.maximum((full * full).mean(axes) - mean * mean, 0)
+            mean = form.mean(full)
+            var = jnp.maximum(form.mean(full * full) - mean * mean, 0)
             if not self.is_initializing():
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
@@ -166,9 +215,7 @@ class BatchNorm(nn.BatchNorm):
         else:
             mean, var = running_mean.value, running_var.value
         a = scale * jax.lax.rsqrt(var + self.epsilon)
-        b = bias - mean * a
-        a, b = (v.astype(x.dtype).reshape(*(1,) * len(axes), -1) for v in (a, b))
-        return x * a + b
+        return form.affine(x, a, bias - mean * a)
 
 
 SLOW = 0.99
