@@ -183,11 +183,15 @@ def sentence(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line for each kind and one for all, a column for each layout and source."""
+    """Markdown: a line for each kind and one for those developed on and one for those held out, a
+    column for each layout and source.
+    """
     columns = list(dict.fromkeys((row["layout"], row["source"]) for row in rows))
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lines = [["kind", *map(", ".join, columns)], ["---", *["---:"] * len(columns)]]
-    for name, chosen in [*((kind, [kind]) for kind in kinds), ("**all**", kinds)]:
+    new = [kind for kind in kinds if kind in photographs.HELD_OUT]
+    groups = {"**developed on**": [kind for kind in kinds if kind not in new], "**held out**": new}
+    for name, chosen in [*((kind, [kind]) for kind in kinds), *groups.items()]:
         line = [name]
         for column in columns:
             cell = [r for r in rows if r["kind"] in chosen and (r["layout"], r["source"]) == column]
