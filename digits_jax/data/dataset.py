@@ -304,11 +304,11 @@ def _digits(config: ConfigDict, field: str) -> _Read:
     cache, seed, source = cache_dir(config), 2 * config.seed, config[field]
     if source == "drawn":
         sizes = config.drawn_train, config.drawn_test
-        parts = tuple(
+        train, test = (
             _drawn(cache, seed + i, n, distortion=config.drawn_distortion)
             for i, n in enumerate(sizes)
         )
-        return _Read(*parts, own.digest(parts, DIGITS))
+        return _Read(train, test, own.digest((train, test), DIGITS))
     if source == "mnist":
         try:
             parts = sources.load(config.raw_dir, cache)

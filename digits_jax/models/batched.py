@@ -49,8 +49,8 @@ def convolution(
     pads = plain_pads(x, kernel, window_strides, padding, dilation, feature_group_count)
     if pads is None:
         return jax.lax.conv_general_dilated(
-            x,
-            kernel,
+            jnp.asarray(x),
+            jnp.asarray(kernel),
             window_strides,
             padding,
             lhs_dilation=lhs_dilation,

@@ -136,7 +136,7 @@ class Conv(nn.Conv):
     """
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array) -> Array:
         rows, columns = np.broadcast_to(self.kernel_size, 2).tolist()
         if self.padding == "VALID":
             check_size(x, max(rows, columns), f"a convolution of {rows}x{columns}")
@@ -145,10 +145,10 @@ class Conv(nn.Conv):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype)
-        x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        arrays = self.promote_dtype(jnp.asarray(x), kernel, bias, dtype=self.dtype)
         options = {"feature_group_count": self.feature_group_count, "dimension_numbers": _NHWC}
-        y = convolution(x, kernel, (1, 1), self.padding, **options)
-        return y if bias is None else formulation().affine(y, None, bias)
+        y = convolution(*arrays[:2], (1, 1), self.padding, **options)
+        return y if arrays[2] is None else formulation().affine(y, None, arrays[2])
 
 
 def conv(
