@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from digits_jax.analysis.evaluate import evaluate
+from digits_jax.console import percent
 from digits_jax.core import optim
 from digits_jax.core.population import slice_size
 from digits_jax.data import dataset
@@ -90,7 +91,8 @@ def test_the_summary_agrees_with_the_predictions(cache, tmp_path, capsys):
     train(config, tmp_path)
     written = summary(tmp_path)
     evaluate(config, tmp_path, None, "auto")
-    assert f"{100 * written['mean']:.2f}" in capsys.readouterr().out
+    said = percent(written["mean"], written["std"], seeds=2)
+    assert said in capsys.readouterr().out
     with (tmp_path / "predictions.csv").open() as file:
         own = list(csv.DictReader(file))
     accuracy = np.mean([int(row["number_correct"]) for row in own])
