@@ -30,6 +30,7 @@ from digits_jax import files
 from digits_jax.analysis.read import shown_of
 from digits_jax.console import console, percent, track
 from digits_jax.data import dataset, drawn, nondigits, numbers, pictures, recipes, sources
+from digits_jax.devices import backend
 from digits_jax.report import artifacts, figures
 from digits_jax.training import reader
 from digits_jax.training.predictor import Predictor
@@ -277,6 +278,7 @@ def write(photos: Iterator[Photo], folder: Path) -> None:
         Image.fromarray(each.pixels).save(folder / f"{i}_{each.text.replace(chr(10), '-')}.png")
 
 
+@backend.quiet()
 def main(_: list[str]) -> None:
     split, seed, out = _SPLIT.value, _SEED.value, Path(_INTO.value)
     mnist = sources.load(_RAW_DIR.value, dataset.cache_dir(digits_jax.get_base("exam").data))

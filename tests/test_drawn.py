@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from digits_jax import defaults
 from digits_jax.data import drawn
 
 
@@ -65,6 +66,7 @@ def test_nearest_neighbour_reads_held_out_digits(sample):
 
 
 def test_distortion_moves_what_is_drawn():
+    assert defaults.get_base("x").data.drawn_distortion == drawn.DISTORTION
     key, labels = jax.random.key(0), jnp.arange(200) % 10
     plain, some, much = (
         np.asarray(drawn._draw(key, labels, distortion=d), float) for d in (0.0, 0.5, 1.0)
